@@ -1,0 +1,19 @@
+"""MCN on scikit-learn's handwritten digits: the first run of a newcomer, no download.
+
+Command:  python -m mcn_jax.main --config=configs/digits.py --workdir=runs/digits
+Partners: U-MCN with --config.binarize.enabled=False, CNN with --config.model.conv=conv
+"""
+
+from mcn_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.name = "digits"
+    config.data.crop_padding = 2
+    config.num_epochs = 40
+    config.model.widths = (5, 10, 20, 40)
+    config.model.dense_features = 256
+    config.binarize.start_epoch = 8
+    config.optimizer.schedule = "cosine"
+    return config

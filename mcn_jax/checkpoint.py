@@ -1,0 +1,156 @@
+"""Checkpoints: a training state through Orbax, with a digest of every leaf.
+
+Orbax notices truncated files; it restores flipped bits and casts dtypes without a word. So a
+JSON item beside the state holds shape, dtype and SHA-256 of every leaf, and restoring checks all
+of them before the state is used.
+"""
+
+import hashlib
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from mcn_jax.errors import InputError
+
+METRIC = "test_accuracy"
+
+
+def named_leaves(tree: Any) -> dict[str, np.ndarray]:
+    """{"params/conv_1/m_filters": array, ...} of any tree of arrays."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in leaves
+    }
+
+
+def digests(leaves: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Shape, dtype and SHA-256 of the bytes of every leaf."""
+    return {
+        name: {
+            "shape": list(leaf.shape),
+            "dtype": leaf.dtype.name,
+            "sha256": hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest(),
+        }
+        for name, leaf in leaves.items()
+    }
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last two steps and the best one are kept."""
+
+    def __init__(self, directory: pathlib.Path):
+        """Args:
+        directory: WORKDIR/checkpoints; created if absent.
+        """
+        self.directory = directory.absolute()
+
+        def accuracy(metrics: dict[str, float]) -> float:
+            return metrics[METRIC]
+
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                best_fn=accuracy,
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                    [
+                        checkpoint_managers.LatestN(2),
+                        checkpoint_managers.BestN(get_metric_fn=accuracy, n=1),
+                    ]
+                ),
+                enable_async_checkpointing=False,
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """The steps that can be restored, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step of the highest test accuracy, the latest of equals; None without any."""
+        return self._manager.best_step()
+
+    def save(self, step: int, state: Any, test_accuracy: float) -> None:
+        """Writes a checkpoint; it becomes visible only when it is whole.
+
+        Args:
+            step: steps done.
+            state: a tree of arrays of one device.
+            test_accuracy: that decides which checkpoint is the best.
+        """
+        leaves = named_leaves(state)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(leaves), digests=ocp.args.JsonSave(digests(leaves))
+            ),
+            metrics={METRIC: test_accuracy},
+        )
+
+    def restore(self, step: int, template: Any) -> Any:
+        """Reads a checkpoint into the structure of a template.
+
+        Args:
+            step: one of `steps()`.
+            template: a tree of arrays with the structure, shapes and dtypes expected.
+
+        Returns:
+            A tree like `template` of numpy arrays.
+
+        Raises:
+            InputError: naming the leaf that is missing, left over, of another shape or dtype, or
+                damaged; or the file that cannot be read.
+        """
+        expected = named_leaves(template)
+        saved = self._read(step, digests=ocp.args.JsonRestore())["digests"]
+        self._check_leaves(step, saved, expected)
+        leaves = self._read(step, state=ocp.args.StandardRestore(expected))["state"]
+        for name, digest in digests(leaves).items():
+            if digest != saved[name]:
+                raise InputError(
+                    f"checkpoint {self.directory / str(step)} is damaged: {name} differs from its"
+                    " digest; delete this step's directory to resume from the one before"
+                )
+        return jax.tree_util.tree_unflatten(
+            jax.tree_util.tree_structure(template), [leaves[name] for name in expected]
+        )
+
+    def close(self) -> None:
+        """Releases Orbax's threads."""
+        self._manager.close()
+
+    def _read(self, step: int, **items: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        # Orbax and the libraries under it raise these for missing, truncated and malformed files.
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(
+                f"checkpoint {self.directory / str(step)} cannot be read: {reason}; delete this"
+                " step's directory to resume from the one before"
+            ) from error
+
+    def _check_leaves(
+        self, step: int, saved: dict[str, Any], expected: dict[str, np.ndarray]
+    ) -> None:
+        where = f"checkpoint {self.directory / str(step)}"
+        remedy = "resume it with the config it was written with, or use another --workdir"
+        for name, leaf in expected.items():
+            if name not in saved:
+                raise InputError(f"{where} has no {name}, which this model needs; {remedy}")
+            shape, dtype = tuple(saved[name]["shape"]), saved[name]["dtype"]
+            if shape != leaf.shape:
+                raise InputError(
+                    f"{where} holds {name} of shape {shape}, this model needs {leaf.shape}; {remedy}"
+                )
+            if dtype != leaf.dtype.name:
+                raise InputError(
+                    f"{where} holds {name} as {dtype}, this model needs {leaf.dtype.name}; {remedy}"
+                )
+        for name in saved:
+            if name not in expected:
+                raise InputError(f"{where} holds {name}, which this model has not; {remedy}")

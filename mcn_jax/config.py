@@ -1,0 +1,264 @@
+"""The configuration of a run: every field with its meaning, and the checks made before any work.
+
+A file in `configs/` takes `default_config()` and sets what differs. Command-line overrides
+(`--config.loss.theta=1e-3`) change that ConfigDict; `from_config_dict` freezes it into the
+dataclasses below, which the rest of the package reads.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_collections
+
+from mcn_jax.errors import InputError
+from mcn_jax.layers import INPUT_PLANES
+from mcn_jax.ops.mcconv import M_GRADIENTS
+from mcn_jax.ops.modulate import FILTER_LOSSES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    name: str = "digits"  # a data set, see mcn_jax.data.DATASETS
+    archive_dir: str = ""  # directory with the official archives; "" downloads them
+    data_dir: str = "~/tensorflow_datasets"  # where prepared data sets are kept
+    image_size: int = 0  # zero-pads images to this height and width, pixels; 0 leaves them as stored
+    crop_padding: int = 0  # augmentation: zero-pad by this many pixels and crop back at random
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    name: str = "simple_cnn"  # see mcn_jax.models.MODELS
+    conv: str = "mcconv"  # "mcconv", or "conv": ordinary convolutions of widths * planes channels
+    widths: tuple[int, ...] = (20, 40, 80, 160)  # output feature maps of each layer (Fig. 8)
+    planes: int = 4  # K, channels of a feature map (paper: 4)
+    input_planes: str = "copy"  # "copy", "first" or "rgbx", see mcn_jax.layers.expand_input
+    dense_features: int = 1024  # width of the hidden dense layer (Fig. 8)
+    dropout_rate: float = 0.5  # before the last dense layer, in [0, 1)
+    m_noise: float = 0.1  # standard deviation of M around one at the start; no source says
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BinarizeConfig:
+    enabled: bool = True  # False trains a U-MCN to the end; no effect on ordinary convolutions
+    num_centers: int = 2  # U, k-means centers a layer; a weight costs ceil(log2 U) bits
+    start_epoch: int = 10  # epochs trained as a U-MCN before k-means (paper: 10)
+    refresh_epochs: int = 0  # computes the centers anew every so many epochs; 0 never (paper)
+    m_gradient: str = "binary"  # Eq. 16 with C-hat ("binary", the book) or C ("latent", the paper)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    theta: float = 1e-4  # weight of the filter loss, >= 0
+    center_loss_weight: float = 0.0  # lambda, weight of the center loss, >= 0
+    center_loss_rate: float = 0.5  # alpha of Wen et al. 2016, how fast class means move, (0, 1]
+    filter_loss: str = "per_plane"  # "per_plane" or "plane_sum", see mcn_jax.ops.filter_loss
+    projection_penalty: bool = True  # the third term of Eq. 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    name: str = "sgd"  # see mcn_jax.optim.OPTIMIZERS
+    learning_rate: float = 0.1  # eta1, of everything but M (paper: 0.1)
+    m_learning_rate: float = 0.01  # eta2, of the M-filters (paper: 0.01)
+    momentum: float = 0.9  # Nesterov, sgd only, in [0, 1)
+    weight_decay: float = 5e-4  # L2 on latent filters and kernels; never on M, batch norm, biases
+    schedule: str = "step"  # see mcn_jax.optim.SCHEDULES; scales both rates
+    schedule_epochs: tuple[int, ...] = (60, 120, 160)  # "step": epochs at which the rates drop
+    schedule_factor: float = 0.2  # "step": by this factor, in (0, 1]
+    warmup_epochs: int = 0  # epochs over which the rates rise linearly from zero
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    seed: int = 0  # of every random choice, >= 0
+    batch_size: int = 128  # images a step, over all devices
+    eval_batch_size: int = 1000  # images an evaluation step, over all devices; any value
+    num_epochs: int = 200  # passes over the training split
+    log_every_steps: int = 100  # steps between progress updates and step records
+    dtype: str = "float32"  # of the computation: "float32", "bfloat16" or "float64"
+    param_dtype: str = "float32"  # of parameters and statistics: "float32" or "float64"
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    binarize: BinarizeConfig = BinarizeConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    @property
+    def binarizes(self) -> bool:
+        """Whether the filters of the trained model are binary."""
+        return self.model.conv == "mcconv" and self.binarize.enabled
+
+    def binarized_in(self, epoch: int) -> bool:
+        """Whether the convolutions of this epoch (from 0) use binary filters."""
+        return self.binarizes and epoch >= self.binarize.start_epoch
+
+    def computes_centers_before(self, epoch: int) -> bool:
+        """Whether k-means runs before this epoch."""
+        if not self.binarized_in(epoch):
+            return False
+        epochs_binary = epoch - self.binarize.start_epoch
+        refresh = self.binarize.refresh_epochs
+        return epochs_binary == 0 or (refresh > 0 and epochs_binary % refresh == 0)
+
+
+# What may differ between the run that wrote a work directory and the one that resumes it.
+RESUMABLE_CHANGES = ("data.archive_dir", "data.data_dir", "eval_batch_size", "log_every_steps")
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The paper's recipe as a locked ConfigDict, for the files in `configs/`."""
+    return ml_collections.ConfigDict(dataclasses.asdict(Config())).lock()
+
+
+def from_config_dict(config: Mapping[str, Any]) -> Config:
+    """Freezes a ConfigDict, or the "config" of a run's config.json.
+
+    Raises:
+        InputError: naming the field, if one is unknown, missing or of another type.
+    """
+    return _from_mapping(Config, config, "config")
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """{"loss.theta": 1e-4, ...}, in the order of declaration."""
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{field}": v for field, v in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def check_field(name: str) -> None:
+    """Raises InputError with the nearest valid name unless `name` ("loss.theta") is a field."""
+    known = flatten(Config())
+    if name not in known:
+        raise InputError(f"unknown field config.{name}{_did_you_mean(name, known)}")
+
+
+def validate(config: Config, num_devices: int = 1) -> None:
+    """Checks every value, and that the devices divide the batch.
+
+    Args:
+        config: of the run.
+        num_devices: over all processes.
+
+    Raises:
+        InputError: naming the first wrong value and what is allowed.
+    """
+    from mcn_jax import data, models, optim
+
+    model, binarize, loss, optimizer = config.model, config.binarize, config.loss, config.optimizer
+    _one_of("data.name", config.data.name, data.DATASETS)
+    _one_of("model.name", model.name, models.MODELS)
+    _one_of("model.conv", model.conv, models.CONVOLUTIONS)
+    _one_of("model.input_planes", model.input_planes, INPUT_PLANES)
+    _one_of("binarize.m_gradient", binarize.m_gradient, M_GRADIENTS)
+    _one_of("loss.filter_loss", loss.filter_loss, FILTER_LOSSES)
+    _one_of("optimizer.name", optimizer.name, optim.OPTIMIZERS)
+    _one_of("optimizer.schedule", optimizer.schedule, optim.SCHEDULES)
+    _one_of("dtype", config.dtype, ("float32", "bfloat16", "float64"))
+    _one_of("param_dtype", config.param_dtype, ("float32", "float64"))
+
+    flat = flatten(config)
+    for name in (
+        "batch_size", "eval_batch_size", "num_epochs", "log_every_steps",
+        "model.planes", "model.dense_features",
+    ):  # fmt: skip
+        _require(flat[name] >= 1, name, flat[name], "must be at least 1")
+    for name in (
+        "seed", "data.image_size", "data.crop_padding", "model.m_noise", "loss.theta",
+        "loss.center_loss_weight", "binarize.start_epoch", "binarize.refresh_epochs",
+        "optimizer.learning_rate", "optimizer.m_learning_rate", "optimizer.weight_decay",
+        "optimizer.warmup_epochs",
+    ):  # fmt: skip
+        _require(flat[name] >= 0, name, flat[name], "must not be negative")
+    for name, value in flat.items():
+        if isinstance(value, float):
+            _require(math.isfinite(value), name, value, "must be finite")
+    for name in ("model.dropout_rate", "optimizer.momentum"):
+        _require(0 <= flat[name] < 1, name, flat[name], "must lie in [0, 1)")
+    for name in ("loss.center_loss_rate", "optimizer.schedule_factor"):
+        _require(0 < flat[name] <= 1, name, flat[name], "must lie in (0, 1]")
+    _require(
+        bool(model.widths) and min(model.widths) >= 1,
+        "model.widths",
+        model.widths,
+        "must name at least one layer, each of at least one feature map",
+    )
+    _require(binarize.num_centers >= 2, "binarize.num_centers", binarize.num_centers, "must be >= 2")
+    epochs = optimizer.schedule_epochs
+    _require(
+        list(epochs) == sorted(set(epochs)), "optimizer.schedule_epochs", epochs, "must increase"
+    )
+    if config.binarizes:
+        _require(
+            binarize.start_epoch < config.num_epochs,
+            "binarize.start_epoch",
+            binarize.start_epoch,
+            f"leaves none of the {config.num_epochs} epochs for binary filters; lower it, or set"
+            " config.binarize.enabled=False for a U-MCN",
+        )
+    if config.batch_size % num_devices:
+        below = config.batch_size // num_devices * num_devices
+        nearest = [str(n) for n in (below, below + num_devices) if n]
+        raise InputError(
+            f"config.batch_size={config.batch_size} is not divisible by the {num_devices} devices;"
+            f" the nearest sizes that are: {' and '.join(nearest)}"
+        )
+
+
+def _one_of(name: str, value: str, allowed: Iterable[str]) -> None:
+    allowed = list(allowed)
+    _require(
+        value in allowed,
+        name,
+        value,
+        f"must be one of {', '.join(allowed)}{_did_you_mean(value, allowed)}",
+    )
+
+
+def _require(holds: bool, name: str, value: Any, message: str) -> None:
+    if not holds:
+        raise InputError(f"config.{name}={value!r} {message}")
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _from_mapping(cls: type, values: Mapping[str, Any], path: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            raise InputError(f"unknown field {path}.{name}{_did_you_mean(name, fields)}")
+    missing = [name for name in fields if name not in values]
+    if missing:
+        raise InputError(f"missing field {path}.{missing[0]}")
+    arguments = {}
+    for name, field in fields.items():
+        default, value = field.default, values[name]
+        if dataclasses.is_dataclass(default):
+            arguments[name] = _from_mapping(type(default), value, f"{path}.{name}")
+        else:
+            arguments[name] = _converted(value, default, f"{path}.{name}")
+    return cls(**arguments)
+
+
+def _converted(value: Any, default: Any, name: str) -> Any:
+    """The value in the type of the default: int to float, a list of integers to a tuple."""
+    if isinstance(default, tuple):
+        items = tuple(value) if isinstance(value, list | tuple) else (value,)
+        if all(type(item) is int for item in items):
+            return items
+        raise InputError(f"{name}={value!r} must be a tuple of integers")
+    if type(default) is float and type(value) is int:
+        return float(value)
+    if type(value) is not type(default):
+        raise InputError(f"{name}={value!r} must be of type {type(default).__name__}")
+    return value

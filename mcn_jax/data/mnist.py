@@ -1,0 +1,147 @@
+"""MNIST from its four official archives, as a TFDS builder without TensorFlow."""
+
+import gzip
+import hashlib
+import pathlib
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mcn_jax.errors import InputError
+
+URL = "https://storage.googleapis.com/cvdf-datasets/mnist"
+
+# (split, kind) -> name of the extracted file, the shape it holds and the SHA-256 of its content.
+FILES = {
+    ("train", "images"): (
+        "train-images-idx3-ubyte",
+        (60000, 28, 28),
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    ),
+    ("train", "labels"): (
+        "train-labels-idx1-ubyte",
+        (60000,),
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    ),
+    ("test", "images"): (
+        "t10k-images-idx3-ubyte",
+        (10000, 28, 28),
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    ),
+    ("test", "labels"): (
+        "t10k-labels-idx1-ubyte",
+        (10000,),
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+}
+
+
+class Mnist(tfds.core.GeneratorBasedBuilder):
+    """60,000 and 10,000 handwritten digits of 28x28 gray pixels (LeCun et al. 1998)."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, archive_dir: str = "", **kwargs: Any):
+        """Args:
+        archive_dir: directory with the official archives; "" downloads them.
+        **kwargs: of the base class.
+        """
+        self._archive_dir = archive_dir
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="MNIST, 60,000 training and 10,000 test images",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Tensor(shape=(28, 28, 1), dtype=np.uint8),
+                    "label": tfds.features.ClassLabel(num_classes=10),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        if self._archive_dir:
+            paths = find_archives(pathlib.Path(self._archive_dir).expanduser())
+        else:
+            urls = {key: f"{URL}/{name}.gz" for key, (name, _, _) in FILES.items()}
+            paths = {key: pathlib.Path(path) for key, path in dl_manager.download(urls).items()}
+        # Everything is read and checked before the first example is written.
+        arrays = {key: read_idx(path, *FILES[key][1:]) for key, path in paths.items()}
+        return {
+            split: self._generate_examples(arrays[split, "images"], arrays[split, "labels"])
+            for split in ("train", "test")
+        }
+
+    def _generate_examples(
+        self, images: np.ndarray, labels: np.ndarray
+    ) -> Iterator[tuple[int, Any]]:
+        for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+            yield row, {"image": image[..., None], "label": int(label)}
+
+
+def find_archives(directory: pathlib.Path) -> dict[tuple[str, str], pathlib.Path]:
+    """The four files of MNIST, as archives or extracted, in `directory` or in torchvision's
+    MNIST/raw below it.
+
+    Raises:
+        InputError: naming the first file that is not there.
+    """
+    if not directory.is_dir():
+        raise InputError(
+            f"archive directory {directory} does not exist; pass an existing one as"
+            " --config.data.archive_dir, or leave it empty to download MNIST"
+        )
+    folders = (directory, directory / "MNIST" / "raw")
+    found = {}
+    for key, (name, _, _) in FILES.items():
+        candidates = [folder / file for folder in folders for file in (f"{name}.gz", name)]
+        existing = [path for path in candidates if path.is_file()]
+        if not existing:
+            raise InputError(
+                f"archive directory {directory} has no {name}.gz; put the four official MNIST"
+                " files there, or leave --config.data.archive_dir empty to download them"
+            )
+        found[key] = existing[0]
+    return found
+
+
+def read_idx(path: pathlib.Path, shape: tuple[int, ...], sha256: str) -> np.ndarray:
+    """Reads an IDX file of unsigned bytes, compressed or not.
+
+    Args:
+        path: of the file; compressed if it begins as gzip does.
+        shape: expected.
+        sha256: of the extracted content.
+
+    Returns:
+        A uint8 array of that shape.
+
+    Raises:
+        InputError: naming the file, if it is truncated or its content is not the official one.
+    """
+    content = path.read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(
+                f"{path} is truncated or damaged ({error}); replace it by the official archive"
+            ) from error
+    header_size = 4 + 4 * len(shape)
+    header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+    expected_size = header_size + int(np.prod(shape))
+    if len(content) != expected_size:
+        raise InputError(
+            f"{path} holds {len(content)} bytes where {expected_size} are expected; replace it by"
+            " the official file"
+        )
+    if content[:header_size] != header or hashlib.sha256(content).hexdigest() != sha256:
+        raise InputError(
+            f"{path} is not the official file: its SHA-256 differs from {sha256}; replace it"
+        )
+    return np.frombuffer(content, np.uint8, offset=header_size).reshape(shape)

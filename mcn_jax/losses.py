@@ -1,0 +1,71 @@
+"""The three losses of an MCN: softmax, filter and center loss."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+from jax import lax
+
+from mcn_jax import ops
+from mcn_jax.layers import modulated_layers
+
+
+def softmax_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean cross entropy, in nats, of logits [N, classes] and integer labels [N]."""
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def filter_loss(
+    params: Mapping[str, Any], centers: Mapping[str, Any], reading: str = "per_plane"
+) -> jax.Array:
+    """Sum over the MCconv layers of `ops.filter_loss` (Eq. 1 without theta); 0 without any."""
+    flat_centers = traverse_util.flatten_dict(centers)
+    total = jnp.zeros(())
+    for path, layer in modulated_layers(params).items():
+        binary = ops.nearest_center(layer["latent_filters"], flat_centers[*path, "centers"])
+        total += ops.filter_loss(layer["latent_filters"], binary, layer["m_filters"], reading)
+    return total
+
+
+def center_loss(features: jax.Array, labels: jax.Array, class_means: jax.Array) -> jax.Array:
+    """Half the mean squared distance of features to the mean of their class (Wen et al. 2016).
+
+    A mean over the batch, as the softmax loss is, so that lambda does not depend on the batch
+    size. The means are constants.
+
+    Args:
+        features: [N, Y, X, C].
+        labels: [N], integers.
+        class_means: [classes, Y, X, C].
+    """
+    distances = features - lax.stop_gradient(class_means)[labels]
+    return 0.5 * jnp.sum(distances**2) / features.shape[0]
+
+
+def moved_class_means(
+    class_means: jax.Array,
+    features: jax.Array,
+    labels: jax.Array,
+    rate: float,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Class means after a step: c_j - rate * sum_(y_i = j) (c_j - x_i) / (1 + n_j), Wen et al. 2016.
+
+    Args:
+        class_means: [classes, Y, X, C].
+        features: [N, Y, X, C].
+        labels: [N], integers.
+        rate: alpha.
+        axis_name: of the mapped axis whose devices see parts of one batch; the sums run over all
+            of it, so that the result is the same on every device.
+    """
+    num_classes = class_means.shape[0]
+    counts = jnp.zeros(num_classes, features.dtype).at[labels].add(1)
+    sums = jnp.zeros_like(class_means).at[labels].add(features.astype(class_means.dtype))
+    if axis_name is not None:
+        counts, sums = lax.psum((counts, sums), axis_name)
+    counts = counts.reshape(-1, *[1] * (class_means.ndim - 1))
+    return class_means - rate * (counts * class_means - sums) / (1 + counts)

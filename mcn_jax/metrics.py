@@ -1,0 +1,147 @@
+"""What a run tells: metrics.jsonl, TensorBoard events, the terminal and curves.png."""
+
+import json
+import os
+import pathlib
+from typing import Any, Self
+
+import rich.console
+import rich.progress
+import rich.table
+from tensorboardX import SummaryWriter
+
+from mcn_jax.workdir import cut_metrics, read_metrics
+
+
+class MetricsWriter:
+    """Appends records to metrics.jsonl and writes their numbers as TensorBoard events.
+
+    Records after the step that a run resumes from are dropped first, so that no step stands twice.
+    """
+
+    def __init__(self, workdir: pathlib.Path, step: int):
+        """Args:
+        workdir: of the run.
+        step: that the run starts or resumes from.
+        """
+        path = workdir / "metrics.jsonl"
+        self.records = cut_metrics(path, step)
+        self._file = path.open("a")
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Writes one record through to the disk. It has "kind" and "step" besides its values."""
+        self.records.append(record)
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        for name, value in record.items():
+            if name not in ("kind", "step"):
+                self._events.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """The records of whole epochs, those before a resumption included."""
+        return [record for record in self.records if record["kind"] == "epoch"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+        self._events.close()
+
+
+class Progress:
+    """A bar on a terminal; elsewhere one plain line an epoch."""
+
+    def __init__(self, num_epochs: int, steps_per_epoch: int, done_epochs: int):
+        """Args:
+        num_epochs: of the whole run.
+        steps_per_epoch: training steps.
+        done_epochs: before this process.
+        """
+        self._num_epochs = num_epochs
+        self._console = rich.console.Console(highlight=False, soft_wrap=True)
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(
+            "training",
+            total=num_epochs * steps_per_epoch,
+            completed=done_epochs * steps_per_epoch,
+        )
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar."""
+        self._console.print(line)
+
+    def step(self, epoch: int, loss: float) -> None:
+        """One training step is done."""
+        self._bar.update(
+            self._task,
+            advance=1,
+            description=f"epoch {epoch + 1}/{self._num_epochs}  loss {loss:.4f}",
+        )
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Prints the record of an epoch as one line."""
+        self.say(
+            f"epoch {record['epoch'] + 1:3d}/{self._num_epochs}"
+            f"  {'binary' if record['binarized'] else 'float '}"
+            f"  train loss {record['train_loss']:.4f} accuracy {record['train_accuracy']:7.2%}"
+            f"  test loss {record['test_loss']:.4f} accuracy {record['test_accuracy']:7.2%}"
+            f"  {record['images_per_second']:,.0f} images/s"
+        )
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+
+def print_result(result: dict[str, Any], workdir: pathlib.Path) -> None:
+    """The end of a run as a small table."""
+    table = rich.table.Table(show_header=False, title=f"result of {workdir}", title_justify="left")
+    table.add_row("test accuracy", f"{result['final_test_accuracy']:.2%}, last epoch")
+    table.add_row("", f"{result['best_test_accuracy']:.2%}, best epoch")
+    table.add_row("test images", f"{result['test_examples']:,}")
+    table.add_row(
+        "filters",
+        f"{result['filter_bits']:,} bits, {result['float32_filter_bits']:,} as float32",
+    )
+    table.add_row("time", f"{result['wall_seconds']:,.0f} s")
+    rich.console.Console(highlight=False).print(table)
+
+
+def plot_curves(workdir: pathlib.Path) -> None:
+    """Draws WORKDIR/curves.png, loss and accuracy over epochs, from metrics.jsonl.
+
+    Training is a solid line and test a dashed one, so that the figure reads without colour.
+    """
+    import matplotlib.figure  # here, because it is slow to import and used once a run
+
+    epochs = [r for r in read_metrics(workdir / "metrics.jsonl") if r["kind"] == "epoch"]
+    x = [record["epoch"] + 1 for record in epochs]
+    figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
+    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    for axes, name, scale in ((loss_axes, "loss", 1), (accuracy_axes, "accuracy", 100)):
+        for split, style in (("train", "-"), ("test", "--")):
+            values = [scale * record[f"{split}_{name}"] for record in epochs]
+            axes.plot(x, values, style, color="black" if split == "test" else "tab:blue", label=split)
+        binary_from = next((r["epoch"] for r in epochs if r["binarized"]), 0)
+        if binary_from:
+            axes.axvline(binary_from + 0.5, color="gray", linestyle=":", label="binary from here")
+        axes.set_xlabel("epoch")
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend()
+    loss_axes.set_yscale("log")
+    loss_axes.set_ylabel("softmax loss (nats)")
+    accuracy_axes.set_ylabel("accuracy (%)")
+    figure.savefig(workdir / "curves.png", dpi=120)

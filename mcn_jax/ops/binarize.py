@@ -1,0 +1,153 @@
+"""Binarization of filters: k-means centers, the nearest center, and its straight-through gradient.
+
+"Binary" is the paper's word for its main case of U = 2 centers; every function takes any U.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def kmeans_centers(values: jax.Array, num_centers: int) -> jax.Array:
+    """Globally optimal k-means centers of scalars (Wang et al. 2018, Eq. 6: "offline k-means").
+
+    In one dimension the clusters of an optimal solution are intervals of the sorted values, so the
+    optimum is a choice of U - 1 cuts and needs no starting point. U = 2 scans all cuts at once on
+    the device. Any other U is a dynamic program in float64 on the host (Wu 1991), which a traced
+    caller reaches through a callback. Both may be called under `jax.jit`.
+
+    Args:
+        values: any shape, at least U elements; the latent filters of one layer.
+        num_centers: U >= 1.
+
+    Returns:
+        [U], sorted, of the dtype of `values`. Where `values` has fewer than U distinct elements,
+        some centers are equal.
+
+    Raises:
+        ValueError: if U < 1 or U exceeds the number of values.
+    """
+    if not 1 <= num_centers <= values.size:
+        raise ValueError(f"num_centers={num_centers} must lie in 1..{values.size}, one a value at most")
+    if num_centers == 2:
+        return _two_means(values.ravel())
+    return jax.pure_callback(
+        lambda x: _kmeans_dynamic_program(np.asarray(x), num_centers),
+        jax.ShapeDtypeStruct((num_centers,), values.dtype),
+        values.ravel(),
+        vmap_method="sequential",
+    )
+
+
+def _two_means(values: jax.Array) -> jax.Array:
+    """The best of all n - 1 cuts of the sorted values, by the between-cluster sum of squares."""
+    n = values.size
+    sorted_values = jnp.sort(values)
+    mean = jnp.mean(sorted_values)
+    # Around the mean the two cluster sums are S and -S, so that the criterion n1*m1^2 + n2*m2^2
+    # is S^2 (1/n1 + 1/n2) and loses no digits to a common offset.
+    sums = jnp.cumsum(sorted_values - mean)[:-1]
+    left_counts = jnp.arange(1, n, dtype=values.dtype)
+    cut = jnp.argmax(sums**2 * (1 / left_counts + 1 / (n - left_counts))) + 1
+    on_left = jnp.arange(n) < cut
+    left = jnp.sum(jnp.where(on_left, sorted_values - mean, 0)) / cut
+    right = jnp.sum(jnp.where(on_left, 0, sorted_values - mean)) / (n - cut)
+    return mean + jnp.stack([left, right]).astype(values.dtype)
+
+
+def _kmeans_dynamic_program(values: np.ndarray, num_centers: int) -> np.ndarray:
+    """Optimal cuts for U clusters: one pass over the sorted values a cluster, O(U n log n).
+
+    score[j] is the best sum of n_u * mean_u^2 over clusters of the first j values. The best last
+    cut of j never moves left as j grows, so the cuts of every second j bound those between them.
+    """
+    sorted_values = np.sort(values.astype(np.float64))
+    n = sorted_values.size
+    mean = sorted_values.mean()
+    prefix = np.concatenate([[0.0], np.cumsum(sorted_values - mean)])
+    score = prefix**2 / np.maximum(np.arange(n + 1), 1)
+    cuts_by_cluster = []
+    for _ in range(1, num_centers):
+        score, cuts = _add_cluster(score, prefix)
+        cuts_by_cluster.append(cuts)
+
+    bounds = [n]
+    for cuts in reversed(cuts_by_cluster):
+        bounds.append(cuts[bounds[-1]])
+    bounds = [0, *reversed(bounds)]
+    centers = [
+        # An interval is empty only where there are fewer distinct values than centers.
+        sorted_values[start:stop].mean() if stop > start else sorted_values[min(start, n - 1)]
+        for start, stop in zip(bounds, bounds[1:], strict=False)
+    ]
+    return np.asarray(centers, dtype=values.dtype)
+
+
+def _add_cluster(score: np.ndarray, prefix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Best score of the first j values with one cluster more, and its last cut, for every j."""
+    n = prefix.size - 1
+    new_score = np.zeros(n + 1)
+    cuts = np.zeros(n + 1, np.int64)
+    stride = 1 << max(n.bit_length() - 1, 0)
+    while stride:
+        ends = np.arange(stride, n + 1, 2 * stride)
+        lowest = cuts[ends - stride]
+        after = ends + stride
+        highest = np.minimum(np.where(after <= n, cuts[np.minimum(after, n)], n), ends)
+        lengths = highest - lowest + 1
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        cut = np.arange(lengths.sum()) + np.repeat(lowest - starts, lengths)
+        end = np.repeat(ends, lengths)
+        candidates = score[cut] + (prefix[end] - prefix[cut]) ** 2 / np.maximum(end - cut, 1)
+        new_score[ends] = np.maximum.reduceat(candidates, starts)
+        best = np.flatnonzero(candidates == np.repeat(new_score[ends], lengths))
+        cuts[ends] = cut[best[np.searchsorted(best, starts)]]
+        stride //= 2
+    return new_score, cuts
+
+
+def nearest_center(values: jax.Array, centers: jax.Array) -> jax.Array:
+    """Replaces each value by the nearest of the sorted centers (Eq. 6).
+
+    At equal distance from two centers the higher one is taken: the paper's `<` is strict.
+
+    Args:
+        values: any shape.
+        centers: [U], sorted in ascending order.
+
+    Returns:
+        As `values`; every element is one of `centers`, bit for bit.
+    """
+    nearest = jnp.broadcast_to(centers[0], values.shape)
+    for lower, higher in zip(centers[:-1], centers[1:], strict=True):
+        nearest = jnp.where(jnp.abs(values - lower) < jnp.abs(values - higher), nearest, higher)
+    return nearest
+
+
+@jax.custom_vjp
+def binarize(latent_filters: jax.Array, centers: jax.Array) -> jax.Array:
+    """Binary filters with the straight-through gradient.
+
+    Forward: C-hat = nearest_center(C, centers), ties to the higher center (Eq. 6).
+    Backward: dL/dC = dL/dC-hat, without clipping (the straight-through estimator inside Eq. 12);
+    the centers are constants and receive zero.
+
+    Args:
+        latent_filters: C, any shape.
+        centers: [U], sorted.
+
+    Returns:
+        C-hat, as C.
+    """
+    return nearest_center(latent_filters, centers)
+
+
+def _binarize_fwd(latent_filters, centers):
+    return nearest_center(latent_filters, centers), centers
+
+
+def _binarize_bwd(centers, cotangent):
+    return cotangent, jnp.zeros_like(centers)
+
+
+binarize.defvjp(_binarize_fwd, _binarize_bwd)

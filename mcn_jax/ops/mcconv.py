@@ -1,0 +1,171 @@
+"""MCconv, the modulated convolution, with its straight-through gradient.
+
+A form of MCconv is a pair of functions that compute the same thing in another order. Both know
+only filters that are already binary; binarization and the choice of gradient stay in `_mcconv`.
+
+    forward(spec, features, filters, m_filters) -> output
+    backward(spec, features, filters, m_sum_filters, m_filters, cotangent)
+        -> (d_features, d_filters, d_m)
+
+`m_sum_filters` are the filters that Eq. 16 sums over: the binary or the latent ones.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mcn_jax.ops.binarize import nearest_center
+from mcn_jax.ops.modulate import reconstructed_filters
+
+PADDINGS = ("SAME", "VALID")
+M_GRADIENTS = ("binary", "latent")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvSpec:
+    """What an MCconv is besides its arrays; hashable, so that it can be a static argument."""
+
+    strides: tuple[int, int]
+    padding: str
+    m_gradient: str
+    form: str
+
+
+class Form(NamedTuple):
+    forward: Callable[..., jax.Array]
+    backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+
+
+def _convolve(spec: ConvSpec, features: jax.Array, filters: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(
+        features,
+        filters.astype(features.dtype),
+        window_strides=spec.strides,
+        padding=spec.padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _direct_forward(spec, features, filters, m_filters):
+    return _convolve(spec, features, reconstructed_filters(filters, m_filters))
+
+
+def _direct_backward(spec, features, filters, m_sum_filters, m_filters, cotangent):
+    q_WWCO = reconstructed_filters(filters, m_filters)
+    _, convolution_vjp = jax.vjp(functools.partial(_convolve, spec), features, q_WWCO)
+    d_features, dq_WWCO = convolution_vjp(cotangent)
+    dq_WWCHK = dq_WWCO.reshape(*filters.shape, m_filters.shape[-1])
+    d_filters = jnp.einsum("xychk,xyk->xych", dq_WWCHK, m_filters)
+    d_m = jnp.einsum("xychk,xych->xyk", dq_WWCHK, m_sum_filters)
+    return d_features, d_filters, d_m
+
+
+FORMS = {"direct": Form(_direct_forward, _direct_backward)}
+
+
+def mcconv(
+    features: jax.Array,
+    latent_filters: jax.Array,
+    centers: jax.Array | None,
+    m_filters: jax.Array,
+    *,
+    strides: tuple[int, int] = (1, 1),
+    padding: str = "SAME",
+    m_gradient: str = "binary",
+    form: str = "direct",
+) -> jax.Array:
+    """Convolution with modulated binary filters (Wang et al. 2018, Eqs. 3 to 9 and 12, 16).
+
+    Forward:  C-hat = nearest_center(C, centers), ties to the higher center
+              Q[.., c, h*K + k] = C-hat[.., c, h] * M[.., k]
+              output = cross-correlation of the features with Q
+    Backward: dC   = sum over k of dQ_k * M_k          straight through past C-hat (Eq. 12)
+              dM_k = sum over c, h of dQ_k * C-hat     (Eq. 16)
+    With m_gradient="latent" the last line has C in place of C-hat, as the paper prints it; the
+    default is the exact derivative, which the authors' later book prints (its Eq. 3.26). The
+    centers are constants: their gradient is zero. With `centers=None` C takes the place of C-hat
+    everywhere, the unbinarized U-MCN. Products are computed in the dtype of the features,
+    binarization in that of the latent filters; each gradient has the dtype of its argument.
+
+    Args:
+        features: [N, Y, X, G*K]; feature map g owns channels g*K ... g*K + K - 1.
+        latent_filters: C, [W, W, G*K, H], W odd.
+        centers: [U], sorted, or None.
+        m_filters: M, [W, W, K].
+        strides: steps in y and x, in pixels.
+        padding: "SAME" or "VALID".
+        m_gradient: "binary" or "latent".
+        form: a name in `FORMS`; all compute the same function.
+
+    Returns:
+        [N, Y', X', H*K].
+
+    Raises:
+        ValueError: for shapes that do not fit each other and for unknown names.
+    """
+    _check_shapes(features, latent_filters, m_filters)
+    for name, value, allowed in (
+        ("padding", padding, PADDINGS),
+        ("m_gradient", m_gradient, M_GRADIENTS),
+        ("form", form, FORMS),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r} must be one of {', '.join(allowed)}")
+    spec = ConvSpec(strides=strides, padding=padding, m_gradient=m_gradient, form=form)
+    return _mcconv(spec, features, latent_filters, centers, m_filters)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mcconv(spec, features, latent_filters, centers, m_filters):
+    filters = latent_filters if centers is None else nearest_center(latent_filters, centers)
+    return FORMS[spec.form].forward(spec, features, filters, m_filters)
+
+
+def _mcconv_fwd(spec, features, latent_filters, centers, m_filters):
+    output = _mcconv(spec, features, latent_filters, centers, m_filters)
+    # C-hat is cheaper to recompute than to keep.
+    return output, (features, latent_filters, centers, m_filters)
+
+
+def _mcconv_bwd(spec, residuals, cotangent):
+    features, latent_filters, centers, m_filters = residuals
+    filters = latent_filters if centers is None else nearest_center(latent_filters, centers)
+    m_sum_filters = latent_filters if spec.m_gradient == "latent" else filters
+    d_features, d_latent, d_m = FORMS[spec.form].backward(
+        spec, features, filters, m_sum_filters, m_filters, cotangent
+    )
+    d_centers = None if centers is None else jnp.zeros_like(centers)
+    return (
+        d_features,
+        d_latent.astype(latent_filters.dtype),
+        d_centers,
+        d_m.astype(m_filters.dtype),
+    )
+
+
+_mcconv.defvjp(_mcconv_fwd, _mcconv_bwd)
+
+
+def _check_shapes(features: jax.Array, latent_filters: jax.Array, m_filters: jax.Array) -> None:
+    if features.ndim != 4 or latent_filters.ndim != 4 or m_filters.ndim != 3:
+        raise ValueError(
+            "MCconv takes features [N, Y, X, G*K], latent filters [W, W, G*K, H] and M-filters"
+            f" [W, W, K], not {features.shape}, {latent_filters.shape} and {m_filters.shape}"
+        )
+    height, width, channels, _ = latent_filters.shape
+    planes = m_filters.shape[-1]
+    if height != width or height % 2 == 0:
+        raise ValueError(f"filters of {height}x{width} taps: MCconv needs an odd square")
+    if m_filters.shape[:2] != (height, width):
+        raise ValueError(
+            f"M-filters of {m_filters.shape[:2]} taps for filters of {(height, width)}"
+        )
+    if features.shape[-1] != channels:
+        raise ValueError(f"{features.shape[-1]} channels of features for filters of {channels}")
+    if channels % planes:
+        raise ValueError(f"{channels} channels are no whole number of maps of {planes} planes")

@@ -1,0 +1,63 @@
+"""Modulation of filters by an M-filter, and the filter loss that ties the two together."""
+
+import jax
+import jax.numpy as jnp
+
+
+def reconstructed_filters(filters: jax.Array, m_filters: jax.Array) -> jax.Array:
+    """Q[.., c, h*K + k] = filters[.., c, h] * M[.., k] (Eqs. 3 to 5).
+
+    Args:
+        filters: [W, W, G*K, H], binary filters (or latent ones, in a U-MCN).
+        m_filters: [W, W, K].
+
+    Returns:
+        [W, W, G*K, H*K].
+    """
+    q_WWCHK = filters[..., None] * m_filters[:, :, None, None, :]
+    return q_WWCHK.reshape(*filters.shape[:3], -1)
+
+
+def _per_plane(latent_filters, binary_filters, m_filters):
+    planes_WWCHK = binary_filters[..., None] * m_filters[:, :, None, None, :]
+    return jnp.sum((latent_filters[..., None] - planes_WWCHK) ** 2)
+
+
+def _plane_sum(latent_filters, binary_filters, m_filters):
+    modulated_WWCH = binary_filters * jnp.sum(m_filters, axis=-1)[:, :, None, None]
+    return jnp.sum((latent_filters - modulated_WWCH) ** 2)
+
+
+FILTER_LOSSES = {"per_plane": _per_plane, "plane_sum": _plane_sum}
+
+
+def filter_loss(
+    latent_filters: jax.Array,
+    binary_filters: jax.Array,
+    m_filters: jax.Array,
+    reading: str = "per_plane",
+) -> jax.Array:
+    """Half the squared distance between latent and modulated binary filters of a layer (Eq. 1).
+
+    Forward, "per_plane": 1/2 * sum over filters and planes k of ||C - C-hat * M_k||^2;
+    "plane_sum": 1/2 * sum over filters of ||C - sum_k C-hat * M_k||^2, Eq. 3 taken literally.
+    Backward ("per_plane"): dC = sum_k (C - C-hat * M_k)                       (Eq. 13)
+                            dM_k = -sum over c, h of (C - C-hat * M_k) * C-hat  (Eq. 17)
+    C-hat is held constant. The caller multiplies by theta.
+
+    Args:
+        latent_filters: C, [W, W, G*K, H].
+        binary_filters: C-hat, as C.
+        m_filters: M, [W, W, K].
+        reading: a name in `FILTER_LOSSES`; only "per_plane" has the gradients the paper prints.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: for an unknown reading.
+    """
+    if reading not in FILTER_LOSSES:
+        raise ValueError(f"filter loss {reading!r} must be one of {sorted(FILTER_LOSSES)}")
+    binary_filters = jax.lax.stop_gradient(binary_filters)
+    return 0.5 * FILTER_LOSSES[reading](latent_filters, binary_filters, m_filters)

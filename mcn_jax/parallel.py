@@ -1,0 +1,61 @@
+"""The one file that knows `pmap`: data-parallel steps over all local devices.
+
+State and splits are replicated, batches are sharded, both as arrays with a leading axis of one
+entry a device and exactly the sharding that a pmap'd step returns, so that the step compiles once.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = "devices"
+
+
+def _sharding() -> NamedSharding:
+    return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(AXIS))
+
+
+def replicate(tree: Any) -> Any:
+    """A copy of every array on every local device: [...] -> [devices, ...]."""
+    num_devices = jax.local_device_count()
+
+    def copies(x):
+        x = np.asarray(x)
+        return jax.device_put(np.broadcast_to(x, (num_devices, *x.shape)), _sharding())
+
+    return jax.tree.map(copies, tree)
+
+
+def unreplicate(tree: Any) -> Any:
+    """The first device's copy of every array, as numpy."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+
+
+def shard(tree: Any) -> Any:
+    """Divides a batch among the local devices: [B, ...] -> [devices, B / devices, ...]."""
+    num_devices = jax.local_device_count()
+
+    def divided(x):
+        x = np.asarray(x)
+        return jax.device_put(x.reshape(num_devices, -1, *x.shape[1:]), _sharding())
+
+    return jax.tree.map(divided, tree)
+
+
+def parallel(step: Callable[..., Any], *, donate_state: bool) -> Callable[..., Any]:
+    """Maps a step over the devices; all its arguments have a leading device axis.
+
+    Args:
+        step: a function of arrays that reduces over the axis `AXIS`.
+        donate_state: let the first argument's buffers be reused; the caller must not read them.
+    """
+    return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,) if donate_state else ())
+
+
+def must_await_steps() -> bool:
+    """Several CPU devices share one thread pool: steps that pile up there end in a rendezvous
+    time-out, so each is awaited before the next is dispatched."""
+    return jax.default_backend() == "cpu" and jax.local_device_count() > 1

@@ -1,0 +1,37 @@
+"""Every random choice of a run as a function of (seed, purpose, step, position in the batch).
+
+Nothing random is stored in a checkpoint, and nothing depends on how many devices share a batch.
+"""
+
+import enum
+
+import jax
+import numpy as np
+
+
+class Purpose(enum.IntEnum):
+    """What a random choice is for; each has a stream of its own."""
+
+    PARAMETERS = 0
+    ORDER = 1
+    AUGMENTATION = 2
+    DROPOUT = 3
+
+
+def run_key(seed: int, purpose: Purpose) -> jax.Array:
+    """The key of one purpose in a run."""
+    return jax.random.fold_in(jax.random.key(seed), int(purpose))
+
+
+def example_keys(
+    seed: int, purpose: Purpose, step: jax.Array, positions: jax.Array
+) -> jax.Array:
+    """[N] keys for the examples at `positions` [N] of the global batch of a step."""
+    step_key = jax.random.fold_in(run_key(seed, purpose), step)
+    return jax.vmap(lambda position: jax.random.fold_in(step_key, position))(positions)
+
+
+def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """A permutation of the training split for an epoch, [num_examples] int32."""
+    generator = np.random.default_rng([seed, Purpose.ORDER, epoch])
+    return generator.permutation(num_examples).astype(np.int32)

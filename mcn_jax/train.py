@@ -1,0 +1,249 @@
+"""The training loop."""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from mcn_jax import layers, metrics, models, optim, parallel
+from mcn_jax.checkpoint import Checkpoints
+from mcn_jax.config import Config, validate
+from mcn_jax.data import Dataset, load_dataset
+from mcn_jax.errors import InputError
+from mcn_jax.evaluate import evaluate
+from mcn_jax.seeds import epoch_order
+from mcn_jax.state import TrainState, create_state
+from mcn_jax.steps import Batch, Split, StepSettings, eval_step, train_step
+from mcn_jax.workdir import open_workdir, read_result, write_atomically
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """The compiled steps of one part of the schedule: as a U-MCN, or with binary filters."""
+
+    binarized: bool
+    train_step: Callable[..., Any]
+    eval_step: Callable[..., Any]
+
+
+def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
+    """Trains to the end of the schedule, or goes on where a run in the same directory stopped.
+
+    Args:
+        config: of the run.
+        workdir: gets the files that the README lists. If its run has ended, nothing is done.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        InputError: if the config, the data or the work directory do not fit.
+        FloatingPointError: if a loss or gradient is not finite; the last checkpoint stays.
+    """
+    workdir = pathlib.Path(workdir)
+    validate(config, jax.device_count())
+    if "float64" in (config.dtype, config.param_dtype) and not jax.config.jax_enable_x64:
+        raise InputError("float64 needs JAX's 64-bit mode; set the environment's JAX_ENABLE_X64=1")
+    dataset = load_dataset(config.data)
+    num_examples = len(dataset.train_labels)
+    if config.batch_size > num_examples:
+        raise InputError(
+            f"config.batch_size={config.batch_size} exceeds the {num_examples} training images of"
+            f" {config.data.name}; lower it"
+        )
+    open_workdir(workdir, config)
+    if (result := read_result(workdir)) is not None:
+        return result
+
+    steps_per_epoch = num_examples // config.batch_size
+    setup = _Setup(config, dataset, steps_per_epoch)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        state = setup.initial_state()
+        if checkpoints.steps():
+            state = checkpoints.restore(checkpoints.steps()[-1], state)
+        with metrics.MetricsWriter(workdir, int(state.step)) as writer:
+            state = _run_epochs(config, setup, state, checkpoints, writer)
+            result = _result(config, state, writer.epochs(), dataset)
+        metrics.plot_curves(workdir)
+        # Last, because its presence says that the run has ended.
+        write_atomically(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+    finally:
+        checkpoints.close()
+    return result
+
+
+class _Setup:
+    """Model, optimizer and compiled steps of a run, and its splits on the devices."""
+
+    def __init__(self, config: Config, dataset: Dataset, steps_per_epoch: int):
+        self.config = config
+        self.dataset = dataset
+        self.steps_per_epoch = steps_per_epoch
+        schedule = (config.optimizer, steps_per_epoch, config.num_epochs)
+        self.optimizer = optim.make_optimizer(*schedule)
+        self.settings = StepSettings(
+            config=config,
+            learning_rate=optim.learning_rate(*schedule),
+            mean=dataset.facts.mean,
+            std=dataset.facts.std,
+        )
+        self.train_split = parallel.replicate(Split(dataset.train_images, dataset.train_labels))
+        self.test_split = parallel.replicate(Split(dataset.test_images, dataset.test_labels))
+
+    def initial_state(self) -> TrainState:
+        model = models.make_model(
+            self.config, self.dataset.facts.classes, binarized=self.config.binarizes
+        )
+        shape = self.dataset.train_images.shape[1:]
+        return jax.device_get(create_state(self.config, model, self.optimizer, shape))
+
+    @functools.cache  # noqa: B019 -- a run has one setup, which lives as long as the process
+    def phase(self, binarized: bool) -> Phase:
+        model = models.make_model(
+            self.config,
+            self.dataset.facts.classes,
+            binarized=binarized,
+            axis_name=parallel.AXIS,
+        )
+        common = {"model": model, "settings": self.settings, "axis_name": parallel.AXIS}
+        train = functools.partial(
+            train_step, optimizer=self.optimizer, binarized=binarized, **common
+        )
+        return Phase(
+            binarized=binarized,
+            train_step=parallel.parallel(train, donate_state=True),
+            eval_step=parallel.parallel(
+                functools.partial(eval_step, **common), donate_state=False
+            ),
+        )
+
+
+def _run_epochs(
+    config: Config,
+    setup: _Setup,
+    host_state: TrainState,
+    checkpoints: Checkpoints,
+    writer: metrics.MetricsWriter,
+) -> TrainState:
+    """Trains from the epoch that `host_state` stands at to the last; returns the last state."""
+    first_epoch = int(host_state.step) // setup.steps_per_epoch
+    seconds_before = writer.epochs()[-1]["wall_seconds"] if first_epoch else 0.0
+    start = time.perf_counter()
+    state = parallel.replicate(host_state)
+    with metrics.Progress(config.num_epochs, setup.steps_per_epoch, first_epoch) as progress:
+        if first_epoch:
+            progress.say(f"resuming after epoch {first_epoch}")
+        for epoch in range(first_epoch, config.num_epochs):
+            phase = setup.phase(config.binarized_in(epoch))
+            if config.computes_centers_before(epoch):
+                host_state = parallel.unreplicate(state)
+                centers = layers.updated_centers(host_state.params, config.binarize.num_centers)
+                state = parallel.replicate(host_state.replace(centers=centers))
+            epoch_start = time.perf_counter()
+            state, means = _train_epoch(config, setup, phase, state, epoch, writer, progress)
+            train_seconds = time.perf_counter() - epoch_start
+            test = evaluate(
+                phase.eval_step,
+                state,
+                setup.test_split,
+                len(setup.dataset.test_labels),
+                config.eval_batch_size,
+            )
+            host_state = parallel.unreplicate(state)
+            images = setup.steps_per_epoch * config.batch_size
+            record = {
+                "kind": "epoch",
+                "step": int(host_state.step),
+                "epoch": epoch,
+                "binarized": phase.binarized,
+                **{f"train_{name.removeprefix('softmax_')}": v for name, v in means.items()},
+                **test,
+                "images_per_second": images / train_seconds,
+                "wall_seconds": seconds_before + time.perf_counter() - start,
+            }
+            # The record first: on resumption a surplus one is cut, a missing one would be lost.
+            writer.write(record)
+            progress.epoch(record)
+            checkpoints.save(record["step"], host_state, _ranked_accuracy(config, record))
+    return host_state
+
+
+def _train_epoch(
+    config: Config,
+    setup: _Setup,
+    phase: Phase,
+    state: TrainState,
+    epoch: int,
+    writer: metrics.MetricsWriter,
+    progress: metrics.Progress,
+) -> tuple[TrainState, dict[str, float]]:
+    """One pass over the training split; returns the state and the means of its metrics."""
+    sums: dict[str, float] = {}
+    first_step = epoch * setup.steps_per_epoch
+
+    def account(step: int, values: Any) -> None:
+        scalars = {name: value.item() for name, value in parallel.unreplicate(values).items()}
+        for name in ("softmax_loss", "gradient_norm"):
+            if not math.isfinite(scalars[name]):
+                raise FloatingPointError(
+                    f"{name} is {scalars[name]} at step {step + 1}; training stops, the last"
+                    " checkpoint stays. Lower config.optimizer.learning_rate"
+                )
+        for name in ("softmax_loss", "accuracy", "filter_loss", "center_loss"):
+            sums[name] = sums.get(name, 0.0) + scalars[name]
+        progress.step(epoch, scalars["softmax_loss"])
+        if (step + 1) % config.log_every_steps == 0:
+            writer.write({"kind": "step", "step": step + 1, "epoch": epoch, **scalars})
+
+    # Metrics are read one step late, so that the device always has the next step at hand.
+    pending: tuple[int, Any] | None = None
+    for step, batch in enumerate(_batches(config, epoch, setup), start=first_step):
+        state, values = phase.train_step(state, setup.train_split, parallel.shard(batch))
+        if parallel.must_await_steps():
+            jax.block_until_ready(values)
+        if pending:
+            account(*pending)
+        pending = (step, values)
+    if pending:
+        account(*pending)
+    return state, {name: total / setup.steps_per_epoch for name, total in sums.items()}
+
+
+def _batches(config: Config, epoch: int, setup: _Setup) -> Iterator[Batch]:
+    """The global batches of an epoch; examples beyond the last whole batch wait for the next."""
+    order = epoch_order(config.seed, epoch, len(setup.dataset.train_labels))
+    positions = np.arange(config.batch_size, dtype=np.int32)
+    for step in range(setup.steps_per_epoch):
+        yield Batch(order[step * config.batch_size :][: config.batch_size], positions)
+
+
+def _ranked_accuracy(config: Config, record: dict[str, Any]) -> float:
+    """The accuracy by which checkpoints are ranked: an MCN's float epochs do not count."""
+    return record["test_accuracy"] if record["binarized"] == config.binarizes else 0.0
+
+
+def _result(
+    config: Config, state: TrainState, epochs: list[dict[str, Any]], dataset: Dataset
+) -> dict[str, Any]:
+    bits, float32_bits = layers.filter_bits(
+        state.params, config.binarize.num_centers if config.binarizes else None
+    )
+    return {
+        "final_test_accuracy": epochs[-1]["test_accuracy"],
+        "best_test_accuracy": max(_ranked_accuracy(config, record) for record in epochs),
+        "test_examples": epochs[-1]["test_examples"],
+        "filter_bits": bits,
+        "float32_filter_bits": float32_bits,
+        "wall_seconds": epochs[-1]["wall_seconds"],
+        "images_per_second": statistics.median(r["images_per_second"] for r in epochs),
+        "seed": config.seed,
+    }

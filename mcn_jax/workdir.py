@@ -1,0 +1,125 @@
+"""The small files of a work directory: config.json, metrics.jsonl and result.json."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import jax
+from absl import logging
+
+from mcn_jax.config import RESUMABLE_CHANGES, Config, flatten, from_config_dict
+from mcn_jax.errors import InputError
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Replaces a file as a whole: whoever reads it finds the old text or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def open_workdir(workdir: pathlib.Path, config: Config) -> None:
+    """Creates a work directory, or checks that an existing one belongs to the same run.
+
+    Args:
+        workdir: holds a config.json already, or gets one.
+        config: of this run.
+
+    Raises:
+        InputError: naming the first field that differs from the run that wrote the directory.
+    """
+    path = workdir / "config.json"
+    environment = _environment()
+    if not path.exists():
+        if workdir.exists() and not workdir.is_dir():
+            raise InputError(f"--workdir={workdir} is a file; name a directory")
+        workdir.mkdir(parents=True, exist_ok=True)
+        record = {"config": dataclasses.asdict(config), **environment}
+        write_atomically(path, json.dumps(record, indent=2) + "\n")
+        return
+    try:
+        record = json.loads(path.read_text())
+        before = flatten(from_config_dict(record["config"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); use another --workdir") from error
+    for name, value in flatten(config).items():
+        if name not in RESUMABLE_CHANGES and before[name] != value:
+            raise InputError(
+                f"{workdir} was written with config.{name}={before[name]!r}, this run has {value!r};"
+                " use another --workdir, or the same config to resume"
+            )
+    for name, value in environment.items():
+        if name != "git_revision" and record[name] != value:
+            logging.warning(
+                "resuming %s with %s %s instead of %s: the result may differ in the last bits",
+                workdir, name, value, record[name],
+            )  # fmt: skip
+
+
+def _environment() -> dict[str, Any]:
+    """What decides whether a run can be repeated bit for bit."""
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+        "git_revision": _git_revision(),
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def _git_revision() -> str | None:
+    """Of the source tree, with "-dirty" where it has changes; None where there is none."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--match="],
+            cwd=pathlib.Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
+
+
+def read_metrics(path: pathlib.Path, last_step: int | None = None) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, those up to `last_step` if it is given.
+
+    A last line that a kill cut short is left out.
+    """
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if last_step is not None and record["step"] > last_step:
+            break
+        records.append(record)
+    return records
+
+
+def cut_metrics(path: pathlib.Path, last_step: int) -> list[dict[str, Any]]:
+    """Drops the records after `last_step` from a metrics.jsonl, and returns the rest."""
+    records = read_metrics(path, last_step)
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
+    return records
+
+
+def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The result.json of a run that has ended; None of one that has not."""
+    path = workdir / "result.json"
+    return json.loads(path.read_text()) if path.exists() else None
