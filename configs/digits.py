@@ -16,4 +16,5 @@ def get_config():
     config.model.dense_features = 256
     config.binarize.start_epoch = 8
     config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_epochs = 4
     return config
