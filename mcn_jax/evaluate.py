@@ -48,7 +48,7 @@ def evaluate(
         "test_loss" in nats, "test_accuracy" from 0 to 1, "test_examples".
     """
     sums = {"loss": 0.0, "correct": 0, "examples": 0}
-    for batch in eval_batches(num_examples, batch_size, jax.local_device_count()):
+    for batch in eval_batches(num_examples, batch_size, len(parallel.local_devices())):
         for name, value in parallel.unreplicate(step(state, split, parallel.shard(batch))).items():
             sums[name] += value.item()
     return {

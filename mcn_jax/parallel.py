@@ -14,13 +14,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 AXIS = "devices"
 
 
+def local_devices() -> list[jax.Device]:
+    """The devices that share a batch."""
+    return jax.local_devices()
+
+
 def _sharding() -> NamedSharding:
-    return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(AXIS))
+    return NamedSharding(Mesh(np.array(local_devices()), (AXIS,)), PartitionSpec(AXIS))
 
 
 def replicate(tree: Any) -> Any:
     """A copy of every array on every local device: [...] -> [devices, ...]."""
-    num_devices = jax.local_device_count()
+    num_devices = len(local_devices())
 
     def copies(x):
         x = np.asarray(x)
@@ -31,12 +36,12 @@ def replicate(tree: Any) -> Any:
 
 def unreplicate(tree: Any) -> Any:
     """The first device's copy of every array, as numpy."""
-    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0, ...], tree)
 
 
 def shard(tree: Any) -> Any:
     """Divides a batch among the local devices: [B, ...] -> [devices, B / devices, ...]."""
-    num_devices = jax.local_device_count()
+    num_devices = len(local_devices())
 
     def divided(x):
         x = np.asarray(x)
@@ -52,10 +57,11 @@ def parallel(step: Callable[..., Any], *, donate_state: bool) -> Callable[..., A
         step: a function of arrays that reduces over the axis `AXIS`.
         donate_state: let the first argument's buffers be reused; the caller must not read them.
     """
-    return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,) if donate_state else ())
+    donated = (0,) if donate_state else ()
+    return jax.pmap(step, axis_name=AXIS, devices=local_devices(), donate_argnums=donated)
 
 
 def must_await_steps() -> bool:
     """Several CPU devices share one thread pool: steps that pile up there end in a rendezvous
     time-out, so each is awaited before the next is dispatched."""
-    return jax.default_backend() == "cpu" and jax.local_device_count() > 1
+    return jax.default_backend() == "cpu" and len(local_devices()) > 1

@@ -125,7 +125,7 @@ def train_step(
             gradients, state, loss_config, learning_rate
         )
     metrics["learning_rate"] = learning_rate
-    metrics["gradient_norm"] = optax.global_norm(gradients)
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
 
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

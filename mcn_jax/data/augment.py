@@ -27,4 +27,5 @@ def normalise(
     images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: jnp.dtype
 ) -> jax.Array:
     """uint8 pixels [N, Y, X, C] to (pixel / 255 - mean) / std, of `dtype`."""
-    return (images.astype(dtype) / 255 - jnp.asarray(mean, dtype)) / jnp.asarray(std, dtype)
+    mean_111C, std_111C = (jnp.asarray(x, dtype).reshape(1, 1, 1, -1) for x in (mean, std))
+    return (images.astype(dtype) / 255 - mean_111C) / std_111C

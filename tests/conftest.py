@@ -1,0 +1,42 @@
+"""Eight CPU devices, before jax is imported by anything."""
+
+import os
+import pathlib
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+# Compiled programs are kept between runs of the tests, for processes that tests start, too.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Where the tests prepare data sets, once a session."""
+    return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def mnist_archives():
+    """The directory of the real MNIST archives, which MCN_JAX_ARCHIVES names."""
+    directory = os.environ.get("MCN_JAX_ARCHIVES", "")
+    if not pathlib.Path(directory, "train-images-idx3-ubyte.gz").is_file():
+        pytest.skip("set MCN_JAX_ARCHIVES to a directory with the official MNIST archives")
+    return directory
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Makes `parallel` use the first device alone."""
+    from mcn_jax import parallel
+
+    monkeypatch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:1])

@@ -1,0 +1,107 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans
+
+import paper
+from mcn_jax.ops.binarize import binarize, kmeans_centers, nearest_center
+
+
+def random_values(seed, shape):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+@pytest.mark.parametrize("num_centers", [1, 2, 3, 4])
+@pytest.mark.parametrize("seed", range(5))
+def test_kmeans_reaches_the_brute_force_optimum(seed, num_centers):
+    values = random_values(seed, 11)
+    with jax.enable_x64(True):
+        centers = kmeans_centers(jnp.asarray(values), num_centers)
+    best = paper.brute_force_kmeans(values, num_centers)
+    np.testing.assert_allclose(paper.quantization_cost(values, centers), best, rtol=1e-12)
+
+
+@pytest.mark.parametrize("num_centers", [2, 3, 4, 8])
+def test_kmeans_is_no_worse_than_the_best_of_many_starts(num_centers):
+    values = np.random.default_rng(0).normal(size=3000) ** 3
+    with jax.enable_x64(True):
+        ours = paper.quantization_cost(values, kmeans_centers(jnp.asarray(values), num_centers))
+    lloyd = KMeans(num_centers, n_init=50, random_state=0, tol=0).fit(values[:, None])
+    assert ours <= lloyd.inertia_ * (1 + 1e-9)
+    assert ours >= lloyd.inertia_ * 0.98  # 50 starts come close: a broken cost would be far off
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(-5, 5), min_size=4, max_size=9),
+    st.integers(2, 4),
+)
+def test_kmeans_with_many_equal_values(values, num_centers):
+    with jax.enable_x64(True):
+        centers = np.asarray(kmeans_centers(jnp.asarray(values, float), num_centers))
+    assert np.all(np.diff(centers) >= 0)
+    cost = paper.quantization_cost(np.array(values, float), centers)
+    best = paper.brute_force_kmeans(np.array(values, float), num_centers)
+    np.testing.assert_allclose(cost, best, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_centers", [2, 4])
+def test_kmeans_under_jit_in_float32(num_centers):
+    values = jnp.asarray(random_values(1, (3, 3, 8, 16)), jnp.float32)
+    centers = jax.jit(functools.partial(kmeans_centers, num_centers=num_centers))(values)
+    assert centers.dtype == jnp.float32
+    with jax.enable_x64(True):
+        exact = kmeans_centers(jnp.asarray(np.asarray(values, np.float64)), num_centers)
+    np.testing.assert_allclose(centers, exact, rtol=2e-5)
+
+
+def test_kmeans_keeps_its_digits_far_from_zero():
+    values = jnp.asarray(1000 + np.repeat([0.0, 0.25], [40, 60]), jnp.float32)
+    np.testing.assert_array_equal(kmeans_centers(values, 2), [1000.0, 1000.25])
+
+
+@pytest.mark.parametrize("num_centers", [0, 4])
+def test_kmeans_refuses_impossible_numbers_of_centers(num_centers):
+    with pytest.raises(ValueError, match=rf"num_centers={num_centers} must lie in 1..3"):
+        kmeans_centers(jnp.arange(3.0), num_centers)
+
+
+def test_nearest_center_at_ties_and_bounds():
+    centers = jnp.array([-1.0, 1.0])
+    values = jnp.array([-3.0, -1.0, -0.5, -1e-7, 0.0, 1e-7, 1.0, 2.0])
+    expected = [-1, -1, -1, -1, 1, 1, 1, 1]  # the tie at zero goes to the higher center
+    np.testing.assert_array_equal(nearest_center(values, centers), expected)
+
+
+@pytest.mark.parametrize("num_centers", [2, 3, 5])
+def test_nearest_center_is_that_of_the_paper(num_centers):
+    values = random_values(2, (3, 3, 4, 5)).astype(np.float32)
+    centers = np.sort(random_values(3, num_centers)).astype(np.float32)
+    result = np.asarray(nearest_center(jnp.asarray(values), jnp.asarray(centers)))
+    np.testing.assert_array_equal(result, paper.binary(values, centers))
+    assert set(result.ravel()) <= set(centers)
+    np.testing.assert_array_equal(nearest_center(result, jnp.asarray(centers)), result)
+
+
+def test_binarize_passes_gradients_straight_through():
+    centers = jnp.array([-0.5, 0.5])
+    latent = jnp.array([-7.0, -0.5, 0.0, 0.2, 9.0])  # far values too: there is no clipping
+    weights = jnp.array([1.0, 2.0, 3.0, 4.0, 5.0])
+
+    def loss(latent, centers):
+        return jnp.sum(weights * binarize(latent, centers) ** 2)
+
+    d_latent, d_centers = jax.grad(loss, argnums=(0, 1))(latent, centers)
+    np.testing.assert_array_equal(d_latent, 2 * weights * nearest_center(latent, centers))
+    np.testing.assert_array_equal(d_centers, [0.0, 0.0])
+    through_stop_gradient = jax.grad(
+        lambda c: jnp.sum(
+            weights * (c + jax.lax.stop_gradient(nearest_center(c, centers) - c)) ** 2
+        )
+    )(latent)
+    np.testing.assert_allclose(d_latent, through_stop_gradient, rtol=1e-6)

@@ -1,0 +1,76 @@
+"""Small but real runs that several test files share."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from mcn_jax import models, optim
+from mcn_jax.config import (
+    BinarizeConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+)
+from mcn_jax.data import DATASETS
+from mcn_jax.state import create_state
+from mcn_jax.steps import Split, StepSettings
+
+STEPS_PER_EPOCH = 44
+
+
+def digits_config(data_dir="", **changes):
+    """A narrow two-layer MCN on digits; `changes` are fields of `Config`."""
+    config = Config(
+        batch_size=32,
+        num_epochs=4,
+        eval_batch_size=100,
+        log_every_steps=10,
+        data=DataConfig(name="digits", data_dir=data_dir, crop_padding=2),
+        model=ModelConfig(widths=(2, 4), dense_features=16),
+        binarize=BinarizeConfig(start_epoch=2),
+        loss=LossConfig(theta=1e-3),
+        optimizer=OptimizerConfig(learning_rate=0.05, schedule="cosine"),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def random_split(examples=64, size=16, seed=0):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 10, examples).astype(np.int32)
+    images = generator.integers(0, 256, (examples, size, size, 1)).astype(np.uint8)
+    return Split(images, labels)
+
+
+def step_arguments(config, binarized, axis_name=None, image_size=16):
+    """(initial state, keyword arguments of `train_step`), without a data set."""
+    facts = DATASETS[config.data.name]
+    schedule = (config.optimizer, STEPS_PER_EPOCH, config.num_epochs)
+    optimizer = optim.make_optimizer(*schedule)
+    settings = StepSettings(
+        config=config,
+        learning_rate=optim.learning_rate(*schedule),
+        mean=facts.mean,
+        std=facts.std,
+    )
+    model = models.make_model(config, facts.classes, binarized=binarized, axis_name=axis_name)
+    initial_model = models.make_model(config, facts.classes, binarized=binarized)
+    state = create_state(config, initial_model, optimizer, (image_size, image_size, 1))
+    return jax.device_get(state), {
+        "model": model,
+        "optimizer": optimizer,
+        "settings": settings,
+        "binarized": binarized,
+        "axis_name": axis_name,
+    }
+
+
+def relative_distance(a, b):
+    """||a - b|| / ||b||, and 0 where both are zero."""
+    norm = np.linalg.norm(np.asarray(b, np.float64))
+    distance = np.linalg.norm(np.asarray(a, np.float64) - np.asarray(b, np.float64))
+    return distance / norm if norm else distance
+
+

@@ -1,0 +1,149 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import paper
+from mcn_jax import layers
+from mcn_jax.layers import Conv, MCConv
+
+
+def images(seed=0, shape=(2, 8, 8, 8)):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def test_mcconv_computes_with_binary_filters():
+    layer = MCConv(out_maps=3)
+    variables = layer.init(jax.random.key(0), images())
+    params = variables["params"]
+    assert params["latent_filters"].shape == (3, 3, 8, 3)
+    assert params["m_filters"].shape == (3, 3, 4)
+    centers = np.asarray(variables["centers"]["centers"])
+    binary = paper.binary(np.asarray(params["latent_filters"]), centers)
+    expected = paper.correlate(
+        np.asarray(images(), np.float64), paper.reconstruct(binary, np.asarray(params["m_filters"]))
+    )
+    np.testing.assert_allclose(layer.apply(variables, images()), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_unbinarized_mcconv_computes_with_latent_filters():
+    layer = MCConv(out_maps=3, binarized=False)
+    variables = layer.init(jax.random.key(0), images())
+    params = jax.tree.map(np.asarray, variables["params"])
+    expected = paper.correlate(
+        np.asarray(images(), np.float64),
+        paper.reconstruct(params["latent_filters"], params["m_filters"]),
+    )
+    np.testing.assert_allclose(layer.apply(variables, images()), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_centers", [2, 4])
+def test_first_centers_are_the_kmeans_of_the_first_filters(num_centers):
+    layer = MCConv(out_maps=5, num_centers=num_centers)
+    variables = jax.jit(layer.init)(jax.random.key(1), images())
+    updated = layers.updated_centers({"conv": variables["params"]}, num_centers)
+    np.testing.assert_allclose(
+        variables["centers"]["centers"], updated["conv"]["centers"], rtol=1e-6
+    )
+
+
+def test_strides_padding_and_kernel_size_reach_the_convolution():
+    layer = MCConv(out_maps=2, kernel_size=5, strides=2, padding="VALID")
+    output, variables = layer.init_with_output(jax.random.key(0), images())
+    assert variables["params"]["latent_filters"].shape == (5, 5, 8, 2)
+    assert output.shape == (2, 2, 2, 8)
+    assert MCConv(out_maps=2, strides=2).init_with_output(jax.random.key(0), images())[0].shape == (
+        2, 4, 4, 8,
+    )  # fmt: skip
+
+
+def test_m_starts_non_negative_with_planes_that_differ():
+    layer = MCConv(out_maps=3, m_noise=2.0)
+    m = layer.init(jax.random.key(0), images())["params"]["m_filters"]
+    assert np.min(m) >= 0
+    assert np.max(np.std(m, axis=-1)) > 0.5
+
+
+def test_conv_has_the_signature_and_output_of_mcconv():
+    for strides in (1, 2):
+        outputs = [
+            module(out_maps=3, planes=4, strides=strides).init_with_output(
+                jax.random.key(0), images()
+            )[0]
+            for module in (MCConv, Conv)
+        ]
+        assert outputs[0].shape == outputs[1].shape == (2, 8 // strides, 8 // strides, 12)
+
+
+def test_mcconv_trains_in_a_model_of_somebody_else():
+    class Tiny(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(MCConv(out_maps=4)(x))
+            return nn.Dense(2)(x.mean((1, 2)))
+
+    x, y = images(3, (64, 8, 8, 8)), jnp.arange(64) % 2
+    x = x.at[:, :, ::2].add(y.reshape(-1, 1, 1, 1) * 0.8)
+    variables = Tiny().init(jax.random.key(0), x)
+
+    def loss(params):
+        logits = Tiny().apply(variables | {"params": params}, x)
+        return -jnp.mean(jnp.take_along_axis(nn.log_softmax(logits), y[:, None], 1))
+
+    params = variables["params"]
+    first = loss(params)
+    gradient = jax.jit(jax.grad(loss))
+    for _ in range(60):
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient(params))
+    assert loss(params) < 0.5 * first
+
+
+def test_expand_input():
+    rgb = jnp.arange(12.0).reshape(1, 2, 2, 3)
+    copied = layers.expand_input(rgb, "copy", 4)
+    assert copied.shape == (1, 2, 2, 12)
+    np.testing.assert_array_equal(copied[0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
+    np.testing.assert_array_equal(layers.expand_input(rgb, "first", 4)[0, 1, 0], [6, 6, 6, 6])
+    np.testing.assert_array_equal(layers.expand_input(rgb, "rgbx", 4)[0, 0, 1], [3, 4, 5, 4])
+    with pytest.raises(ValueError, match="'rgbx' needs 3 channels and planes=4, not 1 and 4"):
+        layers.expand_input(rgb[..., :1], "rgbx", 4)
+    with pytest.raises(ValueError, match="needs 3 channels and planes=4, not 3 and 8"):
+        layers.expand_input(rgb, "rgbx", 8)
+    with pytest.raises(ValueError, match="input_planes='rgb' must be one of"):
+        layers.expand_input(rgb, "rgb", 4)
+
+
+def test_max_pool_is_that_of_flax():
+    x = images(4, (2, 7, 6, 3))
+    ours = layers.max_pool_2x2(x)
+    np.testing.assert_array_equal(ours, nn.max_pool(x, (2, 2), (2, 2)))
+    gradient = jax.grad(lambda x: jnp.sum(layers.max_pool_2x2(x) ** 3))(x)
+    expected = jax.grad(lambda x: jnp.sum(nn.max_pool(x, (2, 2), (2, 2)) ** 3))(x)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6)
+
+
+def test_dropout_depends_on_the_example_alone():
+    x = jnp.ones((6, 1000))
+    keys = jax.random.split(jax.random.key(0), 6)
+    whole = layers.example_dropout(x, keys, 0.25)
+    np.testing.assert_array_equal(whole[4:], layers.example_dropout(x[4:], keys[4:], 0.25))
+    assert set(np.unique(whole)) == {0.0, np.float32(1 / 0.75)}
+    np.testing.assert_allclose(np.mean(np.asarray(whole) == 0), 0.25, atol=0.02)
+    assert not np.array_equal(whole[0], whole[1])
+
+
+def test_binary_filters_and_bits_of_a_model():
+    params = MCConv(out_maps=3).init(jax.random.key(0), images())
+    tree = {"block": {"conv": params["params"]}}
+    centers = {"block": {"conv": params["centers"]}}
+    binary = layers.binary_filters(tree, centers)
+    assert list(binary) == ["block/conv"]
+    assert set(np.unique(binary["block/conv"])) == set(np.asarray(params["centers"]["centers"]))
+    weights = 3 * 3 * 8 * 3
+    assert layers.filter_bits(tree, 2) == (weights, 32 * weights)
+    assert layers.filter_bits(tree, 3) == (2 * weights, 32 * weights)
+    assert layers.filter_bits(tree, 4) == (2 * weights, 32 * weights)
+    assert layers.filter_bits(tree, None) == (32 * weights, 32 * weights)
+    ordinary = Conv(out_maps=2).init(jax.random.key(0), images())["params"]
+    assert layers.filter_bits(ordinary, 2) == (32 * 9 * 8 * 8, 32 * 9 * 8 * 8)

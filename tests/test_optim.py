@@ -1,0 +1,144 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import paper
+from mcn_jax import optim
+from mcn_jax.config import OptimizerConfig
+
+CONFIG = OptimizerConfig(weight_decay=0.01, schedule="constant")
+
+
+def tree(seed=0):
+    generator = np.random.default_rng(seed)
+    return {
+        "conv_1": {
+            "latent_filters": generator.normal(size=(3, 3, 4, 2)),
+            "m_filters": np.abs(generator.normal(size=(3, 3, 4))) * 0.02,
+        },
+        "batch_norm_1": {"scale": generator.normal(size=8), "bias": generator.normal(size=8)},
+        "dense_1": {"kernel": generator.normal(size=(8, 2)), "bias": generator.normal(size=2)},
+    }
+
+
+def test_groups_as_a_literal_tree():
+    assert optim.parameter_groups(tree()) == {
+        "conv_1": {"latent_filters": "latent_filters", "m_filters": "m_filters"},
+        "batch_norm_1": {"scale": "biases_and_batch_norm", "bias": "biases_and_batch_norm"},
+        "dense_1": {"kernel": "kernels", "bias": "biases_and_batch_norm"},
+    }
+
+
+def test_a_parameter_without_a_group_is_refused():
+    with pytest.raises(ValueError, match="parameter gate/alpha belongs to no group"):
+        optim.parameter_groups({"gate": {"alpha": np.ones(2)}})
+
+
+def test_three_steps_of_sgd_by_hand():
+    """v <- mu v + g; p <- p - rate (g + mu v), with g the gradient plus L2; M takes |.|."""
+    params = expected = tree()
+    velocity = jax.tree.map(np.zeros_like, params)
+    with jax.enable_x64(True):
+        optimizer = optim.make_optimizer(CONFIG, steps_per_epoch=10, num_epochs=1)
+        params = jax.tree.map(jnp.asarray, params)
+        state = optimizer.init(params)
+        for step in range(3):
+            gradients = tree(seed=step + 1)
+            updates, state = optimizer.update(jax.tree.map(jnp.asarray, gradients), state, params)
+            params = optax.apply_updates(params, updates)
+
+            def by_hand(path, p, v, g):
+                name = path[-1].key
+                g = g + 0.01 * p if name in ("latent_filters", "kernel") else g
+                v = 0.9 * v + g
+                p = p - (0.01 if name == "m_filters" else 0.1) * (g + 0.9 * v)
+                return (np.abs(p) if name == "m_filters" else p), v
+
+            pairs = jax.tree_util.tree_map_with_path(by_hand, expected, velocity, gradients)
+            expected, velocity = jax.tree.transpose(
+                jax.tree.structure(expected), jax.tree.structure((0, 0)), pairs
+            )
+    params = jax.tree.map(np.asarray, params)
+    assert np.min(params["conv_1"]["m_filters"]) >= 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), params, expected)
+
+
+def test_m_is_reflected_at_zero():
+    """Eq. 15: M <- |M - eta2 * g|."""
+    config = dataclasses.replace(CONFIG, momentum=0.0)
+    optimizer = optim.make_optimizer(config, steps_per_epoch=10, num_epochs=1)
+    params = {"conv": {"m_filters": jnp.array([0.01, 0.5, 0.0])}}
+    gradients = {"conv": {"m_filters": jnp.array([3.0, 3.0, -2.0])}}
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    moved = optax.apply_updates(params, updates)["conv"]["m_filters"]
+    np.testing.assert_allclose(moved, [0.02, 0.47, 0.02], rtol=1e-5)
+
+
+def test_projected_parameters_are_never_negative_in_floating_point():
+    projection = optim.absolute_projection()
+    generator = np.random.default_rng(0)
+    params = jnp.asarray(np.abs(generator.normal(size=200_000)), jnp.float32)
+    # Updates within a few units in the last place of -p, where rounding could cross zero.
+    updates = -params * (1 + jnp.asarray(generator.integers(-4, 5, params.size) * 2.0**-24))
+    projected, _ = projection.update(updates, projection.init(params), params)
+    moved = optax.apply_updates(params, projected)
+    assert jnp.min(moved) >= 0
+    np.testing.assert_allclose(moved, jnp.abs(params + updates), atol=3e-7)
+
+
+def test_adadelta_moves_m_and_keeps_it_non_negative():
+    config = dataclasses.replace(CONFIG, name="adadelta", learning_rate=1.0, m_learning_rate=50.0)
+    optimizer = optim.make_optimizer(config, steps_per_epoch=10, num_epochs=1)
+    params = jax.tree.map(jnp.asarray, tree())
+    state, before = optimizer.init(params), params
+    for seed in range(20):
+        gradients = jax.tree.map(jnp.asarray, tree(seed + 1))
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    assert jnp.min(params["conv_1"]["m_filters"]) >= 0
+    moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), params, before)
+    assert min(jax.tree.leaves(moved)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("step", {0: 1, 19: 1, 20: 0.2, 29: 0.2, 30: 0.04, 99: 0.04}),
+        ("cosine", {0: 1, 25: 0.5 + 0.25 * 2**0.5, 50: 0.5, 100: 0}),
+        ("constant", {0: 1, 99: 1}),
+    ],
+)
+def test_schedules(schedule, expected):
+    config = OptimizerConfig(schedule=schedule, schedule_epochs=(2, 3), schedule_factor=0.2)
+    scale = optim.rate_scale(config, steps_per_epoch=10, num_epochs=10)
+    for step, value in expected.items():
+        np.testing.assert_allclose(scale(step), value, rtol=1e-6, atol=1e-7)
+
+
+def test_warmup_rises_linearly_and_scales_both_rates():
+    config = OptimizerConfig(schedule="constant", warmup_epochs=2, learning_rate=0.1)
+    rate = optim.learning_rate(config, steps_per_epoch=5, num_epochs=10)
+    np.testing.assert_allclose(
+        [rate(s) for s in (0, 4, 9, 10, 49)], [0.01, 0.05, 0.1, 0.1, 0.1], rtol=1e-6
+    )
+
+
+def test_projection_penalty_is_the_third_term_of_eq_10():
+    params, gradients = tree(0), tree(1)
+    latent = params["conv_1"]["latent_filters"]
+    centers = np.array([-0.3, 0.4])
+    with jax.enable_x64(True):
+        penalty = optim.projection_penalty(
+            *jax.tree.map(
+                jnp.asarray, (params, {"conv_1": {"centers": centers}}, gradients, np.array(0.1))
+            )
+        )
+    expected = paper.projection_term(
+        latent, paper.binary(latent, centers), gradients["conv_1"]["latent_filters"], 1.0, 0.1
+    )
+    np.testing.assert_allclose(penalty["conv_1"].pop("latent_filters"), expected, rtol=1e-12)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(penalty))

@@ -1,0 +1,101 @@
+"""One device and eight, and how often a step is compiled."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from mcn_jax import parallel
+from mcn_jax.checkpoint import Checkpoints, named_leaves
+from mcn_jax.config import LossConfig
+from mcn_jax.steps import Batch, train_step
+from small_runs import digits_config, random_split, relative_distance, step_arguments
+
+
+def train(config, binarized, steps):
+    """The state after some steps of `parallel.parallel(train_step)` on `local_devices()`."""
+    state, arguments = step_arguments(config, binarized, axis_name=parallel.AXIS)
+    step = parallel.parallel(functools.partial(train_step, **arguments), donate_state=True)
+    state = parallel.replicate(state)
+    split = parallel.replicate(random_split())
+    for i in range(steps):
+        order = np.random.default_rng(i).permutation(64)[:32].astype(np.int32)
+        batch = parallel.shard(Batch(order, np.arange(32, dtype=np.int32)))
+        state, metrics = step(state, split, batch)
+        jax.block_until_ready(metrics)
+    return parallel.unreplicate(state)
+
+
+def compare(config, binarized, steps, tolerance, monkeypatch):
+    assert len(parallel.local_devices()) == 8
+    eight = named_leaves(train(config, binarized, steps))
+    with monkeypatch.context() as patch:
+        patch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:1])
+        one = named_leaves(train(config, binarized, steps))
+    assert eight.keys() == one.keys()
+    distances = {name: relative_distance(eight[name], one[name]) for name in one}
+    assert max(distances.values()) <= tolerance, distances
+    assert any(name.startswith("batch_stats") for name in distances)
+
+
+@pytest.mark.parametrize("center_loss_weight", [0.0, 0.01])
+@pytest.mark.parametrize("binarized", [True, False])
+def test_one_device_equals_eight_in_float64(binarized, center_loss_weight, monkeypatch):
+    loss = LossConfig(theta=1e-3, center_loss_weight=center_loss_weight)
+    config = digits_config(dtype="float64", param_dtype="float64", loss=loss)
+    with jax.enable_x64(True):
+        compare(config, binarized, 10, 1e-9, monkeypatch)
+
+
+@pytest.mark.parametrize("binarized", [True, False])
+def test_one_device_equals_eight_in_float32(binarized, monkeypatch):
+    compare(digits_config(), binarized, 1, 1e-5, monkeypatch)
+
+
+COMPILATIONS = []
+
+
+def record_compilation(event, duration, **details):
+    if event == "/jax/core/compile/backend_compile_duration":
+        COMPILATIONS.append(details)
+
+
+jax.monitoring.register_event_duration_secs_listener(record_compilation)
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_the_second_step_compiles_nothing(restored, tmp_path):
+    config = digits_config()
+    state, arguments = step_arguments(config, binarized=True, axis_name=parallel.AXIS)
+    if restored:
+        checkpoints = Checkpoints(tmp_path)
+        checkpoints.save(3, train(config, binarized=True, steps=3), test_accuracy=0.5)
+        state = checkpoints.restore(3, state)
+        checkpoints.close()
+    step = parallel.parallel(functools.partial(train_step, **arguments), donate_state=True)
+    state, split = parallel.replicate(state), parallel.replicate(random_split())
+    batch = Batch(np.arange(32, dtype=np.int32), np.arange(32, dtype=np.int32))
+    counts = []
+    for _ in range(3):
+        before = len(COMPILATIONS)
+        state, metrics = step(state, split, parallel.shard(batch))
+        jax.block_until_ready(metrics)
+        counts.append(len(COMPILATIONS) - before)
+    assert counts[0] >= 1, "the first step must be seen compiling, or this test sees nothing"
+    assert counts[1:] == [0, 0]
+
+
+def test_shard_divides_in_order_and_unreplicate_undoes_replicate():
+    divided = parallel.shard(np.arange(16))
+    assert [np.asarray(s.data).ravel().tolist() for s in divided.addressable_shards] == [
+        [2 * i, 2 * i + 1] for i in range(8)
+    ]
+    tree = {"a": np.arange(6.0).reshape(2, 3), "b": np.asarray(7)}
+    back = parallel.unreplicate(parallel.replicate(tree))
+    jax.tree.map(np.testing.assert_array_equal, back, tree)
+    assert back["b"].shape == ()
+
+
+def test_eight_cpu_devices_are_awaited(one_device):
+    assert not parallel.must_await_steps()

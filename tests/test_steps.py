@@ -1,0 +1,120 @@
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+import paper
+from mcn_jax.config import BinarizeConfig, LossConfig, OptimizerConfig
+from mcn_jax.steps import Batch, EvalBatch, eval_step, train_step
+from small_runs import digits_config, random_split, step_arguments
+
+PLAIN_SGD = OptimizerConfig(
+    learning_rate=0.05, m_learning_rate=0.02, momentum=0.0, weight_decay=0.0, schedule="constant"
+)
+BATCH = Batch(np.arange(32, dtype=np.int32), np.arange(32, dtype=np.int32))
+
+
+def float64_config(**changes):
+    config = digits_config(dtype="float64", param_dtype="float64", optimizer=PLAIN_SGD)
+    return dataclasses.replace(config, **changes)
+
+
+def one_step(config, binarized=True):
+    """(state before, state after, metrics) as numpy, in float64."""
+    with jax.enable_x64(True):
+        state, arguments = step_arguments(config, binarized)
+        step = jax.jit(functools.partial(train_step, **arguments))
+        return jax.device_get((state, *step(state, random_split(), BATCH)))
+
+
+@pytest.mark.parametrize("projection_penalty", [True, False])
+def test_a_step_adds_the_terms_of_eqs_10_13_and_17(projection_penalty):
+    """The softmax gradient is taken from a step with theta = 0; the rest is the paper's."""
+    theta = 0.3
+    before, plain, _ = one_step(float64_config(loss=LossConfig(theta=0.0)))
+    loss = LossConfig(theta=theta, projection_penalty=projection_penalty)
+    _, full, metrics = one_step(float64_config(loss=loss))
+    filter_loss = 0.0
+    for name in ("conv_1", "conv_2"):
+        latent, m = (before.params[name][key] for key in ("latent_filters", "m_filters"))
+        binary = paper.binary(latent, before.centers[name]["centers"])
+        filter_loss += paper.filter_loss(latent, binary, m, 1.0)
+        softmax_gradient = (latent - plain.params[name]["latent_filters"]) / 0.05
+        d_latent, d_m = paper.filter_loss_gradients(latent, binary, m, theta)
+        d_latent = softmax_gradient + d_latent
+        if projection_penalty:
+            d_latent += paper.projection_term(latent, binary, softmax_gradient, theta, 0.05)
+        np.testing.assert_allclose(
+            full.params[name]["latent_filters"], latent - 0.05 * d_latent, rtol=1e-9
+        )
+        m_softmax_gradient = (m - plain.params[name]["m_filters"]) / 0.02
+        np.testing.assert_allclose(
+            full.params[name]["m_filters"],
+            np.abs(m - 0.02 * (m_softmax_gradient + d_m)),
+            rtol=1e-8,
+        )
+    np.testing.assert_allclose(metrics["filter_loss"], filter_loss, rtol=1e-9)
+    assert full.step == before.step + 1
+
+
+def test_a_u_mcn_is_trained_with_the_softmax_loss_alone():
+    states = [
+        one_step(float64_config(loss=LossConfig(theta=theta)), binarized=False)[1]
+        for theta in (0.0, 0.3)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *(state.params for state in states))
+
+
+def test_the_latent_reading_of_eq_16_changes_m_alone():
+    binary, latent = (
+        one_step(float64_config(binarize=BinarizeConfig(start_epoch=2, m_gradient=reading)))[1]
+        for reading in ("binary", "latent")
+    )
+    for name in ("conv_1", "conv_2"):
+        a, b = binary.params[name], latent.params[name]
+        np.testing.assert_array_equal(a["latent_filters"], b["latent_filters"])
+        assert np.max(np.abs(a["m_filters"] - b["m_filters"])) > 1e-6
+
+
+def test_the_center_loss_pulls_features_to_their_class_means():
+    config = float64_config(loss=LossConfig(theta=0.0, center_loss_weight=0.1))
+    before, after, metrics = one_step(config)
+    assert before.class_means.shape == (10, 8, 8, 16)
+    assert metrics["center_loss"] > 0
+    present = np.unique(random_split().labels[:32])
+    moved = np.abs(after.class_means - before.class_means).max((1, 2, 3)) > 0
+    np.testing.assert_array_equal(np.flatnonzero(moved), present)
+    _, without, _ = one_step(float64_config(loss=LossConfig(theta=0.0)))
+    assert without.class_means is None
+    assert np.any(
+        after.params["conv_2"]["latent_filters"] != without.params["conv_2"]["latent_filters"]
+    )
+
+
+def test_bfloat16_computation_leaves_the_state_in_float32():
+    state, arguments = step_arguments(digits_config(dtype="bfloat16"), binarized=True)
+    new_state, metrics = jax.jit(functools.partial(train_step, **arguments))(
+        state, random_split(), BATCH
+    )
+    dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(new_state)}
+    assert dtypes == {"float32", "int32"}
+    full_state, arguments = step_arguments(digits_config(), binarized=True)
+    _, full = jax.jit(functools.partial(train_step, **arguments))(full_state, random_split(), BATCH)
+    np.testing.assert_allclose(metrics["softmax_loss"], full["softmax_loss"], rtol=0.05)
+
+
+def test_evaluation_counts_what_is_not_padding():
+    state, arguments = step_arguments(digits_config(), binarized=True)
+    split = random_split()
+    step = jax.jit(
+        functools.partial(eval_step, model=arguments["model"], settings=arguments["settings"])
+    )
+    whole = step(state, split, EvalBatch(np.arange(64), np.ones(64, bool)))
+    mask = np.arange(64) < 40
+    part = step(state, split, EvalBatch(np.where(mask, np.arange(64), 0), mask))
+    rest = step(state, split, EvalBatch(np.arange(40, 64), np.ones(24, bool)))
+    assert (whole["examples"], part["examples"], rest["examples"]) == (64, 40, 24)
+    assert part["correct"] + rest["correct"] == whole["correct"]
+    np.testing.assert_allclose(part["loss"] + rest["loss"], whole["loss"], rtol=1e-5)
