@@ -27,11 +27,17 @@ _WORKDIR = flags.DEFINE_string(
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
         for argument in argv[1:]:
-            if argument.startswith("--config."):
-                check_field(argument.removeprefix("--config.").partition("=")[0])
+            name, _, value = argument.partition("=")
+            if name.startswith("--config."):
+                check_field(name.removeprefix("--config."))
+            elif name == "--config" and value and not pathlib.Path(value).is_file():
+                raise InputError(f"config file {value} does not exist; pass one of configs/*.py")
         return flags.FLAGS(argv)
     except (InputError, flags.Error) as error:
         sys.exit(f"mcn_jax: error: {error}")
+    except AttributeError as error:
+        # What a locked ConfigDict answers to a file that sets a field there is not.
+        sys.exit(f"mcn_jax: error: config file: {' '.join(str(error).split())}")
 
 
 def _load_config() -> tuple[Config, pathlib.Path]:

@@ -29,10 +29,10 @@ def digits_config(data_dir="", **changes):
         eval_batch_size=100,
         log_every_steps=10,
         data=DataConfig(name="digits", data_dir=data_dir, crop_padding=2),
-        model=ModelConfig(widths=(2, 4), dense_features=16),
+        model=ModelConfig(widths=(2, 4), dense_features=32, dropout_rate=0.2),
         binarize=BinarizeConfig(start_epoch=2),
         loss=LossConfig(theta=1e-3),
-        optimizer=OptimizerConfig(learning_rate=0.05, schedule="cosine"),
+        optimizer=OptimizerConfig(learning_rate=0.05, schedule="cosine", warmup_epochs=1),
     )
     return dataclasses.replace(config, **changes)
 
@@ -44,27 +44,30 @@ def random_split(examples=64, size=16, seed=0):
     return Split(images, labels)
 
 
-def step_arguments(config, binarized, axis_name=None, image_size=16):
-    """(initial state, keyword arguments of `train_step`), without a data set."""
+def train_step_arguments(config, binarized, axis_name=None):
+    """The keyword arguments of `train_step`, without a data set."""
     facts = DATASETS[config.data.name]
     schedule = (config.optimizer, STEPS_PER_EPOCH, config.num_epochs)
-    optimizer = optim.make_optimizer(*schedule)
-    settings = StepSettings(
-        config=config,
-        learning_rate=optim.learning_rate(*schedule),
-        mean=facts.mean,
-        std=facts.std,
-    )
-    model = models.make_model(config, facts.classes, binarized=binarized, axis_name=axis_name)
-    initial_model = models.make_model(config, facts.classes, binarized=binarized)
-    state = create_state(config, initial_model, optimizer, (image_size, image_size, 1))
-    return jax.device_get(state), {
-        "model": model,
-        "optimizer": optimizer,
-        "settings": settings,
+    return {
+        "model": models.make_model(config, facts.classes, binarized=binarized, axis_name=axis_name),
+        "optimizer": optim.make_optimizer(*schedule),
+        "settings": StepSettings(
+            config=config,
+            learning_rate=optim.learning_rate(*schedule),
+            mean=facts.mean,
+            std=facts.std,
+        ),
         "binarized": binarized,
         "axis_name": axis_name,
     }
+
+
+def step_arguments(config, binarized, axis_name=None, image_size=16):
+    """(initial state, keyword arguments of `train_step`)."""
+    arguments = train_step_arguments(config, binarized, axis_name)
+    model = models.make_model(config, arguments["model"].num_classes, binarized=binarized)
+    state = create_state(config, model, arguments["optimizer"], (image_size, image_size, 1))
+    return jax.device_get(state), arguments
 
 
 def relative_distance(a, b):
@@ -72,5 +75,3 @@ def relative_distance(a, b):
     norm = np.linalg.norm(np.asarray(b, np.float64))
     distance = np.linalg.norm(np.asarray(a, np.float64) - np.asarray(b, np.float64))
     return distance / norm if norm else distance
-
-

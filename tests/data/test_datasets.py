@@ -1,0 +1,179 @@
+import functools
+import gzip
+import http.server
+import threading
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from mcn_jax import data
+from mcn_jax.config import DataConfig
+from mcn_jax.data import digits, mnist
+from mcn_jax.errors import InputError
+
+
+def test_digits_are_the_real_scans_in_a_stratified_split(data_dir):
+    dataset = data.load_dataset(DataConfig(name="digits", data_dir=data_dir))
+    assert dataset.train_images.shape == (1437, 32, 32, 1)
+    assert dataset.test_images.shape == (360, 32, 32, 1)
+    assert dataset.train_images.dtype == np.uint8
+    scans = load_digits()
+    expected = sorted(
+        (digits.enlarged(scan).tobytes(), label)
+        for scan, label in zip(scans.images, scans.target, strict=True)
+    )
+    images = np.concatenate([dataset.train_images, dataset.test_images])
+    labels = np.concatenate([dataset.train_labels, dataset.test_labels])
+    assert sorted(zip((i.tobytes() for i in images), labels, strict=True)) == expected
+    shares = np.bincount(dataset.test_labels) / np.bincount(labels)
+    np.testing.assert_allclose(shares, 0.2, atol=0.005)
+
+
+def test_the_split_of_digits_is_the_same_everywhere(data_dir, tmp_path):
+    a = data.load_dataset(DataConfig(name="digits", data_dir=data_dir))
+    b = data.load_dataset(DataConfig(name="digits", data_dir=str(tmp_path)))
+    np.testing.assert_array_equal(a.train_images, b.train_images)
+    np.testing.assert_array_equal(a.test_labels, b.test_labels)
+
+
+def check_facts(name, dataset):
+    facts = data.DATASETS[name]
+    pixels = dataset.train_images / 255
+    np.testing.assert_allclose(facts.mean, pixels.mean((0, 1, 2)), atol=5e-5)
+    np.testing.assert_allclose(facts.std, pixels.std((0, 1, 2)), atol=5e-5)
+    assert dataset.train_images.shape == (facts.examples["train"], *facts.image_shape)
+    assert dataset.test_images.shape == (facts.examples["test"], *facts.image_shape)
+    assert set(dataset.test_labels) == set(range(facts.classes))
+
+
+def test_facts_of_digits(data_dir):
+    check_facts("digits", data.load_dataset(DataConfig(name="digits", data_dir=data_dir)))
+
+
+def test_real_mnist(mnist_archives, tmp_path):
+    config = DataConfig(name="mnist", data_dir=str(tmp_path), archive_dir=mnist_archives)
+    dataset = data.load_dataset(config)
+    check_facts("mnist", dataset)
+    with gzip.open(f"{mnist_archives}/t10k-images-idx3-ubyte.gz") as file:
+        pixels = np.frombuffer(file.read()[16:], np.uint8).reshape(10000, 28, 28, 1)
+    order = np.lexsort(pixels.reshape(10000, -1).T)
+    ours = dataset.test_images
+    np.testing.assert_array_equal(ours[np.lexsort(ours.reshape(10000, -1).T)], pixels[order])
+    np.testing.assert_array_equal(
+        np.bincount(dataset.train_labels),
+        [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
+    )
+
+
+def test_mnist_extracted_in_torchvisions_layout(mnist_archives, tmp_path):
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, _, _ in mnist.FILES.values():
+        with gzip.open(f"{mnist_archives}/{name}.gz") as file:
+            (folder / name).write_bytes(file.read())
+    paths = mnist.find_archives(tmp_path)
+    arrays = {key: mnist.read_idx(path, *mnist.FILES[key][1:]) for key, path in paths.items()}
+    assert arrays["train", "images"].shape == (60000, 28, 28)
+    assert arrays["test", "labels"][:3].tolist() == [7, 2, 1]
+
+
+@pytest.fixture
+def damaged_archives(mnist_archives, tmp_path):
+    """A directory with links to the real archives, of which a test replaces one."""
+    directory = tmp_path / "archives"
+    directory.mkdir()
+    for name, _, _ in mnist.FILES.values():
+        (directory / f"{name}.gz").symlink_to(f"{mnist_archives}/{name}.gz")
+    return directory
+
+
+def replace(path, content):
+    path.unlink()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "other", "short", "missing"])
+def test_damaged_archives_are_named_and_nothing_is_written(damaged_archives, tmp_path, damage):
+    path = damaged_archives / "t10k-labels-idx1-ubyte.gz"
+    content = path.read_bytes()
+    extracted = bytearray(gzip.decompress(content))
+    extracted[100] ^= 1
+    if damage == "truncated":
+        replace(path, content[:-20])
+        message = "is truncated or damaged"
+    elif damage == "flipped":
+        replace(path, content[:2000] + bytes([content[2000] ^ 255]) + content[2001:])
+        message = "is truncated or damaged"
+    elif damage == "other":
+        replace(path, gzip.compress(bytes(extracted)))
+        message = "is not the official file"
+    elif damage == "short":
+        replace(path, gzip.compress(bytes(extracted[:500])))
+        message = "holds 500 bytes where 10008 are expected"
+    else:
+        path.unlink()
+        message = "has no t10k-labels-idx1-ubyte.gz; put the four official MNIST files there"
+    data_dir = tmp_path / "prepared"
+    config = DataConfig(name="mnist", data_dir=str(data_dir), archive_dir=str(damaged_archives))
+    with pytest.raises(InputError, match=f"{damaged_archives}.*{message}") as error:
+        data.load_dataset(config)
+    assert "\n" not in str(error.value)
+    assert not [p for p in data_dir.rglob("*") if p.is_file()]
+
+
+def test_an_archive_directory_that_does_not_exist(tmp_path):
+    config = DataConfig(name="mnist", data_dir=str(tmp_path), archive_dir="/nowhere/at/all")
+    with pytest.raises(InputError, match="archive directory /nowhere/at/all does not exist"):
+        data.load_dataset(config)
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def archive_server(damaged_archives, monkeypatch):
+    """Serves a directory over HTTP on this machine in place of the official site."""
+    handler = functools.partial(QuietHandler, directory=str(damaged_archives))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    infos = {
+        f"{url}/{key.rsplit('/', 1)[1]}": info for key, info in mnist.Mnist.url_infos.items()
+    }
+    monkeypatch.setattr(mnist, "URL", url)
+    monkeypatch.setattr(mnist.Mnist, "url_infos", infos)
+    yield damaged_archives
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_downloads_are_checked_against_their_checksums(archive_server, tmp_path):
+    config = DataConfig(name="mnist", data_dir=str(tmp_path / "good"))
+    assert data.load_dataset(config).test_labels[:1].shape == (1,)
+    path = archive_server / "t10k-labels-idx1-ubyte.gz"
+    replace(path, gzip.compress(gzip.decompress(path.read_bytes()) + b"x"))
+    config = DataConfig(name="mnist", data_dir=str(tmp_path / "bad"))
+    with pytest.raises(InputError, match=r"could not be prepared.*--config.data.archive_dir"):
+        data.load_dataset(config)
+
+
+def test_the_checksums_are_package_data_with_the_official_urls():
+    assert set(mnist.Mnist.url_infos) == {
+        f"{mnist.URL}/{name}.gz" for name, _, _ in mnist.FILES.values()
+    }
+
+
+def test_padding_centers_the_image():
+    images = np.ones((2, 3, 4, 1), np.uint8)
+    padded = data.padded_to(images, 8)
+    assert padded.shape == (2, 8, 8, 1)
+    assert padded[:, 2:5, 2:6].all()
+    assert padded.sum() == images.sum()
+    assert data.padded_to(images, 0) is images
+    with pytest.raises(InputError, match="image_size=3 is smaller than the images of 3x4"):
+        data.padded_to(images, 3)

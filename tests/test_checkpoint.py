@@ -1,0 +1,96 @@
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from mcn_jax.checkpoint import Checkpoints, named_leaves
+from mcn_jax.errors import InputError
+from small_runs import digits_config, step_arguments
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    opened = Checkpoints(tmp_path / "checkpoints")
+    yield opened
+    opened.close()
+
+
+def state_of(**changes):
+    return step_arguments(digits_config(**changes), binarized=True)[0]
+
+
+def test_a_state_comes_back_bit_for_bit(checkpoints):
+    state = state_of()
+    checkpoints.save(7, state, test_accuracy=0.5)
+    other = state_of(seed=1)
+    restored = named_leaves(checkpoints.restore(7, other))
+    for name, leaf in named_leaves(state).items():
+        np.testing.assert_array_equal(restored[name], leaf)
+        assert restored[name].dtype == leaf.dtype
+    assert "params/conv_1/m_filters" in restored
+    assert "centers/conv_1/centers" in restored
+
+
+def test_the_last_two_and_the_best_are_kept_across_processes(tmp_path):
+    state = {"x": np.arange(3.0)}
+    for step, accuracy in [(1, 0.3), (2, 0.9), (3, 0.9), (4, 0.5), (5, 0.6), (6, 0.4)]:
+        opened = Checkpoints(tmp_path)  # a process of its own would do the same
+        opened.save(step, state, accuracy)
+        steps, best = opened.steps(), opened.best_step()
+        opened.close()
+    assert steps == [3, 5, 6]
+    assert best == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t | {"more": np.ones(2)}, "has no more, which this model needs"),
+        (lambda t: {"a": t["a"]}, "holds b/c, which this model has not"),
+        (lambda t: t | {"a": np.ones((2, 3))}, r"holds a of shape \(3, 2\), this model needs \(2, 3\)"),
+        (
+            lambda t: t | {"a": np.ones((3, 2), np.float64)},
+            "holds a as float32, this model needs float64",
+        ),
+    ],
+)  # fmt: skip
+def test_another_structure_shape_or_dtype_is_refused_by_name(checkpoints, change, message):
+    tree = {"a": np.ones((3, 2), np.float32), "b": {"c": np.zeros(4, np.int32)}}
+    checkpoints.save(1, tree, test_accuracy=0.5)
+    with pytest.raises(InputError, match=message):
+        checkpoints.restore(1, change(tree))
+
+
+def test_a_leaf_that_differs_from_its_digest_is_named(checkpoints):
+    tree = {"a": np.ones(3, np.float32), "b": np.zeros(4, np.float32)}
+    checkpoints.save(1, tree, test_accuracy=0.5)
+    [path] = [
+        p for p in (checkpoints.directory / "1" / "digests").iterdir() if "sha256" in p.read_text()
+    ]
+    record = json.loads(path.read_text())
+    record["b"]["sha256"] = "0" * 64
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match="1 is damaged: b differs from its digest; delete"):
+        checkpoints.restore(1, tree)
+
+
+def largest_data_file(directory: pathlib.Path) -> pathlib.Path:
+    return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "delete", "flip"])
+def test_a_damaged_file_is_noticed(checkpoints, damage):
+    tree = {"a": np.random.default_rng(0).normal(size=5000), "b": np.zeros(4)}
+    checkpoints.save(1, tree, test_accuracy=0.5)
+    path = largest_data_file(checkpoints.directory / "1" / "state")
+    content = bytearray(path.read_bytes())
+    if damage == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "delete":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"checkpoint .*/1 (is damaged|cannot be read)"):
+        checkpoints.restore(1, tree)

@@ -1,0 +1,136 @@
+import dataclasses
+import re
+
+import pytest
+
+from mcn_jax.config import (
+    BinarizeConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    check_field,
+    default_config,
+    flatten,
+    from_config_dict,
+    validate,
+)
+from mcn_jax.errors import InputError
+
+
+def test_the_default_config_is_the_dataclass_and_is_locked():
+    config = default_config()
+    assert from_config_dict(config) == Config()
+    with pytest.raises(AttributeError, match="theta"):
+        config.loss.thetaa = 1.0
+
+
+def test_integers_become_floats_and_lists_tuples():
+    config = default_config()
+    config.loss.theta = 1
+    values = config.to_dict()
+    values["model"]["widths"] = [1, 2]
+    frozen = from_config_dict(values)
+    assert isinstance(frozen.loss.theta, float)
+    assert frozen.model.widths == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("loss", "thet"), 1.0, "unknown field config.loss.thet; did you mean theta?"),
+        (("lozz",), 1.0, "unknown field config.lozz"),
+        (("loss", "theta"), "1", "config.loss.theta='1' must be of type float"),
+        (("seed",), True, "config.seed=True must be of type int"),
+        (("model", "widths"), (1, 2.5), "config.model.widths=(1, 2.5) must be a tuple of integers"),
+    ],
+)
+def test_unknown_fields_and_wrong_types_are_named(path, value, message):
+    values = default_config().to_dict()
+    place = values
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    with pytest.raises(InputError, match=re.escape(message)):
+        from_config_dict(values)
+
+
+def test_a_missing_field_is_named():
+    values = default_config().to_dict()
+    del values["optimizer"]["momentum"]
+    with pytest.raises(InputError, match=r"missing field config.optimizer.momentum"):
+        from_config_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (Config(loss=LossConfig(theta=-1.0)), "config.loss.theta=-1.0 must not be negative"),
+        (Config(loss=LossConfig(theta=float("nan"))), "config.loss.theta=nan must not be negative"),
+        (
+            Config(optimizer=OptimizerConfig(learning_rate=float("inf"))),
+            "config.optimizer.learning_rate=inf must be finite",
+        ),
+        (
+            Config(data=DataConfig(name="mnits")),
+            "config.data.name='mnits' must be one of digits, mnist; did you mean mnist?",
+        ),
+        (
+            Config(model=ModelConfig(conv="mconv")),
+            "config.model.conv='mconv' must be one of mcconv, conv; did you mean mcconv?",
+        ),
+        (Config(model=ModelConfig(widths=())), "config.model.widths=() must name at least one layer"),
+        (Config(model=ModelConfig(dropout_rate=1.0)), "config.model.dropout_rate=1.0 must lie in"),
+        (Config(dtype="float16"), "config.dtype='float16' must be one of float32"),
+        (Config(batch_size=0), "config.batch_size=0 must be at least 1"),
+        (
+            Config(binarize=BinarizeConfig(num_centers=1)),
+            "config.binarize.num_centers=1 must be >= 2",
+        ),
+        (
+            Config(optimizer=OptimizerConfig(schedule_epochs=(2, 1))),
+            "config.optimizer.schedule_epochs=(2, 1) must increase",
+        ),
+        (
+            Config(num_epochs=10),
+            "config.binarize.start_epoch=10 leaves none of the 10 epochs for binary filters",
+        ),
+    ],
+)
+def test_wrong_values_are_named_with_what_is_allowed(config, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        validate(config)
+
+
+def test_a_batch_that_the_devices_do_not_divide():
+    with pytest.raises(InputError, match=r"batch_size=100 is not divisible by the 8 devices;.*96 and 104"):
+        validate(Config(batch_size=100), num_devices=8)
+    validate(Config(batch_size=104), num_devices=8)
+
+
+def test_ordinary_convolutions_and_u_mcns_need_no_start_epoch():
+    validate(Config(num_epochs=5, model=ModelConfig(conv="conv")))
+    validate(Config(num_epochs=5, binarize=BinarizeConfig(enabled=False)))
+
+
+def test_override_names_are_checked():
+    check_field("optimizer.schedule_epochs")
+    with pytest.raises(InputError, match=r"config.los.theta; did you mean loss.theta\?"):
+        check_field("los.theta")
+
+
+def test_when_filters_are_binary_and_centers_computed():
+    config = Config(binarize=BinarizeConfig(start_epoch=2, refresh_epochs=3))
+    assert [config.binarized_in(e) for e in range(4)] == [False, False, True, True]
+    assert [e for e in range(10) if config.computes_centers_before(e)] == [2, 5, 8]
+    once = dataclasses.replace(config, binarize=BinarizeConfig(start_epoch=2))
+    assert [e for e in range(10) if once.computes_centers_before(e)] == [2]
+
+
+def test_flatten_names_every_field():
+    flat = flatten(Config())
+    assert flat["optimizer.m_learning_rate"] == 0.01
+    assert flat["seed"] == 0
+    assert {"loss.theta", "data.archive_dir", "model.widths", "binarize.start_epoch"} <= set(flat)
+    assert not any(isinstance(value, dict) for value in flat.values())

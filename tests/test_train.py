@@ -1,0 +1,180 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from mcn_jax.checkpoint import Checkpoints, named_leaves
+from mcn_jax.config import BinarizeConfig, LossConfig, OptimizerConfig
+from mcn_jax.errors import InputError
+from mcn_jax.layers import binary_filters
+from mcn_jax.ops.mcconv import FORMS
+from mcn_jax.train import train_and_evaluate
+from mcn_jax.workdir import read_metrics
+from small_runs import STEPS_PER_EPOCH, digits_config, step_arguments
+
+TIMES = ("wall_seconds", "images_per_second")
+
+
+def last_state(workdir, config):
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    template, _ = step_arguments(config, binarized=True, image_size=32)
+    state = checkpoints.restore(checkpoints.steps()[-1], template)
+    checkpoints.close()
+    return state
+
+
+def without_times(records):
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
+
+
+def test_a_run_stopped_after_any_epoch_ends_where_the_uninterrupted_one_ends(
+    data_dir, tmp_path, monkeypatch, one_device
+):
+    loss = LossConfig(theta=1e-3, center_loss_weight=1e-3)
+    config = digits_config(data_dir, loss=loss)
+    result = train_and_evaluate(config, tmp_path / "whole")
+    expected = named_leaves(last_state(tmp_path / "whole", config))
+    save = Checkpoints.save
+    for stop_epoch in range(4):
+        workdir = tmp_path / f"stopped_{stop_epoch}"
+
+        def save_and_stop(self, step, *arguments, stop=stop_epoch):
+            save(self, step, *arguments)
+            if step == (stop + 1) * STEPS_PER_EPOCH:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoints, "save", save_and_stop)
+            with pytest.raises(KeyboardInterrupt):
+                train_and_evaluate(config, workdir)
+        # What a kill between the record and the next checkpoint leaves behind.
+        with (workdir / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"kind": "step", "step": 10**6, "epoch": 9}) + '\n{"kind": "st')
+        resumed = train_and_evaluate(config, workdir)
+        for name, leaf in named_leaves(last_state(workdir, config)).items():
+            np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
+        for name in set(result) - set(TIMES):
+            assert resumed[name] == result[name], name
+        assert without_times(read_metrics(workdir / "metrics.jsonl")) == without_times(
+            read_metrics(tmp_path / "whole" / "metrics.jsonl")
+        )
+
+
+@pytest.mark.parametrize("num_centers", [2, 3])
+def test_every_step_keeps_m_non_negative_and_every_forward_pass_is_binary(
+    num_centers, data_dir, tmp_path, monkeypatch, one_device
+):
+    seen = []
+
+    def recording_forward(spec, features, filters, m_filters):
+        jax.debug.callback(lambda f, m: seen.append((np.unique(f), m.min())), filters, m_filters)
+        return direct.forward(spec, features, filters, m_filters)
+
+    direct = FORMS["direct"]
+    monkeypatch.setitem(FORMS, "direct", direct._replace(forward=recording_forward))
+    config = digits_config(
+        data_dir,
+        num_epochs=3,
+        log_every_steps=1,
+        binarize=BinarizeConfig(start_epoch=1, num_centers=num_centers),
+        # Large, so that M runs into zero.
+        optimizer=OptimizerConfig(learning_rate=0.05, m_learning_rate=0.5, schedule="constant"),
+    )
+    train_and_evaluate(config, tmp_path)
+    jax.effects_barrier()
+    state = last_state(tmp_path, config)
+    centers = [set(state.centers[name]["centers"].tolist()) for name in ("conv_1", "conv_2")]
+    assert [len(c) for c in centers] == [num_centers] * 2
+    binary = [(f, m) for f, m in seen if len(f) <= num_centers]
+    # Two layers a step in two binary epochs; evaluation adds more, and so does a recomputation.
+    assert len(binary) >= 2 * 2 * STEPS_PER_EPOCH
+    elsewhere = [f for f, _ in binary if not any(set(f.tolist()) <= c for c in centers)]
+    assert len(elsewhere) == 2  # the two layers at initialisation, before k-means
+    float_passes = len(seen) - len(binary)
+    assert float_passes >= 2 * STEPS_PER_EPOCH
+    assert float_passes < len(seen) / 2
+    assert min(m for _, m in seen) >= 0
+    steps = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "step"]
+    assert [r["step"] for r in steps] == list(range(1, 3 * STEPS_PER_EPOCH + 1))
+    assert min(r["m_min"] for r in steps) >= 0
+    assert min(r["m_min"] for r in steps) < 0.05
+    filters = binary_filters(state.params, state.centers)
+    assert set(np.unique(filters["conv_2"]).tolist()) == centers[1]
+
+
+def test_files_of_a_run_and_what_they_say(data_dir, tmp_path, one_device):
+    config = digits_config(data_dir)
+    result = train_and_evaluate(config, tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert result["test_examples"] == 360
+    weights = 9 * (4 * 2 + 8 * 4)
+    assert (result["filter_bits"], result["float32_filter_bits"]) == (weights, 32 * weights)
+    epochs = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "epoch"]
+    assert [r["binarized"] for r in epochs] == [False, False, True, True]
+    assert result["final_test_accuracy"] == epochs[-1]["test_accuracy"]
+    # Epochs before binarization do not count as the best of an MCN.
+    assert result["best_test_accuracy"] == max(r["test_accuracy"] for r in epochs[2:])
+    assert epochs[-1]["train_loss"] < 0.9 * epochs[0]["train_loss"]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert record["config"]["loss"]["theta"] == 1e-3
+    assert record["versions"]["jax"] == jax.__version__
+    steps = Checkpoints(tmp_path / "checkpoints").steps()
+    assert steps[-2:] == [3 * STEPS_PER_EPOCH, 4 * STEPS_PER_EPOCH]
+
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    assert train_and_evaluate(config, tmp_path) == result  # a run that has ended is left alone
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_workdir_of_another_run_is_refused_and_left_alone(data_dir, tmp_path, one_device):
+    config = digits_config(data_dir, num_epochs=3)
+    train_and_evaluate(config, tmp_path)
+    (tmp_path / "result.json").unlink()
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, widths=(3, 4)))
+    with pytest.raises(InputError, match=r"config.model.widths=\(2, 4\), this run has \(3, 4\)"):
+        train_and_evaluate(wider, tmp_path)
+    # The same with a config.json that somebody replaced: the leaves tell.
+    record = json.loads((tmp_path / "config.json").read_text())
+    record["config"]["model"]["widths"] = [3, 4]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"holds params/.* of shape \(8,\), this model needs \(12,\)"):
+        train_and_evaluate(wider, tmp_path)
+    for path, content in before.items():
+        if path.name != "config.json":
+            assert path.read_bytes() == content, path
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path, one_device):
+    optimizer = OptimizerConfig(learning_rate=1e30, schedule="constant")
+    config = digits_config(data_dir, optimizer=optimizer)
+    with pytest.raises(FloatingPointError, match=r"(softmax_loss|gradient_norm) is .* at step \d+"):
+        train_and_evaluate(config, tmp_path)
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_batch_larger_than_the_split(data_dir, tmp_path, one_device):
+    with pytest.raises(InputError, match="batch_size=2000 exceeds the 1437 training images"):
+        train_and_evaluate(digits_config(data_dir, batch_size=2000), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_float64_without_the_64_bit_mode(data_dir, tmp_path):
+    with pytest.raises(InputError, match="JAX_ENABLE_X64=1"):
+        train_and_evaluate(digits_config(data_dir, dtype="float64"), tmp_path)
+
+
+def test_eight_devices_train_to_the_same_accuracy_as_one(data_dir, tmp_path, monkeypatch):
+    from mcn_jax import parallel
+
+    config = digits_config(data_dir, num_epochs=3)
+    eight = train_and_evaluate(config, tmp_path / "eight")
+    monkeypatch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:1])
+    one = train_and_evaluate(config, tmp_path / "one")
+    assert one["final_test_accuracy"] > 0.3  # far above chance: there is something to compare
+    assert abs(eight["final_test_accuracy"] - one["final_test_accuracy"]) <= 0.05
+    assert eight["test_examples"] == one["test_examples"] == 360
