@@ -145,7 +145,8 @@ class Checkpoints:
             shape, dtype = tuple(saved[name]["shape"]), saved[name]["dtype"]
             if shape != leaf.shape:
                 raise InputError(
-                    f"{where} holds {name} of shape {shape}, this model needs {leaf.shape}; {remedy}"
+                    f"{where} holds {name} of shape {shape}, this model needs {leaf.shape};"
+                    f" {remedy}"
                 )
             if dtype != leaf.dtype.name:
                 raise InputError(

@@ -21,15 +21,19 @@ from mcn_jax.ops.modulate import FILTER_LOSSES
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
+    """Which data set, from where, and how its images are prepared."""
+
     name: str = "digits"  # a data set, see mcn_jax.data.DATASETS
     archive_dir: str = ""  # directory with the official archives; "" downloads them
     data_dir: str = "~/tensorflow_datasets"  # where prepared data sets are kept
-    image_size: int = 0  # zero-pads images to this height and width, pixels; 0 leaves them as stored
+    image_size: int = 0  # zero-pads images to this height and width in pixels; 0 does not
     crop_padding: int = 0  # augmentation: zero-pad by this many pixels and crop back at random
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
+    """The network and the convolution it is built of."""
+
     name: str = "simple_cnn"  # see mcn_jax.models.MODELS
     conv: str = "mcconv"  # "mcconv", or "conv": ordinary convolutions of widths * planes channels
     widths: tuple[int, ...] = (20, 40, 80, 160)  # output feature maps of each layer (Fig. 8)
@@ -42,6 +46,8 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BinarizeConfig:
+    """When and how latent filters are replaced by their k-means centers."""
+
     enabled: bool = True  # False trains a U-MCN to the end; no effect on ordinary convolutions
     num_centers: int = 2  # U, k-means centers a layer; a weight costs ceil(log2 U) bits
     start_epoch: int = 10  # epochs trained as a U-MCN before k-means (paper: 10)
@@ -51,6 +57,8 @@ class BinarizeConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
+    """Weights and readings of the loss terms."""
+
     theta: float = 1e-4  # weight of the filter loss, >= 0
     center_loss_weight: float = 0.0  # lambda, weight of the center loss, >= 0
     center_loss_rate: float = 0.5  # alpha of Wen et al. 2016, how fast class means move, (0, 1]
@@ -60,6 +68,8 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
+    """The optimizer and the schedule of both learning rates."""
+
     name: str = "sgd"  # see mcn_jax.optim.OPTIMIZERS
     learning_rate: float = 0.1  # eta1, of everything but M (paper: 0.1)
     m_learning_rate: float = 0.01  # eta2, of the M-filters (paper: 0.01)
@@ -73,6 +83,8 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
+    """A whole run."""
+
     seed: int = 0  # of every random choice, >= 0
     batch_size: int = 128  # images a step, over all devices
     eval_batch_size: int = 1000  # images an evaluation step, over all devices; any value
@@ -150,7 +162,7 @@ def validate(config: Config, num_devices: int = 1) -> None:
     Raises:
         InputError: naming the first wrong value and what is allowed.
     """
-    from mcn_jax import data, models, optim
+    from mcn_jax import data, models, optim  # here, because these read the config
 
     model, binarize, loss, optimizer = config.model, config.binarize, config.loss, config.optimizer
     _one_of("data.name", config.data.name, data.DATASETS)
@@ -170,6 +182,8 @@ def validate(config: Config, num_devices: int = 1) -> None:
         "model.planes", "model.dense_features",
     ):  # fmt: skip
         _require(flat[name] >= 1, name, flat[name], "must be at least 1")
+    num_centers = binarize.num_centers
+    _require(num_centers >= 2, "binarize.num_centers", num_centers, "must be at least 2")
     for name in (
         "seed", "data.image_size", "data.crop_padding", "model.m_noise", "loss.theta",
         "loss.center_loss_weight", "binarize.start_epoch", "binarize.refresh_epochs",
@@ -190,7 +204,6 @@ def validate(config: Config, num_devices: int = 1) -> None:
         model.widths,
         "must name at least one layer, each of at least one feature map",
     )
-    _require(binarize.num_centers >= 2, "binarize.num_centers", binarize.num_centers, "must be >= 2")
     epochs = optimizer.schedule_epochs
     _require(
         list(epochs) == sorted(set(epochs)), "optimizer.schedule_epochs", epochs, "must increase"

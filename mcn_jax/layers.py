@@ -119,7 +119,8 @@ def _first(images, planes):
 def _rgbx(images, planes):
     if images.shape[-1] != 3 or planes != 4:
         raise ValueError(
-            f"input_planes='rgbx' needs 3 channels and planes=4, not {images.shape[-1]} and {planes}"
+            "input_planes='rgbx' needs 3 channels and planes=4, not"
+            f" {images.shape[-1]} and {planes}"
         )
     return jnp.concatenate([images, jnp.mean(images, axis=-1, keepdims=True)], axis=-1)
 

@@ -52,7 +52,9 @@ def moved_class_means(
     rate: float,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Class means after a step: c_j - rate * sum_(y_i = j) (c_j - x_i) / (1 + n_j), Wen et al. 2016.
+    """Class means after a step (Wen et al. 2016).
+
+    c_j <- c_j - rate * sum over the n_j examples i of class j of (c_j - x_i) / (1 + n_j)
 
     Args:
         class_means: [classes, Y, X, C].

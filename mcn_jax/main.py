@@ -43,7 +43,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def _load_config() -> tuple[Config, pathlib.Path]:
     """The config of this run and its work directory."""
     if _CONFIG.value is None:
-        raise InputError("no config given; pass one of configs/, such as --config=configs/digits.py")
+        raise InputError("no config given; pass one, such as --config=configs/digits.py")
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     config = from_config_dict(_CONFIG.value)
     return config, pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / name)

@@ -132,9 +132,9 @@ def plot_curves(workdir: pathlib.Path) -> None:
     figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     for axes, name, scale in ((loss_axes, "loss", 1), (accuracy_axes, "accuracy", 100)):
-        for split, style in (("train", "-"), ("test", "--")):
+        for split, style, color in (("train", "-", "tab:blue"), ("test", "--", "black")):
             values = [scale * record[f"{split}_{name}"] for record in epochs]
-            axes.plot(x, values, style, color="black" if split == "test" else "tab:blue", label=split)
+            axes.plot(x, values, style, color=color, label=split)
         binary_from = next((r["epoch"] for r in epochs if r["binarized"]), 0)
         if binary_from:
             axes.axvline(binary_from + 0.5, color="gray", linestyle=":", label="binary from here")

@@ -73,9 +73,7 @@ def rate_scale(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int) -
     return lambda step: scale(step) * jnp.minimum((step + 1) / warmup_steps, 1.0)
 
 
-def learning_rate(
-    config: OptimizerConfig, steps_per_epoch: int, num_epochs: int
-) -> optax.Schedule:
+def learning_rate(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int) -> optax.Schedule:
     """step -> eta1."""
     scale = rate_scale(config, steps_per_epoch, num_epochs)
     return lambda step: config.learning_rate * scale(step)
@@ -91,10 +89,10 @@ def absolute_projection() -> optax.GradientTransformation:
 
     def update(updates, state, params):
         if params is None:
-            raise ValueError("absolute_projection needs the parameters: update(updates, state, params)")
+            raise ValueError("absolute_projection needs params: update(updates, state, params)")
         return jax.tree.map(lambda u, p: jnp.abs(p + u) - p, updates, params), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 def _sgd(rate: optax.Schedule, config: OptimizerConfig) -> optax.GradientTransformation:

@@ -23,9 +23,7 @@ def run_key(seed: int, purpose: Purpose) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), int(purpose))
 
 
-def example_keys(
-    seed: int, purpose: Purpose, step: jax.Array, positions: jax.Array
-) -> jax.Array:
+def example_keys(seed: int, purpose: Purpose, step: jax.Array, positions: jax.Array) -> jax.Array:
     """[N] keys for the examples at `positions` [N] of the global batch of a step."""
     step_key = jax.random.fold_in(run_key(seed, purpose), step)
     return jax.vmap(lambda position: jax.random.fold_in(step_key, position))(positions)

@@ -20,12 +20,14 @@ from mcn_jax.layers import modulated_layers
 from mcn_jax.seeds import Purpose, example_keys
 from mcn_jax.state import TrainState
 
+Array = Any  # of numpy where the host makes it, of jax inside a step
+
 
 class Split(NamedTuple):
     """A split that lives on the device. images: [S, Y, X, C] uint8; labels: [S] int32."""
 
-    images: jax.Array
-    labels: jax.Array
+    images: Array
+    labels: Array
 
 
 class Batch(NamedTuple):
@@ -34,8 +36,8 @@ class Batch(NamedTuple):
     indices: [N] int32, rows of the split. positions: [N] int32, places in the global batch.
     """
 
-    indices: jax.Array
-    positions: jax.Array
+    indices: Array
+    positions: Array
 
 
 class EvalBatch(NamedTuple):
@@ -44,8 +46,8 @@ class EvalBatch(NamedTuple):
     indices: [N] int32, rows of the split. mask: [N] bool, False for padding.
     """
 
-    indices: jax.Array
-    mask: jax.Array
+    indices: Array
+    mask: Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,8 +189,8 @@ def eval_step(
         settings.std,
         jnp.dtype(settings.config.dtype),
     )
-    logits = model.apply(state.variables, images).logits
-    logits = logits.astype(jnp.dtype(settings.config.param_dtype))
+    outputs: Any = model.apply(state.variables, images)
+    logits = outputs.logits.astype(jnp.dtype(settings.config.param_dtype))
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     sums = {
         "loss": jnp.sum(jnp.where(batch.mask, loss, 0)),

@@ -50,7 +50,7 @@ def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> dict[str,
     """
     workdir = pathlib.Path(workdir)
     validate(config, jax.device_count())
-    if "float64" in (config.dtype, config.param_dtype) and not jax.config.jax_enable_x64:
+    if any(jax.dtypes.canonicalize_dtype(d) != d for d in (config.dtype, config.param_dtype)):
         raise InputError("float64 needs JAX's 64-bit mode; set the environment's JAX_ENABLE_X64=1")
     dataset = load_dataset(config.data)
     num_examples = len(dataset.train_labels)
@@ -72,7 +72,7 @@ def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> dict[str,
             state = checkpoints.restore(checkpoints.steps()[-1], state)
         with metrics.MetricsWriter(workdir, int(state.step)) as writer:
             state = _run_epochs(config, setup, state, checkpoints, writer)
-            result = _result(config, state, writer.epochs(), dataset)
+            result = _result(config, state, writer.epochs())
         metrics.plot_curves(workdir)
         # Last, because its presence says that the run has ended.
         write_atomically(workdir / "result.json", json.dumps(result, indent=2) + "\n")
@@ -114,16 +114,18 @@ class _Setup:
             binarized=binarized,
             axis_name=parallel.AXIS,
         )
-        common = {"model": model, "settings": self.settings, "axis_name": parallel.AXIS}
+        common: dict[str, Any] = {
+            "model": model,
+            "settings": self.settings,
+            "axis_name": parallel.AXIS,
+        }
         train = functools.partial(
             train_step, optimizer=self.optimizer, binarized=binarized, **common
         )
         return Phase(
             binarized=binarized,
             train_step=parallel.parallel(train, donate_state=True),
-            eval_step=parallel.parallel(
-                functools.partial(eval_step, **common), donate_state=False
-            ),
+            eval_step=parallel.parallel(functools.partial(eval_step, **common), donate_state=False),
         )
 
 
@@ -147,7 +149,7 @@ def _run_epochs(
             if config.computes_centers_before(epoch):
                 host_state = parallel.unreplicate(state)
                 centers = layers.updated_centers(host_state.params, config.binarize.num_centers)
-                state = parallel.replicate(host_state.replace(centers=centers))
+                state = parallel.replicate(dataclasses.replace(host_state, centers=centers))
             epoch_start = time.perf_counter()
             state, means = _train_epoch(config, setup, phase, state, epoch, writer, progress)
             train_seconds = time.perf_counter() - epoch_start
@@ -160,7 +162,7 @@ def _run_epochs(
             )
             host_state = parallel.unreplicate(state)
             images = setup.steps_per_epoch * config.batch_size
-            record = {
+            record: dict[str, Any] = {
                 "kind": "epoch",
                 "step": int(host_state.step),
                 "epoch": epoch,
@@ -231,9 +233,7 @@ def _ranked_accuracy(config: Config, record: dict[str, Any]) -> float:
     return record["test_accuracy"] if record["binarized"] == config.binarizes else 0.0
 
 
-def _result(
-    config: Config, state: TrainState, epochs: list[dict[str, Any]], dataset: Dataset
-) -> dict[str, Any]:
+def _result(config: Config, state: TrainState, epochs: list[dict[str, Any]]) -> dict[str, Any]:
     bits, float32_bits = layers.filter_bits(
         state.params, config.binarize.num_centers if config.binarizes else None
     )

@@ -55,8 +55,8 @@ def open_workdir(workdir: pathlib.Path, config: Config) -> None:
     for name, value in flatten(config).items():
         if name not in RESUMABLE_CHANGES and before[name] != value:
             raise InputError(
-                f"{workdir} was written with config.{name}={before[name]!r}, this run has {value!r};"
-                " use another --workdir, or the same config to resume"
+                f"{workdir} was written with config.{name}={before[name]!r}, this run has"
+                f" {value!r}; use another --workdir, or the same config to resume"
             )
     for name, value in environment.items():
         if name != "git_revision" and record[name] != value:

@@ -48,13 +48,16 @@ def test_the_last_two_and_the_best_are_kept_across_processes(tmp_path):
     [
         (lambda t: t | {"more": np.ones(2)}, "has no more, which this model needs"),
         (lambda t: {"a": t["a"]}, "holds b/c, which this model has not"),
-        (lambda t: t | {"a": np.ones((2, 3))}, r"holds a of shape \(3, 2\), this model needs \(2, 3\)"),
+        (
+            lambda t: t | {"a": np.ones((2, 3))},
+            r"holds a of shape \(3, 2\), this model needs \(2, 3\)",
+        ),
         (
             lambda t: t | {"a": np.ones((3, 2), np.float64)},
             "holds a as float32, this model needs float64",
         ),
     ],
-)  # fmt: skip
+)
 def test_another_structure_shape_or_dtype_is_refused_by_name(checkpoints, change, message):
     tree = {"a": np.ones((3, 2), np.float32), "b": {"c": np.zeros(4, np.int32)}}
     checkpoints.save(1, tree, test_accuracy=0.5)

@@ -80,13 +80,13 @@ def test_a_missing_field_is_named():
             Config(model=ModelConfig(conv="mconv")),
             "config.model.conv='mconv' must be one of mcconv, conv; did you mean mcconv?",
         ),
-        (Config(model=ModelConfig(widths=())), "config.model.widths=() must name at least one layer"),
+        (Config(model=ModelConfig(widths=())), "config.model.widths=() must name at least one"),
         (Config(model=ModelConfig(dropout_rate=1.0)), "config.model.dropout_rate=1.0 must lie in"),
         (Config(dtype="float16"), "config.dtype='float16' must be one of float32"),
         (Config(batch_size=0), "config.batch_size=0 must be at least 1"),
         (
             Config(binarize=BinarizeConfig(num_centers=1)),
-            "config.binarize.num_centers=1 must be >= 2",
+            "config.binarize.num_centers=1 must be at least 2",
         ),
         (
             Config(optimizer=OptimizerConfig(schedule_epochs=(2, 1))),
@@ -104,7 +104,7 @@ def test_wrong_values_are_named_with_what_is_allowed(config, message):
 
 
 def test_a_batch_that_the_devices_do_not_divide():
-    with pytest.raises(InputError, match=r"batch_size=100 is not divisible by the 8 devices;.*96 and 104"):
+    with pytest.raises(InputError, match=r"batch_size=100 is not divisible by the 8 .*96 and 104"):
         validate(Config(batch_size=100), num_devices=8)
     validate(Config(batch_size=104), num_devices=8)
 

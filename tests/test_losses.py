@@ -50,8 +50,10 @@ def moved_means_of_wen(means, features, labels, rate):
     moved = means.copy()
     for j in range(len(means)):
         members = [x for x, y in zip(features, labels, strict=True) if y == j]
-        moved[j] -= rate * sum((means[j] - x for x in members), np.zeros_like(means[j])) / (
-            1 + len(members)
+        moved[j] -= (
+            rate
+            * sum((means[j] - x for x in members), np.zeros_like(means[j]))
+            / (1 + len(members))
         )
     return moved
 

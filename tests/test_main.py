@@ -57,11 +57,15 @@ def test_a_run_prints_its_accuracy_and_the_same_command_ends_at_once(data_flag, 
 @pytest.mark.parametrize(
     ("arguments", "devices", "message"),
     [
-        ([DIGITS, "--config.loss.tetha=1"], 1, "unknown field config.loss.tetha; did you mean loss.theta?"),
+        (
+            [DIGITS, "--config.loss.tetha=1"], 1,
+            "unknown field config.loss.tetha; did you mean loss.theta?",
+        ),
         ([DIGITS, "--config.loss.theta=-1"], 1, "config.loss.theta=-1.0 must not be negative"),
         (
             [DIGITS, "--config.batch_size=100"], 8,
-            "config.batch_size=100 is not divisible by the 8 devices; the nearest sizes that are: 96 and 104",
+            "config.batch_size=100 is not divisible by the 8 devices; the nearest sizes that are:"
+            " 96 and 104",
         ),
         (
             ["--config=configs/mnist.py", "--config.data.archive_dir={tmp}"], 1,

@@ -38,7 +38,7 @@ class DatasetFacts:
 
 DATASETS = {
     "digits": DatasetFacts(
-        builder=lambda data_dir, archive_dir: Digits(data_dir=data_dir, file_format="array_record"),
+        builder=lambda data_dir, _: Digits(data_dir=data_dir, file_format="array_record"),
         examples={"train": 1437, "test": 360},
         classes=10,
         image_shape=(32, 32, 1),

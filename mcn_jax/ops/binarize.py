@@ -3,6 +3,8 @@
 "Binary" is the paper's word for its main case of U = 2 centers; every function takes any U.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +30,9 @@ def kmeans_centers(values: jax.Array, num_centers: int) -> jax.Array:
         ValueError: if U < 1 or U exceeds the number of values.
     """
     if not 1 <= num_centers <= values.size:
-        raise ValueError(f"num_centers={num_centers} must lie in 1..{values.size}, one a value at most")
+        raise ValueError(
+            f"num_centers={num_centers} must lie in 1..{values.size}, the number of values"
+        )
     if num_centers == 2:
         return _two_means(values.ravel())
     return jax.pure_callback(
@@ -78,7 +82,7 @@ def _kmeans_dynamic_program(values: np.ndarray, num_centers: int) -> np.ndarray:
     centers = [
         # An interval is empty only where there are fewer distinct values than centers.
         sorted_values[start:stop].mean() if stop > start else sorted_values[min(start, n - 1)]
-        for start, stop in zip(bounds, bounds[1:], strict=False)
+        for start, stop in itertools.pairwise(bounds)
     ]
     return np.asarray(centers, dtype=values.dtype)
 
@@ -119,7 +123,7 @@ def nearest_center(values: jax.Array, centers: jax.Array) -> jax.Array:
         As `values`; every element is one of `centers`, bit for bit.
     """
     nearest = jnp.broadcast_to(centers[0], values.shape)
-    for lower, higher in zip(centers[:-1], centers[1:], strict=True):
+    for lower, higher in itertools.pairwise(centers):
         nearest = jnp.where(jnp.abs(values - lower) < jnp.abs(values - higher), nearest, higher)
     return nearest
 

@@ -37,6 +37,8 @@ class ConvSpec:
 
 
 class Form(NamedTuple):
+    """One way to compute MCconv; the module's docstring gives both signatures."""
+
     forward: Callable[..., jax.Array]
     backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 

@@ -141,9 +141,7 @@ def archive_server(damaged_archives, monkeypatch):
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{server.server_address[1]}"
-    infos = {
-        f"{url}/{key.rsplit('/', 1)[1]}": info for key, info in mnist.Mnist.url_infos.items()
-    }
+    infos = {f"{url}/{key.rsplit('/', 1)[1]}": info for key, info in mnist.Mnist.url_infos.items()}
     monkeypatch.setattr(mnist, "URL", url)
     monkeypatch.setattr(mnist.Mnist, "url_infos", infos)
     yield damaged_archives

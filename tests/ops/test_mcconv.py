@@ -37,9 +37,15 @@ def value_and_gradients(features, latent, m, centers, **options):
 @pytest.mark.parametrize("binarized", [True, False])
 @pytest.mark.parametrize(
     ("taps", "stride", "padding", "planes"),
-    [(3, 1, "SAME", 4), (3, 2, "SAME", 4), (3, 1, "VALID", 2), (1, 1, "SAME", 4), (5, 2, "VALID", 1),
-     (3, 1, "SAME", 8)],
-)  # fmt: skip
+    [
+        (3, 1, "SAME", 4),
+        (3, 2, "SAME", 4),
+        (3, 1, "VALID", 2),
+        (1, 1, "SAME", 4),
+        (5, 2, "VALID", 1),
+        (3, 1, "SAME", 8),
+    ],
+)
 def test_forward_and_gradients_are_those_of_the_paper(
     taps, stride, padding, planes, binarized, m_gradient
 ):

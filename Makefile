@@ -1,0 +1,36 @@
+# Two commands: `make train` and `make test`. Both need Python 3.11 or later and make, and install
+# the rest into .venv.
+
+PYTHON ?= python3
+CONFIG ?= digits
+ARGS ?=
+VENV := .venv/bin
+
+.PHONY: train test lint types slow help
+
+train: .venv/installed  ## train configs/$(CONFIG).py: make train CONFIG=mnist_cpu ARGS="--config.seed=1"
+	$(VENV)/python -m mcn_jax.main --config=configs/$(CONFIG).py --workdir=runs/$(CONFIG) $(ARGS)
+
+test: .venv/installed  ## the tests that take seconds
+	$(VENV)/python -m pytest -q
+
+slow: .venv/installed  ## the tests that take minutes
+	$(VENV)/python -m pytest -q -m slow
+
+lint: .venv/installed  ## style and format
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+
+types: .venv/installed  ## types
+	$(VENV)/mypy
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
+
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "mcn_jax needs Python 3.11 or later; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(VENV)/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	$(VENV)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
