@@ -76,8 +76,13 @@ def _environment() -> dict[str, Any]:
         "git_revision": _git_revision(),
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
-        "cpu_count": os.cpu_count(),
+        "cpu_count": _cpu_count(),
     }
+
+
+def _cpu_count() -> int | None:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _git_revision() -> str | None:

@@ -66,10 +66,13 @@ def test_a_run_stopped_after_any_epoch_ends_where_the_uninterrupted_one_ends(
 def test_every_step_keeps_m_non_negative_and_every_forward_pass_is_binary(
     num_centers, data_dir, tmp_path, monkeypatch, one_device
 ):
-    seen = []
+    recorded = []
 
     def recording_forward(spec, features, filters, m_filters):
-        jax.debug.callback(lambda f, m: seen.append((np.unique(f), m.min())), filters, m_filters)
+        def record(f, m):
+            recorded.append((np.unique(f), m.min()))
+
+        jax.debug.callback(record, filters, m_filters)
         return direct.forward(spec, features, filters, m_filters)
 
     direct = FORMS["direct"]
@@ -84,6 +87,7 @@ def test_every_step_keeps_m_non_negative_and_every_forward_pass_is_binary(
     )
     train_and_evaluate(config, tmp_path)
     jax.effects_barrier()
+    seen = list(recorded)  # what follows makes a template state, and with it two more passes
     state = last_state(tmp_path, config)
     centers = [set(state.centers[name]["centers"].tolist()) for name in ("conv_1", "conv_2")]
     assert [len(c) for c in centers] == [num_centers] * 2

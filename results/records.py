@@ -1,0 +1,108 @@
+"""The records of finished runs, and the README's table made from them.
+
+    python results/records.py add WORKDIR NAME   copies a run's records to results/NAME
+    python results/records.py table              prints the README's table
+    python results/records.py write              puts it into README.md
+
+A copied config.json has the default data directories: where the data lay is no part of a result.
+"""
+
+import argparse
+import json
+import pathlib
+import shutil
+import statistics
+
+from mcn_jax.config import DataConfig
+
+RESULTS = pathlib.Path(__file__).parent
+README = RESULTS.parent / "README.md"
+BEGIN, END = "<!-- results: made by results/records.py -->", "<!-- end of results -->"
+
+# (data and network, method, accuracy in the paper, names under results/)
+ROWS = (
+    ("digits, 5-10-20-40 maps", "MCN", "", tuple(f"digits_mcn_seed{s}" for s in range(3))),
+    ("", "U-MCN", "", tuple(f"digits_umcn_seed{s}" for s in range(3))),
+    ("", "CNN", "", tuple(f"digits_cnn_seed{s}" for s in range(3))),
+    ("MNIST, 5-10-20-40 maps, shifts", "MCN", "", ("mnist_cpu_mcn",)),
+    ("", "U-MCN", "", ("mnist_cpu_umcn",)),
+    ("MNIST at 28x28, 5 epochs", "MCN", "", ("mnist_28_mcn",)),
+    ("MNIST, 20-40-80-160 maps", "MCN", "99.52", ()),
+)
+
+
+def add(workdir: pathlib.Path, name: str) -> None:
+    """Copies the records of one finished run."""
+    if not (workdir / "result.json").exists():
+        raise SystemExit(f"{workdir} has no result.json: its run has not ended")
+    target = RESULTS / name
+    target.mkdir(exist_ok=True)
+    for file in ("metrics.jsonl", "result.json", "curves.png"):
+        shutil.copy(workdir / file, target / file)
+    record = json.loads((workdir / "config.json").read_text())
+    default = DataConfig()
+    record["config"]["data"] |= {"archive_dir": default.archive_dir, "data_dir": default.data_dir}
+    (target / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def read(name: str, file: str) -> dict:
+    """One of the JSON files of a record."""
+    return json.loads((RESULTS / name / file).read_text())
+
+
+def row(data: str, method: str, paper: str, names: tuple[str, ...]) -> str:
+    """One line of the table."""
+    if not names:
+        return f"| {data} | {method} | {paper} | not run | | | | | | |"
+    results = [read(name, "result.json") for name in names]
+    records = [read(name, "config.json") for name in names]
+    accuracies = [100 * result["final_test_accuracy"] for result in results]
+    ours = f"{statistics.mean(accuracies):.2f}"
+    if len(accuracies) > 1:
+        ours += f" ± {statistics.stdev(accuracies):.2f} (n = {len(accuracies)})"
+    bits, float_bits = results[0]["filter_bits"], results[0]["float32_filter_bits"]
+    seconds = statistics.mean(result["wall_seconds"] for result in results)
+    revisions = sorted({record["git_revision"][:7] for record in records})
+    logs = " ".join(f"[{i}](results/{name})" for i, name in enumerate(names))
+    epochs = records[0]["config"]["num_epochs"]
+    hardware = f"{records[0]['cpu_count']} CPU cores"
+    return (
+        f"| {data} | {method} | {paper} | {ours} | {bits:,} | {float_bits // bits}x | {epochs}"
+        f" | {seconds:,.0f} s | {hardware}; {', '.join(revisions)} | {logs} |"
+    )
+
+
+def table() -> str:
+    """The README's table in Markdown."""
+    return "\n".join(
+        [
+            "| data and network | method | paper, % | test accuracy, % | filter bits | smaller than"
+            " float32 | epochs | time a run | hardware; revision | records |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+            *(row(*values) for values in ROWS),
+        ]
+    )
+
+
+def readme_with_table(text: str) -> str:
+    """The README with its table replaced by the current one."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    adding = commands.add_parser("add", help="copy the records of a finished run")
+    adding.add_argument("workdir", type=pathlib.Path)
+    adding.add_argument("name")
+    commands.add_parser("table", help="print the table")
+    commands.add_parser("write", help="put the table into README.md")
+    arguments = parser.parse_args()
+    if arguments.command == "add":
+        add(arguments.workdir, arguments.name)
+    elif arguments.command == "table":
+        print(table())
+    else:
+        README.write_text(readme_with_table(README.read_text()))

@@ -1,0 +1,79 @@
+"""What the README says is true: its snippet runs, its table is that of the records."""
+
+import importlib.util
+import pathlib
+import re
+import sys
+
+import jax
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_snippet_runs():
+    [code] = re.findall(r"<!-- snippet: .*? -->\n```python\n(.*?)```", README, re.DOTALL)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    body = re.search(r"class TinyMCN.*?\n\n", code, re.DOTALL).group()
+    assert len(body.strip().splitlines()) <= 10
+    assert names["logits"].shape == (2, 10)
+    assert sorted(names["filters"]) == ["MCConv_0", "MCConv_1"]
+    for values in names["filters"].values():
+        assert len(np.unique(values)) == 2
+    gradient = jax.grad(
+        lambda p: (
+            names["TinyMCN"]().apply(names["variables"] | {"params": p}, names["images"]).sum()
+        )
+    )(names["variables"]["params"])
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+
+
+def test_the_table_is_made_from_the_records():
+    records = load(ROOT / "results" / "records.py")
+    assert records.readme_with_table(README) == README
+
+
+def test_every_record_is_in_the_table_or_in_the_documentation():
+    text = README + (ROOT / "docs" / "method.md").read_text()
+    for path in (ROOT / "results").iterdir():
+        if path.is_dir() and path.name != "__pycache__":
+            assert f"results/{path.name}" in text, path
+
+
+def test_accuracies_in_the_documentation_are_those_of_the_records():
+    records = load(ROOT / "results" / "records.py")
+    text = (ROOT / "docs" / "method.md").read_text()
+    without, with_warmup = re.search(r"ended\s+at ([\d.]+) % instead of ([\d.]+) %", text).groups()
+    for value, name in (
+        (without, "digits_mcn_seed0_no_warmup"),
+        (with_warmup, "digits_mcn_seed0"),
+    ):
+        assert value == f"{100 * records.read(name, 'result.json')['final_test_accuracy']:.2f}"
+
+
+def test_local_links_lead_somewhere():
+    for document in (ROOT / "README.md", ROOT / "docs" / "method.md"):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), target
+
+
+def test_the_diagram_is_drawn_from_the_code(tmp_path, monkeypatch):
+    drawing = load(ROOT / "docs" / "draw_method.py")
+    config, params, image_shape = drawing.digits_network()
+    figure = drawing.draw()
+    texts = "\n".join(text.get_text() for text in figure.axes[0].texts)
+    for width in config.model.widths:
+        assert f"{width} maps × {config.model.planes}" in texts
+    assert "3×3×20×10" in texts
+    assert params["conv_2"]["latent_filters"].shape == (3, 3, 20, 10)
+    assert image_shape == (32, 32, 1)
+    assert "matplotlib" in sys.modules
