@@ -4,7 +4,9 @@ A split of these data sets fits on every device as uint8. A training step gets r
 augmentation and normalisation (`mcn_jax.data.augment`) run inside it.
 """
 
+import contextlib
 import dataclasses
+import io
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -110,12 +112,16 @@ def prepare(config: DataConfig) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     builder = DATASETS[config.name].builder(
         str(pathlib.Path(config.data_dir).expanduser()), config.archive_dir
     )
+    if not pathlib.Path(builder.data_path).exists():
+        print(f"preparing {config.name} in {builder.data_path}")
     tfds.disable_progress_bar()
     download_config = tfds.download.DownloadConfig(
         force_checksums_validation=True, try_download_gcs=False
     )
     try:
-        builder.download_and_prepare(download_config=download_config)
+        # Without its own words on sizes that it does not know.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(download_config=download_config)
     except DOWNLOAD_ERRORS as error:
         reason = str(error).splitlines()[0]
         raise InputError(
