@@ -78,7 +78,7 @@ def draw():
     x, layer_width, gap = 3.85, 1.4, 0.4
     for index, name in enumerate(names):
         out_maps = params[name]["latent_filters"].shape[3]
-        text = f"MCconv {index + 1}\n{out_maps} maps × {planes}\nBN, pool, ReLU"
+        text = f"MCconv {index + 1}\n{out_maps} maps × {planes}\nBN, ReLU, pool"
         drawing.box(x, 5.3, layer_width, 0.9, text, "#cfe3f5")
         drawing.arrow((x - gap - 0.1 * (index == 0), 5.85), (x, 5.85), FORWARD)
         if index:
@@ -98,6 +98,10 @@ def draw():
         r"+ ($\lambda$/2) center loss  $|f-\bar f_{class}|^2$",
         "#fbe3c6",
     )  # fmt: skip
+
+    last_x = x - gap - layer_width / 2
+    drawing.arrow((last_x, 5.28), (10.55, 4.37), FORWARD)
+    drawing.text(last_x - 0.35, 4.72, "features $f$", 7.5)
 
     second = params[names[1]]
     taps, _, in_channels, out_maps = second["latent_filters"].shape

@@ -17,6 +17,12 @@ from orbax.checkpoint import checkpoint_managers
 from mcn_jax.errors import InputError
 
 METRIC = "test_accuracy"
+# What Orbax and the libraries under it raise for missing, truncated and malformed files.
+READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def named_leaves(tree: Any) -> dict[str, np.ndarray]:
@@ -52,19 +58,23 @@ class Checkpoints:
         def accuracy(metrics: dict[str, float]) -> float:
             return metrics[METRIC]
 
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                best_fn=accuracy,
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-                    [
-                        checkpoint_managers.LatestN(2),
-                        checkpoint_managers.BestN(get_metric_fn=accuracy, n=1),
-                    ]
-                ),
-                enable_async_checkpointing=False,
+        options = ocp.CheckpointManagerOptions(
+            best_fn=accuracy,
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                [
+                    checkpoint_managers.LatestN(2),
+                    checkpoint_managers.BestN(get_metric_fn=accuracy, n=1),
+                ]
             ),
+            enable_async_checkpointing=False,
         )
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except READ_ERRORS as error:
+            raise InputError(
+                f"the list of checkpoints in {self.directory} cannot be read: {_reason(error)};"
+                " delete the damaged step's directory to resume without it"
+            ) from error
 
     def steps(self) -> list[int]:
         """The steps that can be restored, ascending."""
@@ -126,12 +136,10 @@ class Checkpoints:
     def _read(self, step: int, **items: Any) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
-        # Orbax and the libraries under it raise these for missing, truncated and malformed files.
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except READ_ERRORS as error:
             raise InputError(
-                f"checkpoint {self.directory / str(step)} cannot be read: {reason}; delete this"
-                " step's directory to resume from the one before"
+                f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}; delete"
+                " this step's directory to resume from the one before"
             ) from error
 
     def _check_leaves(

@@ -24,7 +24,7 @@ class DataConfig:
     """Which data set, from where, and how its images are prepared."""
 
     name: str = "digits"  # a data set, see mcn_jax.data.DATASETS
-    archive_dir: str = ""  # directory with the official archives; "" downloads them
+    archive_dir: str = ""  # official archives of a set not yet prepared; "" downloads them
     data_dir: str = "~/tensorflow_datasets"  # where prepared data sets are kept
     image_size: int = 0  # zero-pads images to this height and width in pixels; 0 does not
     crop_padding: int = 0  # augmentation: zero-pad by this many pixels and crop back at random
@@ -85,11 +85,11 @@ class OptimizerConfig:
 class Config:
     """A whole run."""
 
-    seed: int = 0  # of every random choice, >= 0
+    seed: int = 0  # of every random choice, 0 to 2^32 - 1
     batch_size: int = 128  # images a step, over all devices
     eval_batch_size: int = 1000  # images an evaluation step, over all devices; any value
     num_epochs: int = 200  # passes over the training split
-    log_every_steps: int = 100  # steps between progress updates and step records
+    log_every_steps: int = 100  # steps between step records in metrics.jsonl
     dtype: str = "float32"  # of the computation: "float32", "bfloat16" or "float64"
     param_dtype: str = "float32"  # of parameters and statistics: "float32" or "float64"
     data: DataConfig = DataConfig()
@@ -101,7 +101,9 @@ class Config:
     @property
     def binarizes(self) -> bool:
         """Whether the filters of the trained model are binary."""
-        return self.model.conv == "mcconv" and self.binarize.enabled
+        from mcn_jax.models import CONVOLUTIONS  # here, because it reads the config
+
+        return CONVOLUTIONS[self.model.conv].binarizes and self.binarize.enabled
 
     def binarized_in(self, epoch: int) -> bool:
         """Whether the convolutions of this epoch (from 0) use binary filters."""
@@ -204,6 +206,15 @@ def validate(config: Config, num_devices: int = 1) -> None:
         model.widths,
         "must name at least one layer, each of at least one feature map",
     )
+    _require(config.seed < 2**32, "seed", config.seed, "must be below 2^32")
+    if config.dtype == "float64":
+        _require(
+            config.param_dtype == "float64",
+            "param_dtype",
+            config.param_dtype,
+            'must be "float64" where config.dtype is',
+        )
+    _validate_shapes(config)
     epochs = optimizer.schedule_epochs
     _require(
         list(epochs) == sorted(set(epochs)), "optimizer.schedule_epochs", epochs, "must increase"
@@ -223,6 +234,39 @@ def validate(config: Config, num_devices: int = 1) -> None:
             f"config.batch_size={config.batch_size} is not divisible by the {num_devices} devices;"
             f" the nearest sizes that are: {' and '.join(nearest)}"
         )
+
+
+def _validate_shapes(config: Config) -> None:
+    """Checks that the network fits the images, and the centers the smallest layer."""
+    from mcn_jax import data, models
+
+    model = config.model
+    height, _, channels = data.DATASETS[config.data.name].image_shape
+    size = max(config.data.image_size, height)
+    _require(
+        size >> len(model.widths) > 0,
+        "model.widths",
+        model.widths,
+        f"has more layers than images of {size} pixels can be halved",
+    )
+    if not models.CONVOLUTIONS[model.conv].takes_planes:
+        return
+    if model.input_planes == "rgbx" and (channels != 3 or model.planes != 4):
+        raise InputError(
+            f"config.model.input_planes='rgbx' needs 3 channels and planes=4, not the {channels} of"
+            f" {config.data.name} and {model.planes}"
+        )
+    in_maps = channels if model.input_planes == "copy" else 1
+    weights = min(
+        9 * model.planes * inputs * outputs
+        for inputs, outputs in zip((in_maps, *model.widths), model.widths, strict=False)
+    )
+    _require(
+        config.binarize.num_centers <= weights,
+        "binarize.num_centers",
+        config.binarize.num_centers,
+        f"exceeds the {weights} weights of the smallest layer",
+    )
 
 
 def _one_of(name: str, value: str, allowed: Iterable[str]) -> None:

@@ -65,7 +65,7 @@ def moved_class_means(
             of it, so that the result is the same on every device.
     """
     num_classes = class_means.shape[0]
-    counts = jnp.zeros(num_classes, features.dtype).at[labels].add(1)
+    counts = jnp.zeros(num_classes, class_means.dtype).at[labels].add(1)
     sums = jnp.zeros_like(class_means).at[labels].add(features.astype(class_means.dtype))
     if axis_name is not None:
         counts, sums = lax.psum((counts, sums), axis_name)

@@ -4,6 +4,7 @@ The same command resumes a run that was interrupted. Any field of the config can
 command line, such as --config.loss.theta=1e-3; mcn_jax/config.py lists them all.
 """
 
+import itertools
 import pathlib
 import sys
 
@@ -24,20 +25,33 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
+def _check_arguments(arguments: list[str]) -> None:
+    """What absl and ml_collections would answer with a traceback, or not at all."""
+    seen = set()
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        name, equals, value = argument.partition("=")
+        if name == "--config":
+            path = value if equals else following
+            if not pathlib.Path(path).is_file():
+                raise InputError(f"config file {path} does not exist; pass one of configs/*.py")
+        elif name.startswith("--config."):
+            check_field(name.removeprefix("--config."))
+            if name in seen:  # of a tuple, ml_collections would join the two values
+                raise InputError(f"{name} is given twice")
+            seen.add(name)
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
-        for argument in argv[1:]:
-            name, _, value = argument.partition("=")
-            if name.startswith("--config."):
-                check_field(name.removeprefix("--config."))
-            elif name == "--config" and value and not pathlib.Path(value).is_file():
-                raise InputError(f"config file {value} does not exist; pass one of configs/*.py")
+        _check_arguments(argv[1:])
         return flags.FLAGS(argv)
-    except (InputError, flags.Error) as error:
+    except InputError as error:
         sys.exit(f"mcn_jax: error: {error}")
-    except AttributeError as error:
-        # What a locked ConfigDict answers to a file that sets a field there is not.
-        sys.exit(f"mcn_jax: error: config file: {' '.join(str(error).split())}")
+    except (flags.Error, AttributeError) as error:
+        # A config file that sets an unknown field is an AttributeError; for one that sets a wrong
+        # type the message holds a traceback, of which the last line says what is wrong.
+        lines = str(error).strip().splitlines()
+        sys.exit(f"mcn_jax: error: {' '.join(dict.fromkeys((lines[0], lines[-1])))}")
 
 
 def _load_config() -> tuple[Config, pathlib.Path]:
@@ -58,7 +72,7 @@ def main(argv: list[str]) -> None:
         validate(config)
         jax.config.update("jax_enable_x64", "float64" in (config.dtype, config.param_dtype))
         result = train_and_evaluate(config, workdir)
-    except (InputError, FloatingPointError) as error:
+    except (InputError, FloatingPointError, OSError) as error:
         sys.exit(f"mcn_jax: error: {error}")
     metrics.print_result(result, workdir)
 

@@ -10,6 +10,7 @@ import rich.progress
 import rich.table
 from tensorboardX import SummaryWriter
 
+from mcn_jax.errors import InputError
 from mcn_jax.workdir import cut_metrics, read_metrics
 
 
@@ -25,6 +26,8 @@ class MetricsWriter:
         step: that the run starts or resumes from.
         """
         path = workdir / "metrics.jsonl"
+        self._step = step
+        self._path = path
         self.records = cut_metrics(path, step)
         self._file = path.open("a")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
@@ -38,6 +41,20 @@ class MetricsWriter:
         for name, value in record.items():
             if name not in ("kind", "step"):
                 self._events.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    def last_epoch(self) -> dict[str, Any]:
+        """The record of the epoch that the run resumes after.
+
+        Raises:
+            InputError: if metrics.jsonl has lost it.
+        """
+        epochs = self.epochs()
+        if not epochs or epochs[-1]["step"] != self._step:
+            raise InputError(
+                f"{self._path} has no record of the epoch that ended at step {self._step}, where"
+                " the last checkpoint stands; restore the file, or use another --workdir"
+            )
+        return epochs[-1]
 
     def epochs(self) -> list[dict[str, Any]]:
         """The records of whole epochs, those before a resumption included."""

@@ -39,6 +39,17 @@ def parameter_groups(params: Mapping[str, Any]) -> dict[str, Any]:
     return traverse_util.unflatten_dict({path: GROUPS[path[-1]] for path in flat})
 
 
+def describe_groups(params: Mapping[str, Any]) -> str:
+    """One line with the number of arrays and of parameters in every group."""
+    sizes: dict[str, list[int]] = {}
+    groups = jax.tree.leaves(parameter_groups(params))
+    for group, leaf in zip(groups, jax.tree.leaves(params), strict=True):
+        sizes.setdefault(group, []).append(leaf.size)
+    return "parameters: " + ", ".join(
+        f"{group} {sum(leaves):,} in {len(leaves)}" for group, leaves in sorted(sizes.items())
+    )
+
+
 def _step_schedule(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int):
     del num_epochs
     return optax.piecewise_constant_schedule(

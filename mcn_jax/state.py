@@ -60,7 +60,10 @@ def create_state(
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],
-            batch_stats=variables["batch_stats"],
+            # Flax makes them float32 whatever the parameters are; a step would change the dtype.
+            batch_stats=jax.tree.map(
+                lambda x: x.astype(config.param_dtype), variables["batch_stats"]
+            ),
             centers=variables.get("centers", {}),
             class_means=class_means,
             opt_state=optimizer.init(variables["params"]),

@@ -131,6 +131,7 @@ def train_step(
 
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    metrics["parameter_norm"] = optax.tree.norm((params, batch_stats))
     metrics |= _m_range(params)
     class_means = state.class_means
     if class_means is not None:

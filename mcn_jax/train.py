@@ -22,7 +22,7 @@ from mcn_jax.evaluate import evaluate
 from mcn_jax.seeds import epoch_order
 from mcn_jax.state import TrainState, create_state
 from mcn_jax.steps import Batch, Split, StepSettings, eval_step, train_step
-from mcn_jax.workdir import open_workdir, read_result, write_atomically
+from mcn_jax.workdir import check_workdir, read_result, write_atomically, write_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> dict[str,
         FloatingPointError: if a loss or gradient is not finite; the last checkpoint stays.
     """
     workdir = pathlib.Path(workdir)
-    validate(config, jax.device_count())
+    validate(config, len(parallel.local_devices()))
     if any(jax.dtypes.canonicalize_dtype(d) != d for d in (config.dtype, config.param_dtype)):
         raise InputError("float64 needs JAX's 64-bit mode; set the environment's JAX_ENABLE_X64=1")
     dataset = load_dataset(config.data)
@@ -59,17 +59,19 @@ def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> dict[str,
             f"config.batch_size={config.batch_size} exceeds the {num_examples} training images of"
             f" {config.data.name}; lower it"
         )
-    open_workdir(workdir, config)
+    check_workdir(workdir, config)
     if (result := read_result(workdir)) is not None:
         return result
 
-    steps_per_epoch = num_examples // config.batch_size
-    setup = _Setup(config, dataset, steps_per_epoch)
+    setup = _Setup(config, dataset, num_examples // config.batch_size)
+    state = setup.initial_state()
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
-        state = setup.initial_state()
         if checkpoints.steps():
             state = checkpoints.restore(checkpoints.steps()[-1], state)
+        else:
+            # Nothing is written before everything that can be wrong with the input has been seen.
+            write_config(workdir, config)
         with metrics.MetricsWriter(workdir, int(state.step)) as writer:
             state = _run_epochs(config, setup, state, checkpoints, writer)
             result = _result(config, state, writer.epochs())
@@ -98,6 +100,7 @@ class _Setup:
         )
         self.train_split = parallel.replicate(Split(dataset.train_images, dataset.train_labels))
         self.test_split = parallel.replicate(Split(dataset.test_images, dataset.test_labels))
+        self._phases: dict[bool, Phase] = {}
 
     def initial_state(self) -> TrainState:
         model = models.make_model(
@@ -106,8 +109,13 @@ class _Setup:
         shape = self.dataset.train_images.shape[1:]
         return jax.device_get(create_state(self.config, model, self.optimizer, shape))
 
-    @functools.cache  # noqa: B019 -- a run has one setup, which lives as long as the process
     def phase(self, binarized: bool) -> Phase:
+        """The steps with or without binary filters; compiled at their first use."""
+        if binarized not in self._phases:
+            self._phases[binarized] = self._make_phase(binarized)
+        return self._phases[binarized]
+
+    def _make_phase(self, binarized: bool) -> Phase:
         model = models.make_model(
             self.config,
             self.dataset.facts.classes,
@@ -138,10 +146,11 @@ def _run_epochs(
 ) -> TrainState:
     """Trains from the epoch that `host_state` stands at to the last; returns the last state."""
     first_epoch = int(host_state.step) // setup.steps_per_epoch
-    seconds_before = writer.epochs()[-1]["wall_seconds"] if first_epoch else 0.0
+    seconds_before = writer.last_epoch()["wall_seconds"] if first_epoch else 0.0
     start = time.perf_counter()
     state = parallel.replicate(host_state)
     with metrics.Progress(config.num_epochs, setup.steps_per_epoch, first_epoch) as progress:
+        progress.say(optim.describe_groups(host_state.params))
         if first_epoch:
             progress.say(f"resuming after epoch {first_epoch}")
         for epoch in range(first_epoch, config.num_epochs):
@@ -161,6 +170,7 @@ def _run_epochs(
                 config.eval_batch_size,
             )
             host_state = parallel.unreplicate(state)
+            _check_finite(test, int(host_state.step))
             images = setup.steps_per_epoch * config.batch_size
             record: dict[str, Any] = {
                 "kind": "epoch",
@@ -194,12 +204,7 @@ def _train_epoch(
 
     def account(step: int, values: Any) -> None:
         scalars = {name: value.item() for name, value in parallel.unreplicate(values).items()}
-        for name in ("softmax_loss", "gradient_norm"):
-            if not math.isfinite(scalars[name]):
-                raise FloatingPointError(
-                    f"{name} is {scalars[name]} at step {step + 1}; training stops, the last"
-                    " checkpoint stays. Lower config.optimizer.learning_rate"
-                )
+        _check_finite(scalars, step + 1)
         for name in ("softmax_loss", "accuracy", "filter_loss", "center_loss"):
             sums[name] = sums.get(name, 0.0) + scalars[name]
         progress.step(epoch, scalars["softmax_loss"])
@@ -218,6 +223,16 @@ def _train_epoch(
     if pending:
         account(*pending)
     return state, {name: total / setup.steps_per_epoch for name, total in sums.items()}
+
+
+def _check_finite(values: dict[str, float], step: int) -> None:
+    """Stops a run that has diverged, before anything of it is recorded or saved."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{name} is {value} at step {step}; training stops, the last checkpoint stays;"
+                " lower config.optimizer.learning_rate or raise config.optimizer.warmup_epochs"
+            )
 
 
 def _batches(config: Config, epoch: int, setup: _Setup) -> Iterator[Batch]:

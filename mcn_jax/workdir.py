@@ -28,42 +28,59 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     temporary.replace(path)
 
 
-def open_workdir(workdir: pathlib.Path, config: Config) -> None:
-    """Creates a work directory, or checks that an existing one belongs to the same run.
-
-    Args:
-        workdir: holds a config.json already, or gets one.
-        config: of this run.
+def check_workdir(workdir: pathlib.Path, config: Config) -> None:
+    """Checks that a work directory is new or belongs to the same run; writes nothing.
 
     Raises:
-        InputError: naming the first field that differs from the run that wrote the directory.
+        InputError: naming the first field that differs from the run that wrote the directory, or
+            the file that is damaged or missing.
     """
     path = workdir / "config.json"
-    environment = _environment()
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir={workdir} is a file; name a directory")
     if not path.exists():
-        if workdir.exists() and not workdir.is_dir():
-            raise InputError(f"--workdir={workdir} is a file; name a directory")
-        workdir.mkdir(parents=True, exist_ok=True)
-        record = {"config": dataclasses.asdict(config), **environment}
-        write_atomically(path, json.dumps(record, indent=2) + "\n")
+        if any((workdir / "checkpoints").glob("*")):
+            raise InputError(
+                f"{workdir} has checkpoints and no config.json to tell whose they are; restore it,"
+                " or use another --workdir"
+            )
         return
+    record = _read_json(path)
     try:
-        record = json.loads(path.read_text())
         before = flatten(from_config_dict(record["config"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); use another --workdir") from error
+        environment = {name: record[name] for name in _environment()}
+    except (KeyError, TypeError, InputError) as error:
+        raise InputError(
+            f"{path} is not of this version ({error}); use another --workdir"
+        ) from error
     for name, value in flatten(config).items():
         if name not in RESUMABLE_CHANGES and before[name] != value:
             raise InputError(
                 f"{workdir} was written with config.{name}={before[name]!r}, this run has"
                 f" {value!r}; use another --workdir, or the same config to resume"
             )
-    for name, value in environment.items():
-        if name != "git_revision" and record[name] != value:
+    for name, value in _environment().items():
+        if name != "git_revision" and environment[name] != value:
             logging.warning(
                 "resuming %s with %s %s instead of %s: the result may differ in the last bits",
-                workdir, name, value, record[name],
+                workdir, name, value, environment[name],
             )  # fmt: skip
+
+
+def write_config(workdir: pathlib.Path, config: Config) -> None:
+    """Creates a work directory with its config.json."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    record = {"config": dataclasses.asdict(config), **_environment()}
+    write_atomically(workdir / "config.json", json.dumps(record, indent=2) + "\n")
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(
+            f"{path} is damaged ({error}); delete it, or use another --workdir"
+        ) from error
 
 
 def _environment() -> dict[str, Any]:
@@ -103,14 +120,22 @@ def _git_revision() -> str | None:
 def read_metrics(path: pathlib.Path, last_step: int | None = None) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, those up to `last_step` if it is given.
 
-    A last line that a kill cut short is left out.
+    A last line without its end, which a kill cut short, is left out.
+
+    Raises:
+        InputError: naming the line that is no JSON.
     """
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith("\n"):
+            break
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
-            break
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{path}, line {number}, is damaged ({error}); mend it, or use another --workdir"
+            ) from error
         if last_step is not None and record["step"] > last_step:
             break
         records.append(record)
@@ -127,4 +152,4 @@ def cut_metrics(path: pathlib.Path, last_step: int) -> list[dict[str, Any]]:
 def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The result.json of a run that has ended; None of one that has not."""
     path = workdir / "result.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return _read_json(path) if path.exists() else None

@@ -50,6 +50,20 @@ def read(name: str, file: str) -> dict:
     return json.loads((RESULTS / name / file).read_text())
 
 
+def method_of(config: dict) -> str:
+    """What a config trains: "MCN", "U-MCN" or "CNN"."""
+    if config["model"]["conv"] != "mcconv":
+        return "CNN"
+    return "MCN" if config["binarize"]["enabled"] else "U-MCN"
+
+
+def short_revision(revision: str | None) -> str:
+    """Seven digits, and the mark of a changed tree where there is one."""
+    if revision is None:
+        return "no revision"
+    return revision[:7] + ("-dirty" if revision.endswith("-dirty") else "")
+
+
 def row(data: str, method: str, paper: str, names: tuple[str, ...]) -> str:
     """One line of the table."""
     if not names:
@@ -62,9 +76,16 @@ def row(data: str, method: str, paper: str, names: tuple[str, ...]) -> str:
         ours += f" ± {statistics.stdev(accuracies):.2f} (n = {len(accuracies)})"
     bits, float_bits = results[0]["filter_bits"], results[0]["float32_filter_bits"]
     seconds = statistics.mean(result["wall_seconds"] for result in results)
-    revisions = sorted({record["git_revision"][:7] for record in records})
+    first = records[0]["config"]
+    for name, record in zip(names, records, strict=True):
+        # Seeds of one cell share everything else, and the method is what its column says.
+        if record["config"] | {"seed": 0} != first | {"seed": 0}:
+            raise SystemExit(f"results/{name} was run with another config than results/{names[0]}")
+        if method_of(record["config"]) != method:
+            raise SystemExit(f"results/{name} is a {method_of(record['config'])}, not a {method}")
+    revisions = sorted({short_revision(record["git_revision"]) for record in records})
     logs = " ".join(f"[{i}](results/{name})" for i, name in enumerate(names))
-    epochs = records[0]["config"]["num_epochs"]
+    epochs = first["num_epochs"]
     hardware = f"{records[0]['cpu_count']} CPU cores"
     return (
         f"| {data} | {method} | {paper} | {ours} | {bits:,} | {float_bits // bits}x | {epochs}"

@@ -58,6 +58,14 @@ def moved_means_of_wen(means, features, labels, rate):
     return moved
 
 
+def test_class_means_count_more_than_bfloat16_can():
+    """Above 256 a bfloat16 count would stand still."""
+    moved = losses.moved_class_means(
+        jnp.zeros((2, 1, 1, 1)), jnp.ones((1000, 1, 1, 1), jnp.bfloat16), jnp.zeros(1000, int), 1.0
+    )
+    np.testing.assert_allclose(moved.ravel(), [1000 / 1001, 0], rtol=1e-6)
+
+
 def test_class_means_move_alike_on_one_device_and_on_many():
     generator = np.random.default_rng(2)
     features, means = generator.normal(size=(16, 1, 1, 3)), generator.normal(size=(4, 1, 1, 3))

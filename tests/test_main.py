@@ -1,5 +1,7 @@
 """The command line as a user sees it: real processes, exit codes and the last line."""
 
+import gzip
+import json
 import os
 import pathlib
 import re
@@ -8,17 +10,25 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+
+from mcn_jax.checkpoint import Checkpoints
+from mcn_jax.config import from_config_dict
+from mcn_jax.data.mnist import FILES
+from mcn_jax.layers import binary_filters
+from small_runs import step_arguments
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 DIGITS = "--config=configs/digits.py"
-SHORT = (
-    DIGITS, "--config.num_epochs=2", "--config.binarize.start_epoch=1",
-    "--config.model.widths=(2,4)", "--config.model.dense_features=16",
+SMALL = (
+    DIGITS, "--config.binarize.start_epoch=1", "--config.model.widths=(2,4)",
+    "--config.model.dense_features=16",
 )  # fmt: skip
-KILLABLE = (*SHORT, "--config.num_epochs=8")
+SHORT = (*SMALL, "--config.num_epochs=2")
+KILLABLE = (*SMALL, "--config.num_epochs=8")
 
 
 def command(*arguments):
@@ -72,7 +82,14 @@ def test_a_run_prints_its_accuracy_and_the_same_command_ends_at_once(data_flag, 
             "archive directory {tmp} has no train-images-idx3-ubyte.gz",
         ),
         (["--config=configs/digts.py"], 1, "config file configs/digts.py does not exist"),
+        (["--config", "configs/digts.py"], 1, "config file configs/digts.py does not exist"),
         (["--config={tmp}/../misspelt.py"], 1, "widht"),
+        (["--config={tmp}/../wrong_type.py"], 1, "int"),
+        ([DIGITS, "--config.model.widths=(2,4)", "--config.model.widths=(3,)"], 1, "given twice"),
+        ([DIGITS, "--config.model.input_planes=rgbx"], 1, "needs 3 channels and planes=4"),
+        ([DIGITS, "--config.model.widths=(2,2,2,2,2,2)"], 1, "more layers than images of 32"),
+        ([DIGITS, "--config.binarize.num_centers=1000"], 1, "exceeds the 180 weights"),
+        ([DIGITS, "--config.seed=4294967296"], 1, "config.seed=4294967296 must be below 2^32"),
         ([DIGITS, "--config.seed=one"], 1, "--config.seed=one"),
         ([DIGITS, "--wrkdir=x"], 1, "wrkdir"),
         ([DIGITS, "extra"], 1, "unexpected argument 'extra'"),
@@ -80,23 +97,64 @@ def test_a_run_prints_its_accuracy_and_the_same_command_ends_at_once(data_flag, 
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_a_non_zero_exit(tmp_path, arguments, devices, message):
-    (tmp_path.parent / "misspelt.py").write_text(
-        "from mcn_jax.config import default_config\n"
-        "def get_config():\n"
-        "    config = default_config()\n"
-        "    config.model.widht = (1,)\n"
-        "    return config\n"
-    )
+    for name, line in (
+        ("misspelt", "config.model.widht = (1,)"),
+        ("wrong_type", "config.seed = 'a'"),
+    ):
+        (tmp_path.parent / f"{name}.py").write_text(
+            "from mcn_jax.config import default_config\n"
+            f"def get_config():\n    config = default_config()\n    {line}\n    return config\n"
+        )
     arguments = [a.format(tmp=tmp_path) for a in arguments]
     data_flag = [] if not arguments else [f"--config.data.data_dir={tmp_path}/data"]
     result = run(*arguments, *data_flag, f"--workdir={tmp_path}/run", devices=devices)
     assert result.returncode not in (0, -signal.SIGSEGV)
     assert "Traceback" not in result.stderr
-    last_line = result.stderr.strip().splitlines()[-1]
-    assert last_line.startswith("mcn_jax: error: ")
-    assert message.format(tmp=tmp_path) in last_line
+    [line] = result.stderr.strip().splitlines()
+    assert line.startswith("mcn_jax: error: ")
+    assert message.format(tmp=tmp_path) in line
     assert not (tmp_path / "run").exists()
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_truncated_archive_is_one_line(tmp_path):
+    for name, _, _ in FILES.values():
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(b"x" * 1000)[:-9])
+    result = run(
+        "--config=configs/mnist.py", f"--config.data.archive_dir={tmp_path}",
+        f"--config.data.data_dir={tmp_path}/data", f"--workdir={tmp_path}/run",
+    )  # fmt: skip
+    assert result.returncode == 1
+    [line] = result.stderr.strip().splitlines()
+    assert line.startswith(f"mcn_jax: error: {tmp_path}/train-images-idx3-ubyte.gz is truncated")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_of_another_architecture_is_one_line(data_flag, tmp_path):
+    workdir = tmp_path / "run"
+    assert run(*SHORT, data_flag, f"--workdir={workdir}").returncode == 0
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    result = run(*SHORT, "--config.model.planes=2", data_flag, f"--workdir={workdir}")
+    assert result.returncode == 1
+    [line] = result.stderr.strip().splitlines()
+    assert "was written with config.model.planes=4, this run has 2; use another --workdir" in line
+    assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.slow
+def test_digits_reach_98_percent_with_four_binary_layers(data_flag, tmp_path):
+    result = run(DIGITS, data_flag, f"--workdir={tmp_path}/run")
+    assert result.returncode == 0, result.stderr
+    accuracy = json.loads((tmp_path / "run" / "result.json").read_text())["final_test_accuracy"]
+    assert accuracy >= 0.98
+    config = from_config_dict(json.loads((tmp_path / "run" / "config.json").read_text())["config"])
+    template, _ = step_arguments(config, binarized=True, image_size=32)
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    state = checkpoints.restore(checkpoints.steps()[-1], template)
+    checkpoints.close()
+    filters = binary_filters(state.params, state.centers)
+    assert sorted(filters) == ["conv_1", "conv_2", "conv_3", "conv_4"]
+    assert all(len(np.unique(values)) == 2 for values in filters.values())
 
 
 def test_help_names_the_flags():

@@ -2,11 +2,15 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 import paper
 from mcn_jax.config import BinarizeConfig, LossConfig, OptimizerConfig
+from mcn_jax.data import DATASETS
+from mcn_jax.models import make_model
 from mcn_jax.steps import Batch, EvalBatch, eval_step, train_step
 from small_runs import digits_config, random_split, step_arguments
 
@@ -78,7 +82,89 @@ def test_the_latent_reading_of_eq_16_changes_m_alone():
         assert np.max(np.abs(a["m_filters"] - b["m_filters"])) > 1e-6
 
 
-def test_the_center_loss_pulls_features_to_their_class_means():
+def plain_loss(config, params, state, images, labels):
+    """Softmax and center loss as they stand, without the step: nothing but model.apply."""
+    model = make_model(config, 10, binarized=True)
+    outputs, _ = model.apply(
+        state.variables | {"params": params}, images, train=True, mutable=["batch_stats"]
+    )
+    log_probabilities = jax.nn.log_softmax(outputs.logits)
+    softmax = -jnp.mean(log_probabilities[jnp.arange(len(labels)), labels])
+    distances = outputs.features - state.class_means[labels]
+    weight = config.loss.center_loss_weight
+    return softmax + weight / 2 * jnp.mean(jnp.sum(distances**2, axis=(1, 2, 3)))
+
+
+def test_a_step_follows_the_gradient_of_softmax_and_center_loss():
+    config = float64_config(loss=LossConfig(theta=0.0, center_loss_weight=0.1))
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, crop_padding=0),
+        model=dataclasses.replace(config.model, dropout_rate=0.0),
+    )
+    with jax.enable_x64(True):
+        state, arguments = step_arguments(config, binarized=True)
+        means = np.random.default_rng(5).normal(size=state.class_means.shape)
+        state = dataclasses.replace(state, class_means=means)
+        split = random_split()
+        step = jax.jit(functools.partial(train_step, **arguments))
+        after, _ = jax.device_get(step(state, split, BATCH))
+        facts = DATASETS["digits"]
+        images = (split.images[:32] / 255 - facts.mean[0]) / facts.std[0]
+        gradients = jax.grad(plain_loss, argnums=1)(
+            config, state.params, state, jnp.asarray(images), split.labels[:32]
+        )
+    for path, gradient in traverse_util.flatten_dict(gradients).items():
+        rate = 0.02 if path[-1] == "m_filters" else 0.05
+        p, q = (traverse_util.flatten_dict(s.params)[path] for s in (state, after))
+        np.testing.assert_allclose(q, p - rate * np.asarray(gradient), rtol=1e-9, atol=1e-12)
+
+
+def test_every_step_draws_other_crops_and_other_dropout_masks():
+    """Without a learning rate nothing but the random draws can change the loss."""
+    still = dataclasses.replace(PLAIN_SGD, learning_rate=0.0, m_learning_rate=0.0)
+    whole = float64_config(optimizer=still)
+    no_crop = dataclasses.replace(whole, data=dataclasses.replace(whole.data, crop_padding=0))
+    no_dropout = dataclasses.replace(
+        whole, model=dataclasses.replace(whole.model, dropout_rate=0.0)
+    )
+    neither = dataclasses.replace(no_crop, model=no_dropout.model)
+    for config, changes in ((no_crop, True), (no_dropout, True), (neither, False)):
+        with jax.enable_x64(True):
+            state, arguments = step_arguments(config, binarized=True)
+            step = jax.jit(functools.partial(train_step, **arguments))
+            state, first = step(state, random_split(), BATCH)
+            _, second = step(state, random_split(), BATCH)
+        assert (float(first["softmax_loss"]) != float(second["softmax_loss"])) == changes
+
+
+@pytest.mark.parametrize(
+    ("dtype", "param_dtype"),
+    [
+        ("float32", "float32"),
+        ("bfloat16", "float32"),
+        ("float64", "float64"),
+        ("float32", "float64"),
+        ("bfloat16", "float64"),
+    ],
+)
+def test_a_step_keeps_the_dtypes_of_the_state(dtype, param_dtype):
+    loss = LossConfig(theta=0.1, center_loss_weight=0.1)
+    config = digits_config(dtype=dtype, param_dtype=param_dtype, loss=loss)
+    with jax.enable_x64("float64" in (dtype, param_dtype)):
+        state, arguments = step_arguments(config, binarized=True)
+        after, _ = jax.eval_shape(
+            functools.partial(train_step, **arguments), state, random_split(), BATCH
+        )
+    before_dtypes, after_dtypes = (
+        {name: str(leaf.dtype) for name, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (state, after))
+    )
+    assert before_dtypes == after_dtypes
+    assert set(before_dtypes.values()) == {param_dtype, "int32"}
+
+
+def test_the_center_loss_moves_the_means_of_the_classes_it_sees():
     config = float64_config(loss=LossConfig(theta=0.0, center_loss_weight=0.1))
     before, after, metrics = one_step(config)
     assert before.class_means.shape == (10, 8, 8, 16)

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -37,12 +38,15 @@ def test_a_run_stopped_after_any_epoch_ends_where_the_uninterrupted_one_ends(
     result = train_and_evaluate(config, tmp_path / "whole")
     expected = named_leaves(last_state(tmp_path / "whole", config))
     save = Checkpoints.save
-    for stop_epoch in range(4):
-        workdir = tmp_path / f"stopped_{stop_epoch}"
+    for stop_epoch, saved in itertools.product(range(4), (True, False)):
+        workdir = tmp_path / f"stopped_{stop_epoch}_{saved}"
 
-        def save_and_stop(self, step, *arguments, stop=stop_epoch):
-            save(self, step, *arguments)
-            if step == (stop + 1) * STEPS_PER_EPOCH:
+        def save_and_stop(self, step, *arguments, stop=stop_epoch, saved=saved):
+            stops = step == (stop + 1) * STEPS_PER_EPOCH
+            # Stopped before it is saved, the epoch has a record and no checkpoint.
+            if saved or not stops:
+                save(self, step, *arguments)
+            if stops:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
@@ -91,14 +95,13 @@ def test_every_step_keeps_m_non_negative_and_every_forward_pass_is_binary(
     state = last_state(tmp_path, config)
     centers = [set(state.centers[name]["centers"].tolist()) for name in ("conv_1", "conv_2")]
     assert [len(c) for c in centers] == [num_centers] * 2
-    binary = [(f, m) for f, m in seen if len(f) <= num_centers]
-    # Two layers a step in two binary epochs; evaluation adds more, and so does a recomputation.
-    assert len(binary) >= 2 * 2 * STEPS_PER_EPOCH
-    elsewhere = [f for f, _ in binary if not any(set(f.tolist()) <= c for c in centers)]
-    assert len(elsewhere) == 2  # the two layers at initialisation, before k-means
-    float_passes = len(seen) - len(binary)
-    assert float_passes >= 2 * STEPS_PER_EPOCH
-    assert float_passes < len(seen) / 2
+    binary = [f for f, _ in seen if len(f) <= num_centers]
+    # Two layers: one epoch of training and of evaluation (4 batches) with latent filters, two with
+    # binary ones, and the pass that makes the first state, before k-means.
+    assert len(seen) - len(binary) == 2 * (STEPS_PER_EPOCH + 4)
+    assert len(binary) == 2 * 2 * (STEPS_PER_EPOCH + 4) + 2
+    elsewhere = [f for f in binary if not any(set(f.tolist()) <= c for c in centers)]
+    assert len(elsewhere) == 2
     assert min(m for _, m in seen) >= 0
     steps = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "step"]
     assert [r["step"] for r in steps] == list(range(1, 3 * STEPS_PER_EPOCH + 1))
@@ -153,12 +156,33 @@ def test_a_workdir_of_another_run_is_refused_and_left_alone(data_dir, tmp_path, 
             assert path.read_bytes() == content, path
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path, one_device):
-    optimizer = OptimizerConfig(learning_rate=1e30, schedule="constant")
-    config = digits_config(data_dir, optimizer=optimizer)
-    with pytest.raises(FloatingPointError, match=r"(softmax_loss|gradient_norm) is .* at step \d+"):
+@pytest.mark.parametrize("batch_size", [32, 1437])
+def test_a_run_that_diverges_stops_and_saves_nothing_of_it(
+    batch_size, data_dir, tmp_path, one_device
+):
+    optimizer = OptimizerConfig(learning_rate=1e38, schedule="constant")
+    config = digits_config(data_dir, optimizer=optimizer, batch_size=batch_size)
+    with pytest.raises(FloatingPointError, match=r"(loss|norm) is .* at step \d+; training stops"):
         train_and_evaluate(config, tmp_path)
     assert not (tmp_path / "result.json").exists()
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.steps() == []
+    checkpoints.close()
+
+
+def test_a_run_that_lost_its_metrics_is_refused(data_dir, tmp_path, one_device):
+    config = digits_config(data_dir)
+    train_and_evaluate(config, tmp_path)
+    (tmp_path / "result.json").unlink()
+    whole = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text("not json\n" + whole)
+    with pytest.raises(InputError, match=r"metrics.jsonl, line 1, is damaged"):
+        train_and_evaluate(config, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == "not json\n" + whole
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(InputError, match=r"has no record of the epoch that ended at step 176"):
+        train_and_evaluate(config, tmp_path)
 
 
 def test_a_batch_larger_than_the_split(data_dir, tmp_path, one_device):
@@ -169,7 +193,9 @@ def test_a_batch_larger_than_the_split(data_dir, tmp_path, one_device):
 
 def test_float64_without_the_64_bit_mode(data_dir, tmp_path):
     with pytest.raises(InputError, match="JAX_ENABLE_X64=1"):
-        train_and_evaluate(digits_config(data_dir, dtype="float64"), tmp_path)
+        train_and_evaluate(
+            digits_config(data_dir, dtype="float64", param_dtype="float64"), tmp_path
+        )
 
 
 def test_eight_devices_train_to_the_same_accuracy_as_one(data_dir, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import requests
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
 
 from mcn_jax.config import DataConfig
 from mcn_jax.data.digits import Digits
@@ -108,10 +109,30 @@ def prepare(config: DataConfig) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
     Returns:
         split -> (images as stored, labels).
+
+    Raises:
+        InputError: if it cannot be prepared, or what was prepared is damaged.
     """
-    builder = DATASETS[config.name].builder(
-        str(pathlib.Path(config.data_dir).expanduser()), config.archive_dir
-    )
+    try:
+        builder = _prepared_builder(config)
+        return {split: _read(builder, split) for split in ("train", "test")}
+    except InputError:
+        raise
+    # What TFDS and ArrayRecord raise for missing, truncated and malformed files.
+    except (OSError, RuntimeError, ValueError, json_format.Error) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"data set {config.name} in {config.data_dir} cannot be read ({reason}); delete"
+            f" {config.data_dir}/{config.name} and start again"
+        ) from error
+
+
+def _prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
+    def make_builder() -> tfds.core.DatasetBuilder:
+        data_dir = str(pathlib.Path(config.data_dir).expanduser())
+        return DATASETS[config.name].builder(data_dir, config.archive_dir)
+
+    builder = make_builder()
     if not pathlib.Path(builder.data_path).exists():
         print(f"preparing {config.name} in {builder.data_path}")
     tfds.disable_progress_bar()
@@ -128,7 +149,10 @@ def prepare(config: DataConfig) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             f"data set {config.name} could not be prepared in {config.data_dir}: {reason}; get its"
             " official archives and pass their directory as --config.data.archive_dir"
         ) from error
-    return {split: _read(builder, split) for split in ("train", "test")}
+    except FileExistsError:
+        # Another process has prepared it meanwhile, and TFDS renames a whole directory or none.
+        return make_builder()
+    return builder
 
 
 def _read(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np.ndarray]:

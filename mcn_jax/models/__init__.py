@@ -1,5 +1,6 @@
 """Networks, the convolutions they are built of, and the construction of one from a config."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -35,7 +36,24 @@ def _conv(config: Config, binarized: bool) -> Callable[..., nn.Module]:
     )
 
 
-CONVOLUTIONS = {"mcconv": _mcconv, "conv": _conv}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Convolution:
+    """A kind of convolution that a config can choose.
+
+    make: (config, binarized) -> what makes one from its number of output maps.
+    takes_planes: whether its input is made of maps of K planes, so that the image is expanded.
+    binarizes: whether its filters can be binary.
+    """
+
+    make: Callable[[Config, bool], Callable[..., nn.Module]]
+    takes_planes: bool
+    binarizes: bool
+
+
+CONVOLUTIONS = {
+    "mcconv": Convolution(make=_mcconv, takes_planes=True, binarizes=True),
+    "conv": Convolution(make=_conv, takes_planes=False, binarizes=False),
+}
 MODELS = {"simple_cnn": SimpleCNN}
 
 
@@ -51,13 +69,13 @@ def make_model(
         axis_name: of the mapped axis that batch statistics are reduced over.
     """
     model = config.model
+    convolution = CONVOLUTIONS[model.conv]
     return MODELS[model.name](
-        conv=CONVOLUTIONS[model.conv](config, binarized),
+        conv=convolution.make(config, binarized),
         widths=model.widths,
         num_classes=num_classes,
         planes=model.planes,
-        # An ordinary CNN sees the image as it is.
-        input_planes=model.input_planes if model.conv == "mcconv" else None,
+        input_planes=model.input_planes if convolution.takes_planes else None,
         dense_features=model.dense_features,
         dropout_rate=model.dropout_rate,
         axis_name=axis_name,

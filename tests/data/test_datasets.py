@@ -1,10 +1,15 @@
+import dataclasses
 import functools
 import gzip
+import hashlib
 import http.server
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
 from mcn_jax import data
@@ -79,44 +84,53 @@ def test_mnist_extracted_in_torchvisions_layout(mnist_archives, tmp_path):
 
 
 @pytest.fixture
-def damaged_archives(mnist_archives, tmp_path):
-    """A directory with links to the real archives, of which a test replaces one."""
+def archives(tmp_path, monkeypatch):
+    """Four small archives in the official format, and the table that says what they hold."""
+    generator = np.random.default_rng(0)
     directory = tmp_path / "archives"
     directory.mkdir()
-    for name, _, _ in mnist.FILES.values():
-        (directory / f"{name}.gz").symlink_to(f"{mnist_archives}/{name}.gz")
+    files = {}
+    for (split, kind), (name, shape, _) in mnist.FILES.items():
+        shape = ({"train": 30, "test": 10}[split], *shape[1:])
+        values = generator.integers(0, 256 if kind == "images" else 10, shape).astype(np.uint8)
+        header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+        content = header + values.tobytes()
+        files[split, kind] = (name, shape, hashlib.sha256(content).hexdigest())
+        (directory / f"{name}.gz").write_bytes(gzip.compress(content))
+    monkeypatch.setattr(mnist, "FILES", files)
+    facts = dataclasses.replace(data.DATASETS["mnist"], examples={"train": 30, "test": 10})
+    monkeypatch.setitem(data.DATASETS, "mnist", facts)
     return directory
 
 
 def replace(path, content):
-    path.unlink()
     path.write_bytes(content)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "other", "short", "missing"])
-def test_damaged_archives_are_named_and_nothing_is_written(damaged_archives, tmp_path, damage):
-    path = damaged_archives / "t10k-labels-idx1-ubyte.gz"
+def test_archives_are_named_and_nothing_is_written(archives, tmp_path, damage):
+    path = archives / "t10k-labels-idx1-ubyte.gz"
     content = path.read_bytes()
     extracted = bytearray(gzip.decompress(content))
-    extracted[100] ^= 1
+    extracted[12] ^= 1
     if damage == "truncated":
-        replace(path, content[:-20])
+        replace(path, content[:-9])
         message = "is truncated or damaged"
     elif damage == "flipped":
-        replace(path, content[:2000] + bytes([content[2000] ^ 255]) + content[2001:])
+        replace(path, content[:20] + bytes([content[20] ^ 255]) + content[21:])
         message = "is truncated or damaged"
     elif damage == "other":
         replace(path, gzip.compress(bytes(extracted)))
         message = "is not the official file"
     elif damage == "short":
-        replace(path, gzip.compress(bytes(extracted[:500])))
-        message = "holds 500 bytes where 10008 are expected"
+        replace(path, gzip.compress(bytes(extracted[:15])))
+        message = "holds 15 bytes where 18 are expected"
     else:
         path.unlink()
         message = "has no t10k-labels-idx1-ubyte.gz; put the four official MNIST files there"
     data_dir = tmp_path / "prepared"
-    config = DataConfig(name="mnist", data_dir=str(data_dir), archive_dir=str(damaged_archives))
-    with pytest.raises(InputError, match=f"{damaged_archives}.*{message}") as error:
+    config = DataConfig(name="mnist", data_dir=str(data_dir), archive_dir=str(archives))
+    with pytest.raises(InputError, match=f"{archives}.*{message}") as error:
         data.load_dataset(config)
     assert "\n" not in str(error.value)
     assert not [p for p in data_dir.rglob("*") if p.is_file()]
@@ -134,17 +148,20 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def archive_server(damaged_archives, monkeypatch):
+def archive_server(archives, monkeypatch):
     """Serves a directory over HTTP on this machine in place of the official site."""
-    handler = functools.partial(QuietHandler, directory=str(damaged_archives))
+    handler = functools.partial(QuietHandler, directory=str(archives))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{server.server_address[1]}"
-    infos = {f"{url}/{key.rsplit('/', 1)[1]}": info for key, info in mnist.Mnist.url_infos.items()}
+    infos = {
+        f"{url}/{path.name}": tfds.download.checksums.compute_url_info(path)
+        for path in archives.iterdir()
+    }
     monkeypatch.setattr(mnist, "URL", url)
     monkeypatch.setattr(mnist.Mnist, "url_infos", infos)
-    yield damaged_archives
+    yield archives
     server.shutdown()
     thread.join()
     server.server_close()
@@ -152,7 +169,7 @@ def archive_server(damaged_archives, monkeypatch):
 
 def test_downloads_are_checked_against_their_checksums(archive_server, tmp_path):
     config = DataConfig(name="mnist", data_dir=str(tmp_path / "good"))
-    assert data.load_dataset(config).test_labels[:1].shape == (1,)
+    assert data.load_dataset(config).train_images.shape == (30, 28, 28, 1)
     path = archive_server / "t10k-labels-idx1-ubyte.gz"
     replace(path, gzip.compress(gzip.decompress(path.read_bytes()) + b"x"))
     config = DataConfig(name="mnist", data_dir=str(tmp_path / "bad"))
@@ -164,6 +181,41 @@ def test_the_checksums_are_package_data_with_the_official_urls():
     assert set(mnist.Mnist.url_infos) == {
         f"{mnist.URL}/{name}.gz" for name, _, _ in mnist.FILES.values()
     }
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "deleted"])
+@pytest.mark.parametrize("file", ["digits-train.array_record*", "dataset_info.json"])
+def test_a_damaged_prepared_data_set_is_named(tmp_path, file, damage):
+    config = DataConfig(name="digits", data_dir=str(tmp_path))
+    data.load_dataset(config)
+    [path] = tmp_path.rglob(file)
+    content = path.read_bytes()
+    if damage == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
+    if damage == "deleted" and file == "dataset_info.json":
+        pytest.skip("TFDS prepares a data set without it anew")
+    with pytest.raises(InputError, match=rf"{tmp_path}.* delete {tmp_path}/digits and start again"):
+        data.load_dataset(config)
+
+
+def test_two_processes_prepare_the_same_data_set(tmp_path):
+    code = (
+        "from mcn_jax import data; from mcn_jax.config import DataConfig;"
+        f"print(len(data.load_dataset(DataConfig(data_dir={str(tmp_path)!r})).train_labels))"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert output.splitlines()[-1] == "1437"
+    assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1.0.0"]
 
 
 def test_padding_centers_the_image():

@@ -1,0 +1,70 @@
+import dataclasses
+import json
+import logging
+import re
+
+import pytest
+
+from mcn_jax.config import Config, DataConfig
+from mcn_jax.errors import InputError
+from mcn_jax.workdir import check_workdir, read_result, write_config
+
+
+def test_a_new_directory_is_not_created_by_the_check(tmp_path):
+    check_workdir(tmp_path / "new", Config())
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_same_config_and_harmless_changes_may_resume(tmp_path):
+    write_config(tmp_path, Config())
+    check_workdir(tmp_path, Config())
+    check_workdir(tmp_path, Config(eval_batch_size=7, data=DataConfig(archive_dir="/elsewhere")))
+    with pytest.raises(InputError, match=r"written with config.seed=0, this run has 1"):
+        check_workdir(tmp_path, Config(seed=1))
+
+
+def test_another_environment_is_told(tmp_path, caplog):
+    write_config(tmp_path, Config())
+    path = tmp_path / "config.json"
+    record = json.loads(path.read_text())
+    record["devices"] = ["NVIDIA H200"]
+    path.write_text(json.dumps(record))
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        check_workdir(tmp_path, Config())
+    [message] = [record.getMessage() for record in caplog.records]
+    assert "with devices" in message
+    assert "instead of ['NVIDIA H200']: the result may differ in the last bits" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"config": ', "is damaged"),
+        ("{}", "is not of this version"),
+        (json.dumps({"config": dataclasses.asdict(Config())}), "is not of this version"),
+        ('{"config": {"seed": 0}}', "missing field config.batch_size"),
+    ],
+)
+def test_damaged_configs_are_refused(tmp_path, content, message):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=re.escape(message)):
+        check_workdir(tmp_path, Config())
+
+
+def test_checkpoints_without_a_config_are_refused(tmp_path):
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"has checkpoints and no config\.json"):
+        check_workdir(tmp_path, Config())
+
+
+def test_a_file_in_place_of_the_directory(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is a file; name a directory"):
+        check_workdir(tmp_path / "file", Config())
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    assert read_result(tmp_path) is None
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(InputError, match=r"result.json is damaged"):
+        read_result(tmp_path)
