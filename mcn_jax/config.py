@@ -28,6 +28,7 @@ class DataConfig:
     data_dir: str = "~/tensorflow_datasets"  # where prepared data sets are kept
     image_size: int = 0  # zero-pads images to this height and width in pixels; 0 does not
     crop_padding: int = 0  # augmentation: zero-pad by this many pixels and crop back at random
+    flip: bool = False  # augmentation: mirror every second image, at random, left to right
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

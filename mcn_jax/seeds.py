@@ -14,8 +14,9 @@ class Purpose(enum.IntEnum):
 
     PARAMETERS = 0
     ORDER = 1
-    AUGMENTATION = 2
+    CROP = 2
     DROPOUT = 3
+    FLIP = 4
 
 
 def run_key(seed: int, purpose: Purpose) -> jax.Array:

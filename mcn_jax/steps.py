@@ -15,7 +15,7 @@ from jax import lax
 
 from mcn_jax import losses, optim
 from mcn_jax.config import Config
-from mcn_jax.data.augment import normalise, random_crop
+from mcn_jax.data.augment import normalise, random_crop, random_flip
 from mcn_jax.layers import modulated_layers
 from mcn_jax.seeds import Purpose, example_keys
 from mcn_jax.state import TrainState
@@ -93,8 +93,11 @@ def train_step(
     labels = split.labels[batch.indices]
     images = split.images[batch.indices]
     if config.data.crop_padding:
-        keys = example_keys(config.seed, Purpose.AUGMENTATION, state.step, batch.positions)
+        keys = example_keys(config.seed, Purpose.CROP, state.step, batch.positions)
         images = random_crop(images, keys, config.data.crop_padding)
+    if config.data.flip:
+        keys = example_keys(config.seed, Purpose.FLIP, state.step, batch.positions)
+        images = random_flip(images, keys)
     images = normalise(images, settings.mean, settings.std, jnp.dtype(config.dtype))
     dropout_keys = example_keys(config.seed, Purpose.DROPOUT, state.step, batch.positions)
 

@@ -25,13 +25,24 @@ def data_dir(tmp_path_factory):
     return str(tmp_path_factory.mktemp("data"))
 
 
+def real_archives(file):
+    """The directory of real archives that MCN_JAX_ARCHIVES names, if it holds this file."""
+    directory = os.environ.get("MCN_JAX_ARCHIVES", "")
+    if not directory or not pathlib.Path(directory, file).is_file():
+        pytest.skip(f"set MCN_JAX_ARCHIVES to a directory of official archives with {file}")
+    return directory
+
+
 @pytest.fixture(scope="session")
 def mnist_archives():
-    """The directory of the real MNIST archives, which MCN_JAX_ARCHIVES names."""
-    directory = os.environ.get("MCN_JAX_ARCHIVES", "")
-    if not pathlib.Path(directory, "train-images-idx3-ubyte.gz").is_file():
-        pytest.skip("set MCN_JAX_ARCHIVES to a directory with the official MNIST archives")
-    return directory
+    return real_archives("train-images-idx3-ubyte.gz")
+
+
+@pytest.fixture(scope="session")
+def cifar_archives():
+    """Both CIFAR archives, extracted."""
+    real_archives("cifar-100-binary/train.bin")
+    return real_archives("cifar-10-batches-bin/test_batch.bin")
 
 
 @pytest.fixture

@@ -74,7 +74,8 @@ def test_a_missing_field_is_named():
         ),
         (
             Config(data=DataConfig(name="mnits")),
-            "config.data.name='mnits' must be one of digits, mnist; did you mean mnist?",
+            "config.data.name='mnits' must be one of digits, mnist, cifar10, cifar100;"
+            " did you mean mnist?",
         ),
         (
             Config(model=ModelConfig(conv="mconv")),

@@ -20,7 +20,7 @@ def test_keys_depend_on_seed_purpose_step_and_position():
     assert words(0, Purpose.DROPOUT, 3, np.array([6]))[0] == base[1]
     others = [
         words(1, Purpose.DROPOUT, 3, np.array([5]))[0],
-        words(0, Purpose.AUGMENTATION, 3, np.array([5]))[0],
+        words(0, Purpose.CROP, 3, np.array([5]))[0],
         words(0, Purpose.DROPOUT, 4, np.array([5]))[0],
         base[0],
         base[1],

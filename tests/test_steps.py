@@ -129,7 +129,9 @@ def test_every_step_draws_other_crops_and_other_dropout_masks():
         whole, model=dataclasses.replace(whole.model, dropout_rate=0.0)
     )
     neither = dataclasses.replace(no_crop, model=no_dropout.model)
-    for config, changes in ((no_crop, True), (no_dropout, True), (neither, False)):
+    flip = dataclasses.replace(neither, data=dataclasses.replace(neither.data, flip=True))
+    cases = ((no_crop, True), (no_dropout, True), (flip, True), (neither, False))
+    for config, changes in cases:
         with jax.enable_x64(True):
             state, arguments = step_arguments(config, binarized=True)
             step = jax.jit(functools.partial(train_step, **arguments))

@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from google.protobuf import json_format
 
 from mcn_jax.config import DataConfig
+from mcn_jax.data.cifar import Cifar10, Cifar100
 from mcn_jax.data.digits import Digits
 from mcn_jax.data.mnist import Mnist
 from mcn_jax.errors import InputError
@@ -57,6 +58,26 @@ DATASETS = {
         image_shape=(28, 28, 1),
         mean=(0.1307,),
         std=(0.3081,),
+    ),
+    "cifar10": DatasetFacts(
+        builder=lambda data_dir, archive_dir: Cifar10(
+            data_dir=data_dir, archive_dir=archive_dir, file_format="array_record"
+        ),
+        examples={"train": 50000, "test": 10000},
+        classes=10,
+        image_shape=(32, 32, 3),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    ),
+    "cifar100": DatasetFacts(
+        builder=lambda data_dir, archive_dir: Cifar100(
+            data_dir=data_dir, archive_dir=archive_dir, file_format="array_record"
+        ),
+        examples={"train": 50000, "test": 10000},
+        classes=100,
+        image_shape=(32, 32, 3),
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
     ),
 }
 

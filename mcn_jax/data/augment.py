@@ -23,6 +23,17 @@ def random_crop(images: jax.Array, keys: jax.Array, padding: int) -> jax.Array:
     return jax.vmap(crop)(padded, keys)
 
 
+def random_flip(images: jax.Array, keys: jax.Array) -> jax.Array:
+    """Mirrors every image left to right with probability 1/2.
+
+    Args:
+        images: [N, Y, X, C], of any dtype.
+        keys: [N] random keys.
+    """
+    flipped = jax.vmap(jax.random.bernoulli)(keys)
+    return jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+
+
 def normalise(
     images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: jnp.dtype
 ) -> jax.Array:

@@ -1,15 +1,15 @@
 """MNIST from its four official archives, as a TFDS builder without TensorFlow."""
 
 import gzip
-import hashlib
+import math
 import pathlib
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from mcn_jax.data import archives
 from mcn_jax.errors import InputError
 
 URL = "https://storage.googleapis.com/cvdf-datasets/mnist"
@@ -66,7 +66,7 @@ class Mnist(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         if self._archive_dir:
-            paths = find_archives(pathlib.Path(self._archive_dir).expanduser())
+            paths = find_archives(archives.existing_directory(self._archive_dir))
         else:
             urls = {key: f"{URL}/{name}.gz" for key, (name, _, _) in FILES.items()}
             paths = {key: pathlib.Path(path) for key, path in dl_manager.download(urls).items()}
@@ -91,11 +91,6 @@ def find_archives(directory: pathlib.Path) -> dict[tuple[str, str], pathlib.Path
     Raises:
         InputError: naming the first file that is not there.
     """
-    if not directory.is_dir():
-        raise InputError(
-            f"archive directory {directory} does not exist; pass an existing one as"
-            " --config.data.archive_dir, or leave it empty to download MNIST"
-        )
     folders = (directory, directory / "MNIST" / "raw")
     found = {}
     for key, (name, _, _) in FILES.items():
@@ -128,20 +123,8 @@ def read_idx(path: pathlib.Path, shape: tuple[int, ...], sha256: str) -> np.ndar
     if content[:2] == b"\x1f\x8b":
         try:
             content = gzip.decompress(content)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(
-                f"{path} is truncated or damaged ({error}); replace it by the official archive"
-            ) from error
+        except archives.DAMAGED as error:
+            raise archives.damaged(path, error) from error
     header_size = 4 + 4 * len(shape)
-    header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
-    expected_size = header_size + int(np.prod(shape))
-    if len(content) != expected_size:
-        raise InputError(
-            f"{path} holds {len(content)} bytes where {expected_size} are expected; replace it by"
-            " the official file"
-        )
-    if content[:header_size] != header or hashlib.sha256(content).hexdigest() != sha256:
-        raise InputError(
-            f"{path} is not the official file: its SHA-256 differs from {sha256}; replace it"
-        )
+    archives.check_content(path, content, header_size + math.prod(shape), sha256)
     return np.frombuffer(content, np.uint8, offset=header_size).reshape(shape)

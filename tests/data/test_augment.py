@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcn_jax.data.augment import normalise, random_crop
+from mcn_jax.data.augment import normalise, random_crop, random_flip
 
 
 def test_random_crop_is_a_shift_with_zeros():
@@ -28,6 +28,17 @@ def test_every_shift_is_equally_likely():
     counts = crops.sum(0)[2:7, 2:7, 0]
     assert counts.sum() == 10_000
     np.testing.assert_allclose(counts, 400, atol=5 * 400**0.5)
+
+
+def test_random_flip_mirrors_half_of_the_images():
+    images = np.random.default_rng(2).integers(0, 256, (10_000, 2, 3, 1)).astype(np.uint8)
+    keys = jax.random.split(jax.random.key(3), 10_000)
+    result = np.asarray(random_flip(jnp.asarray(images), keys))
+    mirrored = (result == images[:, :, ::-1]).all((1, 2, 3))
+    kept = (result == images).all((1, 2, 3))
+    assert np.all(mirrored | kept)
+    symmetric = mirrored & kept
+    np.testing.assert_allclose((mirrored & ~symmetric).sum(), 5000, atol=5 * 50)
 
 
 def test_normalise():

@@ -178,13 +178,21 @@ def test_downloads_are_checked_against_their_checksums(archive_server, tmp_path)
 
 
 def test_the_checksums_are_package_data_with_the_official_urls():
-    assert set(mnist.Mnist.url_infos) == {
-        f"{mnist.URL}/{name}.gz" for name, _, _ in mnist.FILES.values()
-    }
+    urls = {f"{mnist.URL}/{name}.gz" for name, _, _ in mnist.FILES.values()}
+    assert urls <= set(mnist.Mnist.url_infos)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "deleted"])
-@pytest.mark.parametrize("file", ["digits-train.array_record*", "dataset_info.json"])
+# Without its dataset_info.json TFDS prepares a data set anew.
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("digits-train.array_record*", "truncated"),
+        ("digits-train.array_record*", "emptied"),
+        ("digits-train.array_record*", "deleted"),
+        ("dataset_info.json", "truncated"),
+        ("dataset_info.json", "emptied"),
+    ],
+)
 def test_a_damaged_prepared_data_set_is_named(tmp_path, file, damage):
     config = DataConfig(name="digits", data_dir=str(tmp_path))
     data.load_dataset(config)
@@ -194,8 +202,6 @@ def test_a_damaged_prepared_data_set_is_named(tmp_path, file, damage):
         path.unlink()
     else:
         path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
-    if damage == "deleted" and file == "dataset_info.json":
-        pytest.skip("TFDS prepares a data set without it anew")
     with pytest.raises(InputError, match=rf"{tmp_path}.* delete {tmp_path}/digits and start again"):
         data.load_dataset(config)
 
