@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import io
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import tensorflow_datasets as tfds
 from google.protobuf import json_format
 
 from mcn_jax.config import DataConfig
+from mcn_jax.data.archives import ArchiveBuilder
 from mcn_jax.data.cifar import Cifar10, Cifar100
 from mcn_jax.data.digits import Digits
 from mcn_jax.data.mnist import Mnist
@@ -27,12 +27,12 @@ from mcn_jax.errors import InputError
 class DatasetFacts:
     """What is known of a data set without reading it.
 
-    builder: makes the TFDS builder from `data_dir` and `archive_dir`.
+    builder: the class of its TFDS builder.
     examples: of each split. classes: their number. image_shape: (Y, X, C) as stored.
     mean, std: of each channel over the pixels of the training split, divided by 255.
     """
 
-    builder: Callable[[str, str], tfds.core.DatasetBuilder]
+    builder: type[tfds.core.GeneratorBasedBuilder]
     examples: dict[str, int]
     classes: int
     image_shape: tuple[int, int, int]
@@ -42,7 +42,7 @@ class DatasetFacts:
 
 DATASETS = {
     "digits": DatasetFacts(
-        builder=lambda data_dir, _: Digits(data_dir=data_dir, file_format="array_record"),
+        builder=Digits,
         examples={"train": 1437, "test": 360},
         classes=10,
         image_shape=(32, 32, 1),
@@ -50,9 +50,7 @@ DATASETS = {
         std=(0.3235,),
     ),
     "mnist": DatasetFacts(
-        builder=lambda data_dir, archive_dir: Mnist(
-            data_dir=data_dir, archive_dir=archive_dir, file_format="array_record"
-        ),
+        builder=Mnist,
         examples={"train": 60000, "test": 10000},
         classes=10,
         image_shape=(28, 28, 1),
@@ -60,9 +58,7 @@ DATASETS = {
         std=(0.3081,),
     ),
     "cifar10": DatasetFacts(
-        builder=lambda data_dir, archive_dir: Cifar10(
-            data_dir=data_dir, archive_dir=archive_dir, file_format="array_record"
-        ),
+        builder=Cifar10,
         examples={"train": 50000, "test": 10000},
         classes=10,
         image_shape=(32, 32, 3),
@@ -70,9 +66,7 @@ DATASETS = {
         std=(0.2470, 0.2435, 0.2616),
     ),
     "cifar100": DatasetFacts(
-        builder=lambda data_dir, archive_dir: Cifar100(
-            data_dir=data_dir, archive_dir=archive_dir, file_format="array_record"
-        ),
+        builder=Cifar100,
         examples={"train": 50000, "test": 10000},
         classes=100,
         image_shape=(32, 32, 3),
@@ -150,8 +144,12 @@ def prepare(config: DataConfig) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
     def make_builder() -> tfds.core.DatasetBuilder:
+        builder = DATASETS[config.name].builder
+        archives = (
+            {"archive_dir": config.archive_dir} if issubclass(builder, ArchiveBuilder) else {}
+        )
         data_dir = str(pathlib.Path(config.data_dir).expanduser())
-        return DATASETS[config.name].builder(data_dir, config.archive_dir)
+        return builder(data_dir=data_dir, file_format="array_record", **archives)
 
     builder = make_builder()
     if not pathlib.Path(builder.data_path).exists():

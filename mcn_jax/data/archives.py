@@ -9,10 +9,28 @@ import hashlib
 import pathlib
 import tarfile
 import zlib
+from typing import Any
+
+import tensorflow_datasets as tfds
 
 from mcn_jax.errors import InputError
 
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError)
+
+
+# A base of builders, no data set of its own.
+class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """A TFDS builder that reads official archives from a directory, or downloads them."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, archive_dir: str = "", **kwargs: Any):
+        """Args:
+        archive_dir: directory with the official archives; "" downloads them.
+        **kwargs: of the base class.
+        """
+        self.archive_dir = archive_dir
+        super().__init__(**kwargs)
 
 
 def existing_directory(path: str) -> pathlib.Path:

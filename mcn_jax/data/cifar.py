@@ -105,20 +105,11 @@ CIFAR100 = Archive(
 )
 
 
-class _Cifar(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class _Cifar(archives.ArchiveBuilder, skip_registration=True):  # type: ignore[call-arg]
     """What the two data sets share. Subclasses name their archive and their labels."""
 
-    VERSION = tfds.core.Version("1.0.0")
     ARCHIVE: Archive
     LABEL_NAMES: dict[str, list[str]]
-
-    def __init__(self, *, archive_dir: str = "", **kwargs: Any):
-        """Args:
-        archive_dir: directory with the official archive; "" downloads it.
-        **kwargs: of the base class.
-        """
-        self._archive_dir = archive_dir
-        super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -136,8 +127,8 @@ class _Cifar(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        if self._archive_dir:
-            directory = archives.existing_directory(self._archive_dir)
+        if self.archive_dir:
+            directory = archives.existing_directory(self.archive_dir)
             contents = read_directory(directory, self.ARCHIVE)
         else:
             path = pathlib.Path(dl_manager.download(self.ARCHIVE.url))

@@ -39,18 +39,8 @@ FILES = {
 }
 
 
-class Mnist(tfds.core.GeneratorBasedBuilder):
+class Mnist(archives.ArchiveBuilder):
     """60,000 and 10,000 handwritten digits of 28x28 gray pixels (LeCun et al. 1998)."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, *, archive_dir: str = "", **kwargs: Any):
-        """Args:
-        archive_dir: directory with the official archives; "" downloads them.
-        **kwargs: of the base class.
-        """
-        self._archive_dir = archive_dir
-        super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -65,8 +55,8 @@ class Mnist(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        if self._archive_dir:
-            paths = find_archives(archives.existing_directory(self._archive_dir))
+        if self.archive_dir:
+            paths = find_archives(archives.existing_directory(self.archive_dir))
         else:
             urls = {key: f"{URL}/{name}.gz" for key, (name, _, _) in FILES.items()}
             paths = {key: pathlib.Path(path) for key, path in dl_manager.download(urls).items()}
