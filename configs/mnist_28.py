@@ -2,7 +2,7 @@
 re-implementation whose authors could not train it.
 
 Command:  python -m mcn_jax.main --config=configs/mnist_28.py --config.data.archive_dir=DIR
-Expected: 99.06 % (seed 0), 4 minutes on 2 cores of an AMD EPYC shared with other work
+Expected: 99.06 % (seed 0), 4 minutes on one core of an AMD EPYC
 The first epoch as a U-MCN, then four with binary filters; no augmentation.
 """
 

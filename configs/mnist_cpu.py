@@ -1,7 +1,7 @@
 """MCN on MNIST, a quarter of the width of `mnist.py`, with shifts: two CPU cores, under an hour.
 
 Command:  python -m mcn_jax.main --config=configs/mnist_cpu.py --config.data.archive_dir=DIR
-Expected: 99.37 % (seed 0), 25 minutes on 2 cores of an AMD EPYC shared with other work
+Expected: 99.37 % (seed 0), 25 minutes on one core of an AMD EPYC
 Partners: U-MCN with --config.binarize.enabled=False, CNN with --config.model.conv=conv
 Differs from the paper: 5-10-20-40 maps, 24 epochs of which the first 4 as a U-MCN, cosine
 schedule, shifts of up to 2 pixels.

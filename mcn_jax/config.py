@@ -215,6 +215,13 @@ def validate(config: Config, num_devices: int = 1) -> None:
             config.param_dtype,
             'must be "float64" where config.dtype is',
         )
+    num_examples = data.DATASETS[config.data.name].examples["train"]
+    _require(
+        config.batch_size <= num_examples,
+        "batch_size",
+        config.batch_size,
+        f"exceeds the {num_examples} training images of {config.data.name}; lower it",
+    )
     _validate_shapes(config)
     epochs = optimizer.schedule_epochs
     _require(

@@ -166,8 +166,8 @@ def example_dropout(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
 def max_pool_2x2(x: jax.Array) -> jax.Array:
     """2x2 max-pooling with stride 2; an odd last row or column is dropped.
 
-    A maximum over a reshaped array: on CPU its gradient takes a fraction of that of
-    `nn.max_pool`. Where several pixels share the maximum, they share the gradient.
+    A maximum over a reshaped array, because XLA is slow at the gradient of a windowed maximum on
+    CPU. Where several pixels share the maximum, they share the gradient.
     """
     n, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]

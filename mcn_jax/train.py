@@ -54,11 +54,6 @@ def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> dict[str,
         raise InputError("float64 needs JAX's 64-bit mode; set the environment's JAX_ENABLE_X64=1")
     dataset = load_dataset(config.data)
     num_examples = len(dataset.train_labels)
-    if config.batch_size > num_examples:
-        raise InputError(
-            f"config.batch_size={config.batch_size} exceeds the {num_examples} training images of"
-            f" {config.data.name}; lower it"
-        )
     check_workdir(workdir, config)
     if (result := read_result(workdir)) is not None:
         return result

@@ -71,9 +71,8 @@ def row(data: str, method: str, paper: str, names: tuple[str, ...]) -> str:
     results = [read(name, "result.json") for name in names]
     records = [read(name, "config.json") for name in names]
     accuracies = [100 * result["final_test_accuracy"] for result in results]
-    ours = f"{statistics.mean(accuracies):.2f}"
-    if len(accuracies) > 1:
-        ours += f" ± {statistics.stdev(accuracies):.2f} (n = {len(accuracies)})"
+    spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+    ours = f"{statistics.mean(accuracies):.2f}{spread} (n = {len(accuracies)})"
     bits, float_bits = results[0]["filter_bits"], results[0]["float32_filter_bits"]
     seconds = statistics.mean(result["wall_seconds"] for result in results)
     first = records[0]["config"]

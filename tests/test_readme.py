@@ -3,6 +3,7 @@
 import importlib.util
 import pathlib
 import re
+import statistics
 import sys
 
 import jax
@@ -52,12 +53,18 @@ def test_every_record_is_in_the_table_or_in_the_documentation():
 def test_accuracies_in_the_documentation_are_those_of_the_records():
     records = load(ROOT / "results" / "records.py")
     text = (ROOT / "docs" / "method.md").read_text()
-    without, with_warmup = re.search(r"ended\s+at ([\d.]+) % instead of ([\d.]+) %", text).groups()
-    for value, name in (
-        (without, "digits_mcn_seed0_no_warmup"),
-        (with_warmup, "digits_mcn_seed0"),
-    ):
-        assert value == f"{100 * records.read(name, 'result.json')['final_test_accuracy']:.2f}"
+    rows = re.findall(r"\| ([\d.]+) \| (\w+)[^|]* \| ([\d.]+) ± ([\d.]+) \| (.*) \|", text)
+    assert len(rows) == 3
+    for rate, warmup, mean, deviation, links in rows:
+        names = re.findall(r"results/([\w.]+)", links)
+        accuracies = [100 * records.read(n, "result.json")["final_test_accuracy"] for n in names]
+        assert f"{statistics.mean(accuracies):.2f}" == mean
+        assert f"{statistics.stdev(accuracies):.2f}" == deviation
+        configs = [records.read(name, "config.json")["config"] for name in names]
+        assert [config["seed"] for config in configs] == [0, 1, 2]
+        for config in configs:
+            assert config["optimizer"]["learning_rate"] == float(rate)
+            assert config["optimizer"]["warmup_epochs"] == (0 if warmup == "none" else int(warmup))
 
 
 def test_local_links_lead_somewhere():

@@ -185,10 +185,11 @@ def test_a_run_that_lost_its_metrics_is_refused(data_dir, tmp_path, one_device):
         train_and_evaluate(config, tmp_path)
 
 
-def test_a_batch_larger_than_the_split(data_dir, tmp_path, one_device):
+def test_a_batch_larger_than_the_split_is_refused_before_data_are_prepared(tmp_path, one_device):
+    config = digits_config(str(tmp_path / "data"), batch_size=2000)
     with pytest.raises(InputError, match="batch_size=2000 exceeds the 1437 training images"):
-        train_and_evaluate(digits_config(data_dir, batch_size=2000), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        train_and_evaluate(config, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_float64_without_the_64_bit_mode(data_dir, tmp_path):
