@@ -23,12 +23,27 @@ from mcn_jax.ops.modulate import FILTER_LOSSES
 class DataConfig:
     """Which data set, from where, and how its images are prepared."""
 
-    name: str = "digits"  # a data set, see mcn_jax.data.DATASETS
+    name: str = "digits"  # see mcn_jax.data.DATASETS, or a set that TFDS prepared in data_dir
     archive_dir: str = ""  # official archives of a set not yet prepared; "" downloads them
     data_dir: str = "~/tensorflow_datasets"  # where prepared data sets are kept
-    image_size: int = 0  # zero-pads images to this height and width in pixels; 0 does not
+    train_split: str = "train"  # in TFDS's notation, such as "train+extra" or "train[:90%]"
+    test_split: str = "test"  # likewise; "train[90%:]" to choose a recipe without the test split
+    root: str = ""  # image_folder: holds a folder a class, or train and test folders of these
+    test_fraction: float = 0.2  # image_folder without a test folder: of each class, in (0, 1)
+    split_seed: int = 0  # image_folder without a test folder: which images those are
+    wnids_file: str = ""  # imagenet100: the classes, a wnid a line; "" takes the package's
+    pipeline: str = "auto"  # "resident" on the devices, "streamed" by workers, "auto" by size
+    workers: int = 0  # streamed: processes that read and decode; 0 starts one a core
+    image_size: int = 0  # height and width in pixels: images of one size are zero-padded to it (0
+    #                      leaves them), images of many sizes are cut and resized to it
+    center_crop: float = 1.0  # images of many sizes: share of the shorter side that is kept, (0, 1]
+    min_crop_area: float = 0.0  # augmentation of such: a random part of at least this share of the
+    #                             area instead (ImageNet: 0.08), [0, 1]; 0 does not; streamed only
     crop_padding: int = 0  # augmentation: zero-pad by this many pixels and crop back at random
     flip: bool = False  # augmentation: mirror every second image, at random, left to right
+    color_jitter: float = 0.0  # augmentation: brightness, contrast, saturation by up to this share
+    cutout: int = 0  # augmentation: side in pixels of a square that is blanked; 0 does not
+    mixup: float = 0.0  # augmentation: alpha of the Beta distribution of shares; 0 does not
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +135,10 @@ class Config:
 
 
 # What may differ between the run that wrote a work directory and the one that resumes it.
-RESUMABLE_CHANGES = ("data.archive_dir", "data.data_dir", "eval_batch_size", "log_every_steps")
+RESUMABLE_CHANGES = (
+    "data.archive_dir", "data.data_dir", "data.root", "data.pipeline", "data.workers",
+    "eval_batch_size", "log_every_steps",
+)  # fmt: skip
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -152,7 +170,7 @@ def check_field(name: str) -> None:
     """Raises InputError with the nearest valid name unless `name` ("loss.theta") is a field."""
     known = flatten(Config())
     if name not in known:
-        raise InputError(f"unknown field config.{name}{_did_you_mean(name, known)}")
+        raise InputError(f"unknown field config.{name}{did_you_mean(name, known)}")
 
 
 def validate(config: Config, num_devices: int = 1) -> None:
@@ -168,7 +186,8 @@ def validate(config: Config, num_devices: int = 1) -> None:
     from mcn_jax import data, models, optim  # here, because these read the config
 
     model, binarize, loss, optimizer = config.model, config.binarize, config.loss, config.optimizer
-    _one_of("data.name", config.data.name, data.DATASETS)
+    data.check_name(config.data)
+    _one_of("data.pipeline", config.data.pipeline, ("auto", *data.SOURCES))
     _one_of("model.name", model.name, models.MODELS)
     _one_of("model.conv", model.conv, models.CONVOLUTIONS)
     _one_of("model.input_planes", model.input_planes, INPUT_PLANES)
@@ -188,7 +207,8 @@ def validate(config: Config, num_devices: int = 1) -> None:
     num_centers = binarize.num_centers
     _require(num_centers >= 2, "binarize.num_centers", num_centers, "must be at least 2")
     for name in (
-        "seed", "data.image_size", "data.crop_padding", "model.m_noise", "loss.theta",
+        "seed", "data.split_seed", "data.workers", "data.image_size", "data.crop_padding",
+        "data.cutout", "data.mixup", "model.m_noise", "loss.theta",
         "loss.center_loss_weight", "binarize.start_epoch", "binarize.refresh_epochs",
         "optimizer.learning_rate", "optimizer.m_learning_rate", "optimizer.weight_decay",
         "optimizer.warmup_epochs",
@@ -199,8 +219,25 @@ def validate(config: Config, num_devices: int = 1) -> None:
             _require(math.isfinite(value), name, value, "must be finite")
     for name in ("model.dropout_rate", "optimizer.momentum"):
         _require(0 <= flat[name] < 1, name, flat[name], "must lie in [0, 1)")
-    for name in ("loss.center_loss_rate", "optimizer.schedule_factor"):
+    for name in ("loss.center_loss_rate", "optimizer.schedule_factor", "data.center_crop"):
         _require(0 < flat[name] <= 1, name, flat[name], "must lie in (0, 1]")
+    for name in ("data.min_crop_area", "data.color_jitter"):
+        _require(0 <= flat[name] <= 1, name, flat[name], "must lie in [0, 1]")
+    fraction = config.data.test_fraction
+    _require(0 < fraction < 1, "data.test_fraction", fraction, "must lie in (0, 1)")
+    _require(
+        not (config.data.min_crop_area and config.data.pipeline == "resident"),
+        "data.pipeline",
+        config.data.pipeline,
+        "cannot take random parts of images; use 'streamed', or config.data.min_crop_area=0",
+    )
+    _require(
+        not (config.data.mixup and loss.center_loss_weight),
+        "data.mixup",
+        config.data.mixup,
+        "leaves images without a class of their own, which the center loss needs; set it or"
+        " config.loss.center_loss_weight to 0",
+    )
     _require(
         bool(model.widths) and min(model.widths) >= 1,
         "model.widths",
@@ -215,14 +252,14 @@ def validate(config: Config, num_devices: int = 1) -> None:
             config.param_dtype,
             'must be "float64" where config.dtype is',
         )
-    num_examples = data.DATASETS[config.data.name].examples["train"]
-    _require(
-        config.batch_size <= num_examples,
-        "batch_size",
-        config.batch_size,
-        f"exceeds the {num_examples} training images of {config.data.name}; lower it",
-    )
-    _validate_shapes(config)
+    facts = data.DATASETS.get(config.data.name)
+    if facts is not None:
+        check_stored_shape(config.data, facts.image_shape)
+        height, width, channels = facts.image_shape
+        size = config.data.image_size
+        shape = (size or height or 0, size or width or 0, channels)
+        known = "train" in facts.examples and config.data.train_split == "train"
+        validate_for_data(config, shape, facts.examples["train"] if known else None)
     epochs = optimizer.schedule_epochs
     _require(
         list(epochs) == sorted(set(epochs)), "optimizer.schedule_epochs", epochs, "must increase"
@@ -235,22 +272,69 @@ def validate(config: Config, num_devices: int = 1) -> None:
             f"leaves none of the {config.num_epochs} epochs for binary filters; lower it, or set"
             " config.binarize.enabled=False for a U-MCN",
         )
-    if config.batch_size % num_devices:
-        below = config.batch_size // num_devices * num_devices
-        nearest = [str(n) for n in (below, below + num_devices) if n]
+    pairs = 2 if config.data.mixup else 1
+    if config.batch_size % (pairs * num_devices):
+        unit = pairs * num_devices
+        below = config.batch_size // unit * unit
+        nearest = [str(n) for n in (below, below + unit) if n]
         raise InputError(
-            f"config.batch_size={config.batch_size} is not divisible by the {num_devices} devices;"
+            f"config.batch_size={config.batch_size} is not divisible by"
+            f" {f'{pairs} times ' if config.data.mixup else ''}the {num_devices} devices;"
             f" the nearest sizes that are: {' and '.join(nearest)}"
         )
 
 
-def _validate_shapes(config: Config) -> None:
-    """Checks that the network fits the images, and the centers the smallest layer."""
-    from mcn_jax import data, models
+def check_stored_shape(config: DataConfig, shape: tuple[int | None, ...]) -> None:
+    """Checks that what the config says of the images' size fits how they are stored.
 
+    Args:
+        config: of the data.
+        shape: (Y, X, C) as stored, with None where images differ in size.
+
+    Raises:
+        InputError: naming the field.
+    """
+    differ = None in shape
+    _require(
+        bool(config.image_size) or not differ,
+        "data.image_size",
+        config.image_size,
+        f"leaves the images of {config.name} as they are, and they differ in size; name the height"
+        " and width that they are resized to",
+    )
+    _require(
+        differ or not config.min_crop_area,
+        "data.min_crop_area",
+        config.min_crop_area,
+        f"takes parts of large images; those of {config.name} are all of one size: use"
+        " config.data.crop_padding",
+    )
+
+
+def validate_for_data(
+    config: Config, image_shape: tuple[int, int, int], num_examples: int | None
+) -> None:
+    """Checks that batch and network fit the data, and the centers the smallest layer.
+
+    Args:
+        config: of the run.
+        image_shape: (Y, X, C) as the model sees them.
+        num_examples: of the training split; None where it is not known yet.
+
+    Raises:
+        InputError: naming the first value that does not fit.
+    """
+    from mcn_jax import models  # here, because they read the config
+
+    if num_examples is not None:
+        _require(
+            config.batch_size <= num_examples,
+            "batch_size",
+            config.batch_size,
+            f"exceeds the {num_examples} training images of {config.data.name}; lower it",
+        )
     model = config.model
-    height, _, channels = data.DATASETS[config.data.name].image_shape
-    size = max(config.data.image_size, height)
+    size, channels = min(image_shape[:2]), image_shape[2]
     _require(
         size >> len(model.widths) > 0,
         "model.widths",
@@ -283,7 +367,7 @@ def _one_of(name: str, value: str, allowed: Iterable[str]) -> None:
         value in allowed,
         name,
         value,
-        f"must be one of {', '.join(allowed)}{_did_you_mean(value, allowed)}",
+        f"must be one of {', '.join(allowed)}{did_you_mean(value, allowed)}",
     )
 
 
@@ -292,7 +376,8 @@ def _require(holds: bool, name: str, value: Any, message: str) -> None:
         raise InputError(f"config.{name}={value!r} {message}")
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean X?" for the nearest known name, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -301,7 +386,7 @@ def _from_mapping(cls: type, values: Mapping[str, Any], path: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
-            raise InputError(f"unknown field {path}.{name}{_did_you_mean(name, fields)}")
+            raise InputError(f"unknown field {path}.{name}{did_you_mean(name, fields)}")
     missing = [name for name in fields if name not in values]
     if missing:
         raise InputError(f"missing field {path}.{missing[0]}")

@@ -1,6 +1,6 @@
 """The three losses of an MCN: softmax, filter and center loss."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,12 +10,29 @@ from flax import traverse_util
 from jax import lax
 
 from mcn_jax import ops
+from mcn_jax.data.augment import Inputs
 from mcn_jax.layers import modulated_layers
 
 
-def softmax_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean cross entropy, in nats, of logits [N, classes] and integer labels [N]."""
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+def softmax_loss(logits: jax.Array, inputs: Inputs) -> jax.Array:
+    """Mean cross entropy, in nats, of logits [N, classes]; for mixed images that of both labels in
+    their shares."""
+    entropy = optax.softmax_cross_entropy_with_integer_labels
+    return _of_both_labels(lambda labels: entropy(logits, labels), inputs)
+
+
+def accuracy(logits: jax.Array, inputs: Inputs) -> jax.Array:
+    """Share of examples whose largest logit is their label's; of mixed ones both labels count, in
+    their shares."""
+    predictions = jnp.argmax(logits, axis=-1)
+    return _of_both_labels(lambda labels: predictions == labels, inputs)
+
+
+def _of_both_labels(measure: Callable[[jax.Array], jax.Array], inputs: Inputs) -> jax.Array:
+    values = measure(inputs.labels)
+    if inputs.other_labels is not None and inputs.shares is not None:
+        values = inputs.shares * values + (1 - inputs.shares) * measure(inputs.other_labels)
+    return jnp.mean(values)
 
 
 def filter_loss(

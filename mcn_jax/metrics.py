@@ -129,6 +129,9 @@ def print_result(result: dict[str, Any], workdir: pathlib.Path) -> None:
     table.add_row("test accuracy", f"{result['final_test_accuracy']:.2%}, last epoch")
     table.add_row("", f"{result['best_test_accuracy']:.2%}, best epoch")
     table.add_row("test images", f"{result['test_examples']:,}")
+    names = result["class_names"]
+    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    table.add_row("classes", f"{len(names)}: {shown}")
     table.add_row(
         "filters",
         f"{result['filter_bits']:,} bits, {result['float32_filter_bits']:,} as float32",

@@ -4,6 +4,7 @@ State and splits are replicated, batches are sharded, both as arrays with a lead
 entry a device and exactly the sharding that a pmap'd step returns, so that the step compiles once.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,11 @@ AXIS = "devices"
 def local_devices() -> list[jax.Device]:
     """The devices that share a batch."""
     return jax.local_devices()
+
+
+def host_cores() -> int | None:
+    """Cores of the host that this process may use; None where that is not known."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _sharding() -> NamedSharding:

@@ -17,6 +17,10 @@ class Purpose(enum.IntEnum):
     CROP = 2
     DROPOUT = 3
     FLIP = 4
+    COLOR = 5
+    CUTOUT = 6
+    MIXUP = 7
+    RANDOM_CROP = 8
 
 
 def run_key(seed: int, purpose: Purpose) -> jax.Array:
@@ -28,6 +32,13 @@ def example_keys(seed: int, purpose: Purpose, step: jax.Array, positions: jax.Ar
     """[N] keys for the examples at `positions` [N] of the global batch of a step."""
     step_key = jax.random.fold_in(run_key(seed, purpose), step)
     return jax.vmap(lambda position: jax.random.fold_in(step_key, position))(positions)
+
+
+def example_generators(
+    seed: int, purpose: Purpose, step: int, positions: np.ndarray
+) -> list[np.random.Generator]:
+    """As `example_keys`, for work on the host."""
+    return [np.random.default_rng([seed, purpose, step, position]) for position in positions]
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:

@@ -5,7 +5,7 @@ run as they stand, on one device.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,39 +15,11 @@ from jax import lax
 
 from mcn_jax import losses, optim
 from mcn_jax.config import Config
-from mcn_jax.data.augment import normalise, random_crop, random_flip
+from mcn_jax.data.augment import Inputs, normalise, training_inputs
+from mcn_jax.data.batches import Batch, EvalBatch, Split
 from mcn_jax.layers import modulated_layers
 from mcn_jax.seeds import Purpose, example_keys
 from mcn_jax.state import TrainState
-
-Array = Any  # of numpy where the host makes it, of jax inside a step
-
-
-class Split(NamedTuple):
-    """A split that lives on the device. images: [S, Y, X, C] uint8; labels: [S] int32."""
-
-    images: Array
-    labels: Array
-
-
-class Batch(NamedTuple):
-    """One device's part of a training batch.
-
-    indices: [N] int32, rows of the split. positions: [N] int32, places in the global batch.
-    """
-
-    indices: Array
-    positions: Array
-
-
-class EvalBatch(NamedTuple):
-    """One device's part of an evaluation batch.
-
-    indices: [N] int32, rows of the split. mask: [N] bool, False for padding.
-    """
-
-    indices: Array
-    mask: Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,32 +62,24 @@ def train_step(
         The state after the step, and metrics: scalars that are equal on every device.
     """
     config, loss_config = settings.config, settings.config.loss
-    labels = split.labels[batch.indices]
-    images = split.images[batch.indices]
-    if config.data.crop_padding:
-        keys = example_keys(config.seed, Purpose.CROP, state.step, batch.positions)
-        images = random_crop(images, keys, config.data.crop_padding)
-    if config.data.flip:
-        keys = example_keys(config.seed, Purpose.FLIP, state.step, batch.positions)
-        images = random_flip(images, keys)
-    images = normalise(images, settings.mean, settings.std, jnp.dtype(config.dtype))
+    inputs = step_inputs(split, batch, state.step, settings)
     dropout_keys = example_keys(config.seed, Purpose.DROPOUT, state.step, batch.positions)
 
     def data_loss(params):
         outputs, updated = model.apply(
             state.variables | {"params": params},
-            images,
+            inputs.images,
             train=True,
             dropout_keys=dropout_keys,
             mutable=["batch_stats"],
         )
         logits = outputs.logits.astype(jnp.dtype(config.param_dtype))
-        softmax = losses.softmax_loss(logits, labels)
+        softmax = losses.softmax_loss(logits, inputs)
         center = jnp.zeros_like(softmax)
         if state.class_means is not None:
-            center = losses.center_loss(outputs.features, labels, state.class_means)
-        correct = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
-        metrics = {"softmax_loss": softmax, "center_loss": center, "accuracy": correct}
+            center = losses.center_loss(outputs.features, inputs.labels, state.class_means)
+        accuracy = losses.accuracy(logits, inputs)
+        metrics = {"softmax_loss": softmax, "center_loss": center, "accuracy": accuracy}
         total = softmax + loss_config.center_loss_weight * center
         return total, (metrics, updated["batch_stats"], outputs.features)
 
@@ -139,7 +103,7 @@ def train_step(
     class_means = state.class_means
     if class_means is not None:
         class_means = losses.moved_class_means(
-            class_means, features, labels, loss_config.center_loss_rate, axis_name
+            class_means, features, inputs.labels, loss_config.center_loss_rate, axis_name
         )
     new_state = TrainState(
         step=state.step + 1,
@@ -150,6 +114,20 @@ def train_step(
         opt_state=opt_state,
     )
     return new_state, metrics
+
+
+def step_inputs(split: Split, batch: Batch, step: jax.Array, settings: StepSettings) -> Inputs:
+    """What a training step is given of the data: rows of the split, augmented, normalised."""
+    config = settings.config
+    return training_inputs(
+        split,
+        batch,
+        lambda purpose: example_keys(config.seed, purpose, step, batch.positions),
+        config.data,
+        mean=settings.mean,
+        std=settings.std,
+        dtype=jnp.dtype(config.dtype),
+    )
 
 
 def _add_regularizers(gradients: Any, state: TrainState, loss_config, learning_rate: jax.Array):

@@ -7,21 +7,19 @@ import math
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from mcn_jax import layers, metrics, models, optim, parallel
 from mcn_jax.checkpoint import Checkpoints
-from mcn_jax.config import Config, validate
-from mcn_jax.data import Dataset, load_dataset
+from mcn_jax.config import Config, validate, validate_for_data
+from mcn_jax.data import Dataset, make_source, open_dataset
 from mcn_jax.errors import InputError
 from mcn_jax.evaluate import evaluate
-from mcn_jax.seeds import epoch_order
 from mcn_jax.state import TrainState, create_state
-from mcn_jax.steps import Batch, Split, StepSettings, eval_step, train_step
+from mcn_jax.steps import StepSettings, eval_step, train_step
 from mcn_jax.workdir import check_workdir, read_result, write_atomically, write_config
 
 
@@ -52,13 +50,13 @@ def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> dict[str,
     validate(config, len(parallel.local_devices()))
     if any(jax.dtypes.canonicalize_dtype(d) != d for d in (config.dtype, config.param_dtype)):
         raise InputError("float64 needs JAX's 64-bit mode; set the environment's JAX_ENABLE_X64=1")
-    dataset = load_dataset(config.data)
-    num_examples = len(dataset.train_labels)
-    check_workdir(workdir, config)
+    dataset = open_dataset(config.data)
+    validate_for_data(config, dataset.image_shape, len(dataset.train))
+    check_workdir(workdir, config, dataset.description())
     if (result := read_result(workdir)) is not None:
         return result
 
-    setup = _Setup(config, dataset, num_examples // config.batch_size)
+    setup = _Setup(config, dataset)
     state = setup.initial_state()
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
@@ -66,42 +64,42 @@ def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> dict[str,
             state = checkpoints.restore(checkpoints.steps()[-1], state)
         else:
             # Nothing is written before everything that can be wrong with the input has been seen.
-            write_config(workdir, config)
+            write_config(workdir, config, dataset.description())
         with metrics.MetricsWriter(workdir, int(state.step)) as writer:
             state = _run_epochs(config, setup, state, checkpoints, writer)
-            result = _result(config, state, writer.epochs())
+            result = _result(config, dataset, state, writer.epochs())
         metrics.plot_curves(workdir)
         # Last, because its presence says that the run has ended.
         write_atomically(workdir / "result.json", json.dumps(result, indent=2) + "\n")
     finally:
+        setup.source.close()
         checkpoints.close()
     return result
 
 
 class _Setup:
-    """Model, optimizer and compiled steps of a run, and its splits on the devices."""
+    """Model, optimizer and compiled steps of a run, and the source of its batches."""
 
-    def __init__(self, config: Config, dataset: Dataset, steps_per_epoch: int):
+    def __init__(self, config: Config, dataset: Dataset):
         self.config = config
         self.dataset = dataset
-        self.steps_per_epoch = steps_per_epoch
-        schedule = (config.optimizer, steps_per_epoch, config.num_epochs)
+        self.steps_per_epoch = len(dataset.train) // config.batch_size
+        schedule = (config.optimizer, self.steps_per_epoch, config.num_epochs)
         self.optimizer = optim.make_optimizer(*schedule)
         self.settings = StepSettings(
             config=config,
             learning_rate=optim.learning_rate(*schedule),
-            mean=dataset.facts.mean,
-            std=dataset.facts.std,
+            mean=dataset.mean,
+            std=dataset.std,
         )
-        self.train_split = parallel.replicate(Split(dataset.train_images, dataset.train_labels))
-        self.test_split = parallel.replicate(Split(dataset.test_images, dataset.test_labels))
+        self.source = make_source(config, dataset)
         self._phases: dict[bool, Phase] = {}
 
     def initial_state(self) -> TrainState:
         model = models.make_model(
-            self.config, self.dataset.facts.classes, binarized=self.config.binarizes
+            self.config, len(self.dataset.class_names), binarized=self.config.binarizes
         )
-        shape = self.dataset.train_images.shape[1:]
+        shape = self.dataset.image_shape
         return jax.device_get(create_state(self.config, model, self.optimizer, shape))
 
     def phase(self, binarized: bool) -> Phase:
@@ -113,7 +111,7 @@ class _Setup:
     def _make_phase(self, binarized: bool) -> Phase:
         model = models.make_model(
             self.config,
-            self.dataset.facts.classes,
+            len(self.dataset.class_names),
             binarized=binarized,
             axis_name=parallel.AXIS,
         )
@@ -157,13 +155,7 @@ def _run_epochs(
             epoch_start = time.perf_counter()
             state, means = _train_epoch(config, setup, phase, state, epoch, writer, progress)
             train_seconds = time.perf_counter() - epoch_start
-            test = evaluate(
-                phase.eval_step,
-                state,
-                setup.test_split,
-                len(setup.dataset.test_labels),
-                config.eval_batch_size,
-            )
+            test = evaluate(phase.eval_step, state, setup.source.test_batches(epoch))
             host_state = parallel.unreplicate(state)
             _check_finite(test, int(host_state.step))
             images = setup.steps_per_epoch * config.batch_size
@@ -208,8 +200,8 @@ def _train_epoch(
 
     # Metrics are read one step late, so that the device always has the next step at hand.
     pending: tuple[int, Any] | None = None
-    for step, batch in enumerate(_batches(config, epoch, setup), start=first_step):
-        state, values = phase.train_step(state, setup.train_split, parallel.shard(batch))
+    for step, (split, batch) in enumerate(setup.source.train_batches(epoch), start=first_step):
+        state, values = phase.train_step(state, split, batch)
         if parallel.must_await_steps():
             jax.block_until_ready(values)
         if pending:
@@ -230,20 +222,14 @@ def _check_finite(values: dict[str, float], step: int) -> None:
             )
 
 
-def _batches(config: Config, epoch: int, setup: _Setup) -> Iterator[Batch]:
-    """The global batches of an epoch; examples beyond the last whole batch wait for the next."""
-    order = epoch_order(config.seed, epoch, len(setup.dataset.train_labels))
-    positions = np.arange(config.batch_size, dtype=np.int32)
-    for step in range(setup.steps_per_epoch):
-        yield Batch(order[step * config.batch_size :][: config.batch_size], positions)
-
-
 def _ranked_accuracy(config: Config, record: dict[str, Any]) -> float:
     """The accuracy by which checkpoints are ranked: an MCN's float epochs do not count."""
     return record["test_accuracy"] if record["binarized"] == config.binarizes else 0.0
 
 
-def _result(config: Config, state: TrainState, epochs: list[dict[str, Any]]) -> dict[str, Any]:
+def _result(
+    config: Config, dataset: Dataset, state: TrainState, epochs: list[dict[str, Any]]
+) -> dict[str, Any]:
     bits, float32_bits = layers.filter_bits(
         state.params, config.binarize.num_centers if config.binarizes else None
     )
@@ -256,4 +242,5 @@ def _result(config: Config, state: TrainState, epochs: list[dict[str, Any]]) -> 
         "wall_seconds": epochs[-1]["wall_seconds"],
         "images_per_second": statistics.median(r["images_per_second"] for r in epochs),
         "seed": config.seed,
+        "class_names": list(dataset.class_names),
     }

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from mcn_jax import parallel
 from mcn_jax.config import RESUMABLE_CHANGES, Config, flatten, from_config_dict
 from mcn_jax.errors import InputError
 
@@ -28,8 +29,13 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     temporary.replace(path)
 
 
-def check_workdir(workdir: pathlib.Path, config: Config) -> None:
+def check_workdir(workdir: pathlib.Path, config: Config, data: dict[str, Any]) -> None:
     """Checks that a work directory is new or belongs to the same run; writes nothing.
+
+    Args:
+        workdir: may not exist yet.
+        config: of the run that is about to start or resume.
+        data: the description of its data set.
 
     Raises:
         InputError: naming the first field that differs from the run that wrote the directory, or
@@ -48,7 +54,8 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
     record = _read_json(path)
     try:
         before = flatten(from_config_dict(record["config"]))
-        environment = {name: record[name] for name in _environment()}
+        data_before = {name: record["data"][name] for name in data}
+        environment_before = {name: record[name] for name in environment()}
     except (KeyError, TypeError, InputError) as error:
         raise InputError(
             f"{path} is not of this version ({error}); use another --workdir"
@@ -59,18 +66,24 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
                 f"{workdir} was written with config.{name}={before[name]!r}, this run has"
                 f" {value!r}; use another --workdir, or the same config to resume"
             )
-    for name, value in _environment().items():
-        if name != "git_revision" and environment[name] != value:
+    for name, value in data.items():
+        if data_before[name] != value:
+            raise InputError(
+                f"{workdir} was written with other data: {name} was {data_before[name]!r} and is"
+                f" {value!r}; use another --workdir, or the same data to resume"
+            )
+    for name, value in environment().items():
+        if name != "git_revision" and environment_before[name] != value:
             logging.warning(
                 "resuming %s with %s %s instead of %s: the result may differ in the last bits",
-                workdir, name, value, environment[name],
+                workdir, name, value, environment_before[name],
             )  # fmt: skip
 
 
-def write_config(workdir: pathlib.Path, config: Config) -> None:
-    """Creates a work directory with its config.json."""
+def write_config(workdir: pathlib.Path, config: Config, data: dict[str, Any]) -> None:
+    """Creates a work directory with its config.json; `data` describes the data set."""
     workdir.mkdir(parents=True, exist_ok=True)
-    record = {"config": dataclasses.asdict(config), **_environment()}
+    record = {"config": dataclasses.asdict(config), "data": data, **environment()}
     write_atomically(workdir / "config.json", json.dumps(record, indent=2) + "\n")
 
 
@@ -83,7 +96,7 @@ def _read_json(path: pathlib.Path) -> Any:
         ) from error
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """What decides whether a run can be repeated bit for bit."""
     return {
         "versions": {
@@ -93,13 +106,8 @@ def _environment() -> dict[str, Any]:
         "git_revision": _git_revision(),
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
-        "cpu_count": _cpu_count(),
+        "cpu_count": parallel.host_cores(),
     }
-
-
-def _cpu_count() -> int | None:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _git_revision() -> str | None:

@@ -1,6 +1,7 @@
 """Small but real runs that several test files share."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,9 +15,10 @@ from mcn_jax.config import (
     ModelConfig,
     OptimizerConfig,
 )
-from mcn_jax.data import DATASETS
+from mcn_jax.data import DATASETS, open_dataset
+from mcn_jax.data.batches import Split
 from mcn_jax.state import create_state
-from mcn_jax.steps import Split, StepSettings
+from mcn_jax.steps import StepSettings
 
 STEPS_PER_EPOCH = 44
 
@@ -47,15 +49,17 @@ def random_split(examples=64, size=16, seed=0):
 def train_step_arguments(config, binarized, axis_name=None):
     """The keyword arguments of `train_step`, without a data set."""
     facts = DATASETS[config.data.name]
+    channels = facts.image_shape[2]
+    classes = facts.classes or 10  # of an image folder, any number
     schedule = (config.optimizer, STEPS_PER_EPOCH, config.num_epochs)
     return {
-        "model": models.make_model(config, facts.classes, binarized=binarized, axis_name=axis_name),
+        "model": models.make_model(config, classes, binarized=binarized, axis_name=axis_name),
         "optimizer": optim.make_optimizer(*schedule),
         "settings": StepSettings(
             config=config,
             learning_rate=optim.learning_rate(*schedule),
-            mean=facts.mean,
-            std=facts.std,
+            mean=facts.mean or (0.5,) * channels,
+            std=facts.std or (0.25,) * channels,
         ),
         "binarized": binarized,
         "axis_name": axis_name,
@@ -75,3 +79,16 @@ def relative_distance(a, b):
     norm = np.linalg.norm(np.asarray(b, np.float64))
     distance = np.linalg.norm(np.asarray(a, np.float64) - np.asarray(b, np.float64))
     return distance / norm if norm else distance
+
+
+class Loaded(NamedTuple):
+    """Both splits of a data set in memory."""
+
+    train: Split
+    test: Split
+
+
+def load(**config):
+    """Prepares, opens and reads a data set; `config` are fields of `DataConfig`."""
+    dataset = open_dataset(DataConfig(**config))
+    return Loaded(dataset.train.read_all(), dataset.test.read_all())

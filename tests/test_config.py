@@ -74,8 +74,38 @@ def test_a_missing_field_is_named():
         ),
         (
             Config(data=DataConfig(name="mnits")),
-            "config.data.name='mnits' must be one of digits, mnist, cifar10, cifar100;"
-            " did you mean mnist?",
+            "config.data.name='mnits' must be one of digits, mnist, cifar10, cifar100,"
+            " svhn_cropped, imagenet100, image_folder, or NAME, NAME/CONFIG or NAME:VERSION of a"
+            " data set that TFDS has prepared in",
+        ),
+        (Config(data=DataConfig(name="cifr10")), "; did you mean cifar10?"),
+        (
+            Config(data=DataConfig(pipeline="stream")),
+            "config.data.pipeline='stream' must be one of auto, resident, streamed",
+        ),
+        (Config(data=DataConfig(cutout=-1)), "config.data.cutout=-1 must not be negative"),
+        (Config(data=DataConfig(color_jitter=1.5)), "config.data.color_jitter=1.5 must lie in"),
+        (Config(data=DataConfig(center_crop=0.0)), "config.data.center_crop=0.0 must lie in"),
+        (Config(data=DataConfig(test_fraction=1.0)), "config.data.test_fraction=1.0 must lie in"),
+        (
+            Config(data=DataConfig(name="image_folder")),
+            "config.data.image_size=0 leaves the images of image_folder as they are",
+        ),
+        (
+            Config(data=DataConfig(min_crop_area=0.08)),
+            "config.data.min_crop_area=0.08 takes parts of large images; those of digits are",
+        ),
+        (
+            Config(data=DataConfig(min_crop_area=0.08, pipeline="resident")),
+            "config.data.pipeline='resident' cannot take random parts of images",
+        ),
+        (
+            Config(data=DataConfig(mixup=0.2), loss=LossConfig(center_loss_weight=0.1)),
+            "config.data.mixup=0.2 leaves images without a class of their own",
+        ),
+        (
+            Config(data=DataConfig(mixup=0.2), batch_size=33),
+            "config.batch_size=33 is not divisible by 2 times the 1 devices",
         ),
         (
             Config(model=ModelConfig(conv="mconv")),

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mcn_jax import parallel
-from mcn_jax.evaluate import eval_batches, evaluate
+from mcn_jax.data.sources import eval_batches
+from mcn_jax.evaluate import evaluate
 from mcn_jax.steps import eval_step
 from small_runs import digits_config, random_split, step_arguments
 
@@ -35,8 +36,12 @@ def test_the_batch_size_does_not_change_the_result():
         ),
         donate_state=False,
     )
-    replicated = parallel.replicate(state), parallel.replicate(split)
-    results = [evaluate(step, *replicated, 61, size) for size in (7, 16, 61, 500)]
+    state, split = parallel.replicate(state), parallel.replicate(split)
+    devices = len(parallel.local_devices())
+    results = []
+    for size in (7, 16, 61, 500):
+        batches = ((split, parallel.shard(batch)) for batch in eval_batches(61, size, devices))
+        results.append(evaluate(step, state, batches))
     assert {result["test_examples"] for result in results} == {61}
     assert len({result["test_accuracy"] for result in results}) == 1
     for result in results:

@@ -4,16 +4,39 @@ import numpy as np
 
 import paper
 from mcn_jax import losses
+from mcn_jax.data.augment import Inputs
+
+LOGITS = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, 2.0]])
+LABELS = np.array([0, 2])
+
+
+def inputs(*arrays):
+    return Inputs(jnp.zeros((2, 1, 1, 1)), *map(jnp.asarray, arrays))
 
 
 def test_softmax_loss():
-    logits = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, 3.0]])
-    labels = np.array([0, 2])
-    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    expected = -np.mean(np.log(probabilities[[0, 1], labels]))
+    probabilities = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
+    expected = -np.mean(np.log(probabilities[[0, 1], LABELS]))
     with jax.enable_x64(True):
-        loss = losses.softmax_loss(jnp.asarray(logits), jnp.asarray(labels))
+        loss = losses.softmax_loss(jnp.asarray(LOGITS), inputs(LABELS))
     np.testing.assert_allclose(loss, expected, rtol=1e-12)
+    assert losses.accuracy(jnp.asarray(LOGITS), inputs(LABELS)) == 0.5
+
+
+def test_mixed_images_have_both_labels_in_their_shares():
+    probabilities = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
+    others, shares = LABELS[::-1], np.array([0.75, 0.4])
+    expected = -np.mean(
+        shares * np.log(probabilities[[0, 1], LABELS])
+        + (1 - shares) * np.log(probabilities[[0, 1], others])
+    )
+    with jax.enable_x64(True):
+        mixed = inputs(LABELS, others, shares)
+        loss = losses.softmax_loss(jnp.asarray(LOGITS), mixed)
+        # The first is predicted as 0, the label of its share of 0.75; the second as 1, no label.
+        accuracy = losses.accuracy(jnp.asarray(LOGITS), mixed)
+    np.testing.assert_allclose(loss, expected, rtol=1e-12)
+    np.testing.assert_allclose(accuracy, 0.75 / 2)
 
 
 def test_filter_loss_sums_over_layers():

@@ -9,7 +9,8 @@ import pytest
 from mcn_jax import parallel
 from mcn_jax.checkpoint import Checkpoints, named_leaves
 from mcn_jax.config import LossConfig
-from mcn_jax.steps import Batch, train_step
+from mcn_jax.data.batches import Batch
+from mcn_jax.steps import train_step
 from small_runs import digits_config, random_split, relative_distance, step_arguments
 
 

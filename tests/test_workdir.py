@@ -9,28 +9,38 @@ from mcn_jax.config import Config, DataConfig
 from mcn_jax.errors import InputError
 from mcn_jax.workdir import check_workdir, read_result, write_config
 
+DATA = {"train_examples": 1437, "class_names": ["0", "1"]}
+
 
 def test_a_new_directory_is_not_created_by_the_check(tmp_path):
-    check_workdir(tmp_path / "new", Config())
+    check_workdir(tmp_path / "new", Config(), DATA)
     assert not (tmp_path / "new").exists()
 
 
 def test_the_same_config_and_harmless_changes_may_resume(tmp_path):
-    write_config(tmp_path, Config())
-    check_workdir(tmp_path, Config())
-    check_workdir(tmp_path, Config(eval_batch_size=7, data=DataConfig(archive_dir="/elsewhere")))
+    write_config(tmp_path, Config(), DATA)
+    check_workdir(tmp_path, Config(), DATA)
+    elsewhere = Config(eval_batch_size=7, data=DataConfig(archive_dir="/elsewhere"))
+    check_workdir(tmp_path, elsewhere, DATA)
     with pytest.raises(InputError, match=r"written with config.seed=0, this run has 1"):
-        check_workdir(tmp_path, Config(seed=1))
+        check_workdir(tmp_path, Config(seed=1), DATA)
+
+
+def test_other_data_are_refused(tmp_path):
+    write_config(tmp_path, Config(), DATA)
+    message = r"was written with other data: train_examples was 1437 and is 1438; use another"
+    with pytest.raises(InputError, match=message):
+        check_workdir(tmp_path, Config(), DATA | {"train_examples": 1438})
 
 
 def test_another_environment_is_told(tmp_path, caplog):
-    write_config(tmp_path, Config())
+    write_config(tmp_path, Config(), DATA)
     path = tmp_path / "config.json"
     record = json.loads(path.read_text())
     record["devices"] = ["NVIDIA H200"]
     path.write_text(json.dumps(record))
     with caplog.at_level(logging.WARNING, logger="absl"):
-        check_workdir(tmp_path, Config())
+        check_workdir(tmp_path, Config(), DATA)
     [message] = [record.getMessage() for record in caplog.records]
     assert "with devices" in message
     assert "instead of ['NVIDIA H200']: the result may differ in the last bits" in message
@@ -48,19 +58,19 @@ def test_another_environment_is_told(tmp_path, caplog):
 def test_damaged_configs_are_refused(tmp_path, content, message):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(InputError, match=re.escape(message)):
-        check_workdir(tmp_path, Config())
+        check_workdir(tmp_path, Config(), DATA)
 
 
 def test_checkpoints_without_a_config_are_refused(tmp_path):
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     with pytest.raises(InputError, match=r"has checkpoints and no config\.json"):
-        check_workdir(tmp_path, Config())
+        check_workdir(tmp_path, Config(), DATA)
 
 
 def test_a_file_in_place_of_the_directory(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file is a file; name a directory"):
-        check_workdir(tmp_path / "file", Config())
+        check_workdir(tmp_path / "file", Config(), DATA)
 
 
 def test_a_damaged_result_is_named(tmp_path):

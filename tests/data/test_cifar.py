@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from mcn_jax import data
-from mcn_jax.config import DataConfig
-from mcn_jax.data import cifar
+from mcn_jax.data import DATASETS, cifar
 from mcn_jax.errors import InputError
+from small_runs import load as load_data
 
 BUILDERS = {"cifar10": cifar.Cifar10, "cifar100": cifar.Cifar100}
 
@@ -51,16 +50,16 @@ def small(request, tmp_path, monkeypatch):
     archive, contents = small_archive(BUILDERS[name].ARCHIVE, records=6)
     monkeypatch.setattr(BUILDERS[name], "ARCHIVE", archive)
     examples = {split: 6 * len(files) for split, files in archive.files.items()}
-    facts = dataclasses.replace(data.DATASETS[name], examples=examples)
-    monkeypatch.setitem(data.DATASETS, name, facts)
+    facts = dataclasses.replace(DATASETS[name], examples=examples)
+    monkeypatch.setitem(DATASETS, name, facts)
     directory = tmp_path / "archives"
     directory.mkdir()
     return name, archive, contents, directory
 
 
 def load(name, directory, tmp_path):
-    config = DataConfig(name=name, data_dir=str(tmp_path / "d"), archive_dir=str(directory))
-    return data.load_dataset(config)
+    config = {"name": name, "data_dir": str(tmp_path / "d"), "archive_dir": str(directory)}
+    return load_data(**config)
 
 
 def tar_path(archive, directory):
@@ -90,9 +89,9 @@ def test_records_become_images_and_labels(small, tmp_path, layout):
                 for x in range(32):
                     image[y, x, channel] = planes[1024 * channel + 32 * y + x]
         expected[image.tobytes()] = record[archive.labels.index("label")]
-    ours = zip(dataset.test_images, dataset.test_labels, strict=True)
+    ours = zip(dataset.test.images, dataset.test.labels, strict=True)
     assert {image.tobytes(): label for image, label in ours} == expected
-    assert len(dataset.train_images) == 6 * len(archive.files["train"])
+    assert len(dataset.train.images) == 6 * len(archive.files["train"])
 
 
 def test_coarse_labels_and_names_of_cifar100(tmp_path, monkeypatch):
@@ -178,12 +177,12 @@ def test_the_checksums_of_both_downloads_are_package_data():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_real_cifar(name, cifar_archives, tmp_path):
-    config = DataConfig(name=name, data_dir=str(tmp_path), archive_dir=cifar_archives)
-    dataset = data.load_dataset(config)
-    facts, archive = data.DATASETS[name], BUILDERS[name].ARCHIVE
+    config = {"name": name, "data_dir": str(tmp_path), "archive_dir": cifar_archives}
+    dataset = load_data(**config)
+    facts, archive = DATASETS[name], BUILDERS[name].ARCHIVE
     for split, images, labels in (
-        ("train", dataset.train_images, dataset.train_labels),
-        ("test", dataset.test_images, dataset.test_labels),
+        ("train", dataset.train.images, dataset.train.labels),
+        ("test", dataset.test.images, dataset.test.labels),
     ):
         folder = pathlib.Path(cifar_archives, archive.folder)
         content = b"".join((folder / file).read_bytes() for file, _, _ in archive.files[split])
@@ -196,7 +195,7 @@ def test_real_cifar(name, cifar_archives, tmp_path):
         np.testing.assert_array_equal(
             np.bincount(labels), np.full(facts.classes, len(images) // facts.classes)
         )
-    pixels = dataset.train_images / 255
+    pixels = dataset.train.images / 255
     np.testing.assert_allclose(facts.mean, pixels.mean((0, 1, 2)), atol=5e-5)
     np.testing.assert_allclose(facts.std, pixels.std((0, 1, 2)), atol=5e-5)
     names = pathlib.Path(cifar_archives, "cifar-100-binary", "fine_label_names.txt")

@@ -12,61 +12,60 @@ import pytest
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
-from mcn_jax import data
-from mcn_jax.config import DataConfig
-from mcn_jax.data import digits, mnist
+from mcn_jax.data import DATASETS, digits, mnist
 from mcn_jax.errors import InputError
+from small_runs import load
 
 
 def test_digits_are_the_real_scans_in_a_stratified_split(data_dir):
-    dataset = data.load_dataset(DataConfig(name="digits", data_dir=data_dir))
-    assert dataset.train_images.shape == (1437, 32, 32, 1)
-    assert dataset.test_images.shape == (360, 32, 32, 1)
-    assert dataset.train_images.dtype == np.uint8
+    dataset = load(name="digits", data_dir=data_dir)
+    assert dataset.train.images.shape == (1437, 32, 32, 1)
+    assert dataset.test.images.shape == (360, 32, 32, 1)
+    assert dataset.train.images.dtype == np.uint8
     scans = load_digits()
     expected = sorted(
         (digits.enlarged(scan).tobytes(), label)
         for scan, label in zip(scans.images, scans.target, strict=True)
     )
-    images = np.concatenate([dataset.train_images, dataset.test_images])
-    labels = np.concatenate([dataset.train_labels, dataset.test_labels])
+    images = np.concatenate([dataset.train.images, dataset.test.images])
+    labels = np.concatenate([dataset.train.labels, dataset.test.labels])
     assert sorted(zip((i.tobytes() for i in images), labels, strict=True)) == expected
-    shares = np.bincount(dataset.test_labels) / np.bincount(labels)
+    shares = np.bincount(dataset.test.labels) / np.bincount(labels)
     np.testing.assert_allclose(shares, 0.2, atol=0.005)
 
 
 def test_the_split_of_digits_is_the_same_everywhere(data_dir, tmp_path):
-    a = data.load_dataset(DataConfig(name="digits", data_dir=data_dir))
-    b = data.load_dataset(DataConfig(name="digits", data_dir=str(tmp_path)))
-    np.testing.assert_array_equal(a.train_images, b.train_images)
-    np.testing.assert_array_equal(a.test_labels, b.test_labels)
+    a = load(name="digits", data_dir=data_dir)
+    b = load(name="digits", data_dir=str(tmp_path))
+    np.testing.assert_array_equal(a.train.images, b.train.images)
+    np.testing.assert_array_equal(a.test.labels, b.test.labels)
 
 
 def check_facts(name, dataset):
-    facts = data.DATASETS[name]
-    pixels = dataset.train_images / 255
+    facts = DATASETS[name]
+    pixels = dataset.train.images / 255
     np.testing.assert_allclose(facts.mean, pixels.mean((0, 1, 2)), atol=5e-5)
     np.testing.assert_allclose(facts.std, pixels.std((0, 1, 2)), atol=5e-5)
-    assert dataset.train_images.shape == (facts.examples["train"], *facts.image_shape)
-    assert dataset.test_images.shape == (facts.examples["test"], *facts.image_shape)
-    assert set(dataset.test_labels) == set(range(facts.classes))
+    assert dataset.train.images.shape == (facts.examples["train"], *facts.image_shape)
+    assert dataset.test.images.shape == (facts.examples["test"], *facts.image_shape)
+    assert set(dataset.test.labels) == set(range(facts.classes))
 
 
 def test_facts_of_digits(data_dir):
-    check_facts("digits", data.load_dataset(DataConfig(name="digits", data_dir=data_dir)))
+    check_facts("digits", load(name="digits", data_dir=data_dir))
 
 
 def test_real_mnist(mnist_archives, tmp_path):
-    config = DataConfig(name="mnist", data_dir=str(tmp_path), archive_dir=mnist_archives)
-    dataset = data.load_dataset(config)
+    config = {"name": "mnist", "data_dir": str(tmp_path), "archive_dir": mnist_archives}
+    dataset = load(**config)
     check_facts("mnist", dataset)
     with gzip.open(f"{mnist_archives}/t10k-images-idx3-ubyte.gz") as file:
         pixels = np.frombuffer(file.read()[16:], np.uint8).reshape(10000, 28, 28, 1)
     order = np.lexsort(pixels.reshape(10000, -1).T)
-    ours = dataset.test_images
+    ours = dataset.test.images
     np.testing.assert_array_equal(ours[np.lexsort(ours.reshape(10000, -1).T)], pixels[order])
     np.testing.assert_array_equal(
-        np.bincount(dataset.train_labels),
+        np.bincount(dataset.train.labels),
         [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
     )
 
@@ -98,8 +97,8 @@ def archives(tmp_path, monkeypatch):
         files[split, kind] = (name, shape, hashlib.sha256(content).hexdigest())
         (directory / f"{name}.gz").write_bytes(gzip.compress(content))
     monkeypatch.setattr(mnist, "FILES", files)
-    facts = dataclasses.replace(data.DATASETS["mnist"], examples={"train": 30, "test": 10})
-    monkeypatch.setitem(data.DATASETS, "mnist", facts)
+    facts = dataclasses.replace(DATASETS["mnist"], examples={"train": 30, "test": 10})
+    monkeypatch.setitem(DATASETS, "mnist", facts)
     return directory
 
 
@@ -129,17 +128,17 @@ def test_archives_are_named_and_nothing_is_written(archives, tmp_path, damage):
         path.unlink()
         message = "has no t10k-labels-idx1-ubyte.gz; put the four official MNIST files there"
     data_dir = tmp_path / "prepared"
-    config = DataConfig(name="mnist", data_dir=str(data_dir), archive_dir=str(archives))
+    config = {"name": "mnist", "data_dir": str(data_dir), "archive_dir": str(archives)}
     with pytest.raises(InputError, match=f"{archives}.*{message}") as error:
-        data.load_dataset(config)
+        load(**config)
     assert "\n" not in str(error.value)
     assert not [p for p in data_dir.rglob("*") if p.is_file()]
 
 
 def test_an_archive_directory_that_does_not_exist(tmp_path):
-    config = DataConfig(name="mnist", data_dir=str(tmp_path), archive_dir="/nowhere/at/all")
+    config = {"name": "mnist", "data_dir": str(tmp_path), "archive_dir": "/nowhere/at/all"}
     with pytest.raises(InputError, match="archive directory /nowhere/at/all does not exist"):
-        data.load_dataset(config)
+        load(**config)
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -168,13 +167,13 @@ def archive_server(archives, monkeypatch):
 
 
 def test_downloads_are_checked_against_their_checksums(archive_server, tmp_path):
-    config = DataConfig(name="mnist", data_dir=str(tmp_path / "good"))
-    assert data.load_dataset(config).train_images.shape == (30, 28, 28, 1)
+    config = {"name": "mnist", "data_dir": str(tmp_path / "good")}
+    assert load(**config).train.images.shape == (30, 28, 28, 1)
     path = archive_server / "t10k-labels-idx1-ubyte.gz"
     replace(path, gzip.compress(gzip.decompress(path.read_bytes()) + b"x"))
-    config = DataConfig(name="mnist", data_dir=str(tmp_path / "bad"))
+    config = {"name": "mnist", "data_dir": str(tmp_path / "bad")}
     with pytest.raises(InputError, match=r"could not be prepared.*--config.data.archive_dir"):
-        data.load_dataset(config)
+        load(**config)
 
 
 def test_the_checksums_are_package_data_with_the_official_urls():
@@ -194,8 +193,8 @@ def test_the_checksums_are_package_data_with_the_official_urls():
     ],
 )
 def test_a_damaged_prepared_data_set_is_named(tmp_path, file, damage):
-    config = DataConfig(name="digits", data_dir=str(tmp_path))
-    data.load_dataset(config)
+    config = {"name": "digits", "data_dir": str(tmp_path)}
+    load(**config)
     [path] = tmp_path.rglob(file)
     content = path.read_bytes()
     if damage == "deleted":
@@ -203,13 +202,13 @@ def test_a_damaged_prepared_data_set_is_named(tmp_path, file, damage):
     else:
         path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
     with pytest.raises(InputError, match=rf"{tmp_path}.* delete {tmp_path}/digits and start again"):
-        data.load_dataset(config)
+        load(**config)
 
 
 def test_two_processes_prepare_the_same_data_set(tmp_path):
     code = (
-        "from mcn_jax import data; from mcn_jax.config import DataConfig;"
-        f"print(len(data.load_dataset(DataConfig(data_dir={str(tmp_path)!r})).train_labels))"
+        "from mcn_jax.data import open_dataset; from mcn_jax.config import DataConfig;"
+        f"print(len(open_dataset(DataConfig(data_dir={str(tmp_path)!r})).train.read_all().labels))"
     )
     processes = [
         subprocess.Popen(
@@ -222,14 +221,3 @@ def test_two_processes_prepare_the_same_data_set(tmp_path):
         assert process.returncode == 0, errors
         assert output.splitlines()[-1] == "1437"
     assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1.0.0"]
-
-
-def test_padding_centers_the_image():
-    images = np.ones((2, 3, 4, 1), np.uint8)
-    padded = data.padded_to(images, 8)
-    assert padded.shape == (2, 8, 8, 1)
-    assert padded[:, 2:5, 2:6].all()
-    assert padded.sum() == images.sum()
-    assert data.padded_to(images, 0) is images
-    with pytest.raises(InputError, match="image_size=3 is smaller than the images of 3x4"):
-        data.padded_to(images, 3)

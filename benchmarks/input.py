@@ -1,0 +1,241 @@
+"""What the input costs: `python benchmarks/input.py`.
+
+1. Resident: the jitted input function (row numbers to normalised images, with the augmentation
+   of configs/cifar10.py) against a whole training step of that config, on random data.
+2. Streamed: JPEGs of 500x375 pixels through the whole streamed source (ArrayRecord, decoding,
+   random parts of 224x224, worker processes, placing on the devices) against a bare loop of Pillow
+   (decode, random part, resize) over JPEGs in memory, in as many processes.
+
+Both sides of a ratio run in one process, alternated; medians are printed and written as JSON.
+"""
+
+import argparse
+import functools
+import importlib.util
+import io
+import itertools
+import json
+import multiprocessing
+import pathlib
+import platform
+import statistics
+import tempfile
+import time
+
+import jax
+import numpy as np
+import rich.console
+import rich.table
+from PIL import Image
+
+from mcn_jax import models, optim, parallel
+from mcn_jax.config import Config, DataConfig, from_config_dict
+from mcn_jax.data import DATASETS, images, make_source, open_dataset
+from mcn_jax.data.batches import Batch, Split
+from mcn_jax.seeds import Purpose, example_generators
+from mcn_jax.state import create_state
+from mcn_jax.steps import StepSettings, step_inputs, train_step
+from mcn_jax.workdir import environment
+
+ROOT = pathlib.Path(__file__).parents[1]
+SIZE, MIN_AREA = 224, 0.08
+
+
+def load_config(path: pathlib.Path) -> Config:
+    """The config of a file in configs/."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return from_config_dict(module.get_config())
+
+
+def seconds(function) -> float:
+    """Of one call, to the end of what it computes."""
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
+
+
+def resident(config_path: pathlib.Path, batch_size: int, repeats: int) -> dict:
+    """Times of the input function and of a training step, both on one device."""
+    config = load_config(config_path)
+    facts = DATASETS[config.data.name]
+    generator = np.random.default_rng(0)
+    count = facts.examples["train"]
+    split = Split(
+        jax.device_put(generator.integers(0, 256, (count, *facts.image_shape), np.uint8)),
+        jax.device_put(generator.integers(0, facts.classes, count).astype(np.int32)),
+    )
+    schedule = (config.optimizer, count // config.batch_size, config.num_epochs)
+    optimizer = optim.make_optimizer(*schedule)
+    model = models.make_model(config, facts.classes, binarized=True)
+    settings = StepSettings(
+        config=config, learning_rate=optim.learning_rate(*schedule), mean=facts.mean, std=facts.std
+    )
+    state = create_state(config, model, optimizer, facts.image_shape)
+    inputs = jax.jit(functools.partial(step_inputs, settings=settings))
+    step = jax.jit(
+        functools.partial(
+            train_step, model=model, optimizer=optimizer, settings=settings, binarized=True
+        ),
+        donate_argnums=0,
+    )
+
+    def batch() -> Batch:
+        rows = generator.choice(count, batch_size, replace=False).astype(np.int32)
+        return Batch(jax.device_put(rows), jax.device_put(np.arange(batch_size, dtype=np.int32)))
+
+    times = {"input function": [], "training step": []}
+    for repeat in range(repeats + 2):  # the first two compile and warm up
+        rows = batch()
+        first = seconds(functools.partial(inputs, split, rows, state.step))
+        start = time.perf_counter()
+        state, metrics = step(state, split, rows)
+        jax.block_until_ready((state, metrics))
+        second = time.perf_counter() - start
+        if repeat >= 2:
+            times["input function"].append(first)
+            times["training step"].append(second)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "config": str(config_path.relative_to(ROOT)),
+        "batch_size": batch_size,
+        "repeats": repeats,
+        "median_seconds": medians,
+        "ratio": statistics.median(a / b for a, b in zip(*times.values(), strict=True)),
+        "target": "at most 0.02",
+    }
+
+
+def photo(generator: np.random.Generator) -> bytes:
+    """A JPEG of 500x375 pixels whose spectrum falls as that of photographs does (about 100 kB)."""
+    y, x = np.fft.fftfreq(375)[:, None], np.fft.rfftfreq(500)[None, :]
+    amplitude = 1 / np.maximum(np.hypot(y, x), 1 / 500)
+    planes = []
+    for _ in range(3):
+        phases = generator.uniform(0, 2 * np.pi, amplitude.shape)
+        plane = np.fft.irfft2(amplitude * np.exp(1j * phases), (375, 500))
+        planes.append(128 + 50 * plane / plane.std())
+    pixels = np.stack(planes, -1).clip(0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=92)
+    return file.getvalue()
+
+
+def bare_loop(paths: list[str], repeats: int) -> float:
+    """Seconds that one process takes to decode and crop these files `repeats` times."""
+    contents = [pathlib.Path(path).read_bytes() for path in paths]
+    positions = np.arange(len(contents))
+    start = time.perf_counter()
+    for repeat in range(repeats):
+        generators = example_generators(0, Purpose.RANDOM_CROP, repeat, positions)
+        for content, generator in zip(contents, generators, strict=True):
+            with Image.open(io.BytesIO(content)) as image:
+                box = images.random_box(*image.size, MIN_AREA, generator)
+                # JPEGs are not decoded smaller here: the whole image, then the part.
+                np.asarray(
+                    image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR, box)
+                )
+    return time.perf_counter() - start
+
+
+def streamed(photos: int, batches: int, repeats: int) -> dict:
+    """Images a second of the streamed source and of the bare loop."""
+    cores = parallel.host_cores() or 1
+    generator = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder, "photos")
+        for number in range(photos):
+            path = root / "train" / f"class_{number % 2}" / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(photo(generator))
+        for name in ("class_0", "class_1"):
+            (root / "test" / name).mkdir(parents=True)
+            (root / "test" / name / "0.jpg").write_bytes(photo(generator))
+        paths = [str(path) for path in sorted((root / "train").rglob("*.jpg"))]
+        config = Config(
+            batch_size=64,
+            num_epochs=10**6,
+            data=DataConfig(
+                name="image_folder", root=str(root), data_dir=folder, image_size=SIZE,
+                min_crop_area=MIN_AREA, pipeline="streamed",
+            ),
+        )  # fmt: skip
+        source = make_source(config, open_dataset(config.data))
+        stream = itertools.chain.from_iterable(
+            itertools.chain(source.train_batches(epoch), source.test_batches(epoch))
+            for epoch in itertools.count()
+        )
+        shares = [paths[core::cores] for core in range(cores)]
+        loops = -(-batches * config.batch_size // photos)
+        rates: dict[str, list[float]] = {"streamed": [], "bare loop": []}
+        with multiprocessing.get_context("spawn").Pool(cores) as pool:
+            for repeat in range(repeats + 1):  # the first starts the processes
+                slowest = max(pool.starmap(bare_loop, [(share, loops) for share in shares]))
+                bare = loops * len(paths) / slowest
+                # What was decoded ahead during the bare loop does not count.
+                for _ in range(3 * cores + 3):
+                    next(stream)
+                start = time.perf_counter()
+                seen = 0
+                while seen < batches * config.batch_size:
+                    split, batch = next(stream)
+                    if hasattr(batch, "positions"):
+                        jax.block_until_ready(split)
+                        seen += config.batch_size
+                rate = seen / (time.perf_counter() - start)
+                if repeat:
+                    rates["streamed"].append(rate)
+                    rates["bare loop"].append(bare)
+        source.close()
+    return {
+        "processes": cores,
+        "images": photos,
+        "batch_size": config.batch_size,
+        "repeats": repeats,
+        "median_images_per_second": {n: statistics.median(v) for n, v in rates.items()},
+        "ratio": statistics.median(a / b for a, b in zip(*rates.values(), strict=True)),
+        "target": "at least 0.8",
+    }
+
+
+def main() -> None:
+    """Runs both, prints a table and writes results/benchmarks/input.json."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="configs/cifar10.py", help="of the training step")
+    parser.add_argument("--batch_size", type=int, default=8, help="of the training step")
+    parser.add_argument("--repeats", type=int, default=20, help="of the training step")
+    parser.add_argument("--photos", type=int, default=512, help="different JPEGs, even")
+    parser.add_argument("--batches", type=int, default=24, help="of 64 images in a measurement")
+    parser.add_argument("--rounds", type=int, default=5, help="of the streamed measurement")
+    parser.add_argument("--out", default=str(ROOT / "results" / "benchmarks" / "input.json"))
+    options = parser.parse_args()
+    record = {
+        "streamed": streamed(options.photos, options.batches, options.rounds),
+        "resident": resident(ROOT / options.config, options.batch_size, options.repeats),
+        "cpu": platform.processor(),
+        **environment(),
+    }
+    table = rich.table.Table("input", "a", "b", "a / b", "target")
+    a, b = record["resident"]["median_seconds"].items()
+    table.add_row(
+        f"resident, {record['resident']['config']}, batch {options.batch_size}",
+        f"{a[0]} {1000 * a[1]:.2f} ms", f"{b[0]} {1000 * b[1]:,.0f} ms",
+        f"{record['resident']['ratio']:.5f}", record["resident"]["target"],
+    )  # fmt: skip
+    a, b = record["streamed"]["median_images_per_second"].items()
+    table.add_row(
+        f"streamed JPEG, {record['streamed']['processes']} processes",
+        f"{a[0]} {a[1]:.0f} images/s", f"{b[0]} {b[1]:.0f} images/s",
+        f"{record['streamed']['ratio']:.3f}", record["streamed"]["target"],
+    )  # fmt: skip
+    rich.console.Console(width=160, highlight=False).print(table)
+    out = pathlib.Path(options.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Prepares, verifies and shows a data set: `python -m mcn_jax.data digits`.
+
+Every example of every split is read and decoded, its label checked; counts, class balance and pixel
+statistics are printed, and a contact sheet of images before and after augmentation is drawn.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+
+import numpy as np
+import rich.console
+import rich.progress
+import rich.table
+
+from mcn_jax.config import DataConfig
+from mcn_jax.data import contact_sheet
+from mcn_jax.data.dataset import Examples, open_dataset, open_examples
+from mcn_jax.data.facts import DATASETS
+from mcn_jax.data.prepare import prepared_builder
+from mcn_jax.errors import InputError
+
+MANY_SIZES = 224  # pixels, to which images are resized where they differ in size
+SHOWN_CLASSES = 20
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mcn_jax.data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="--list names the data sets.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", nargs="?", help="a data set: see --list; or one in --data_dir")
+    parser.add_argument("--list", action="store_true", help="list the data sets and end")
+    texts = {
+        "archive_dir": "official archives, extracted or not; downloads them if empty",
+        "data_dir": "where prepared data sets are kept",
+        "root": "image_folder: holds a folder a class, or train and test folders of these",
+        "test_fraction": "image_folder without a test folder: share of each class",
+        "split_seed": "image_folder without a test folder: which images those are",
+        "wnids_file": "imagenet100: the classes, a wnid a line",
+        "image_size": f"as in a run; 0: as stored, {MANY_SIZES} where images differ in size",
+    }
+    for field in dataclasses.fields(DataConfig):
+        if field.name in texts:
+            parser.add_argument(
+                f"--{field.name}",
+                type=type(field.default),
+                default=field.default,
+                metavar=field.name.upper(),
+                help=f"{texts[field.name]} (default: {field.default!r})",
+            )
+    parser.add_argument(
+        "--sheet", metavar="FILE", help="the contact sheet, a PNG file (default: NAME.png here)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the augmentations on the sheet")
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command; exits with one line and a non-zero code where something is wrong."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    # Tables are as wide as they are where nobody sees a terminal, in a file for instance.
+    width = None if sys.stdout.isatty() else 160
+    console = rich.console.Console(highlight=False, soft_wrap=True, width=width)
+    if options.list:
+        console.print(_list_of_datasets())
+        return
+    if options.name is None:
+        parser.error(f"name a data set: {', '.join(DATASETS)}")
+    fields = {field.name for field in dataclasses.fields(DataConfig)}
+    config = DataConfig(**{k: v for k, v in vars(options).items() if k in fields})
+    sheet = pathlib.Path(options.sheet or f"{config.name.replace('/', '_')}.png")
+    try:
+        _check(config, sheet)
+        _show(config, sheet, options.seed, console)
+    except (InputError, OSError) as error:
+        sys.exit(f"mcn_jax: error: {error}")
+
+
+def _check(config: DataConfig, sheet: pathlib.Path) -> None:
+    """What can be wrong before any work."""
+    if not 0 < config.test_fraction < 1:
+        raise InputError(f"--test_fraction={config.test_fraction} must lie in (0, 1)")
+    for name in ("image_size", "split_seed"):
+        if getattr(config, name) < 0:
+            raise InputError(f"--{name}={getattr(config, name)} must not be negative")
+    if not sheet.parent.is_dir():
+        raise InputError(f"--sheet={sheet}: there is no directory {sheet.parent}")
+    if sheet.suffix != ".png":
+        raise InputError(f"--sheet={sheet} must end in .png")
+
+
+def _list_of_datasets() -> rich.table.Table:
+    table = rich.table.Table("name", "what", "examples", "classes", "image")
+    for name, facts in DATASETS.items():
+        examples = ", ".join(f"{split} {n:,}" for split, n in facts.examples.items())
+        height, width, channels = facts.image_shape
+        shape = f"{height}x{width}" if height else "many sizes"
+        table.add_row(
+            name,
+            facts.summary,
+            examples or "as found",
+            str(facts.classes or "as found"),
+            f"{shape}, {'gray' if channels == 1 else 'colour'}",
+        )
+    return table
+
+
+def _show(
+    config: DataConfig, sheet: pathlib.Path, seed: int, console: rich.console.Console
+) -> None:
+    builder = prepared_builder(config)
+    features = builder.info.features
+    if not config.image_size and "image" in features and None in features["image"].shape:
+        config = dataclasses.replace(config, image_size=MANY_SIZES)
+    splits = {name: open_examples(builder, config, name) for name in builder.info.splits}
+    test_split = next((name for name in ("test", "validation") if name in splits), "train")
+    dataset = open_dataset(dataclasses.replace(config, test_split=test_split))
+
+    counts, pixels = {}, {}
+    total = sum(len(examples) for examples in splits.values())
+    with rich.progress.Progress(
+        *rich.progress.Progress.get_default_columns(),
+        rich.progress.MofNCompleteColumn(),
+        console=rich.console.Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    ) as progress:
+        task = progress.add_task("reading", total=total)
+        for name, examples in splits.items():
+            counts[name], pixels[name] = _read(examples, progress, task)
+
+    console.print(f"{config.name} in {builder.data_path}")
+    table = rich.table.Table("split", "examples", "images a class", "mean of pixels", "std")
+    for name, per_class in counts.items():
+        few, many = per_class.min(), per_class.max()
+        mean, std = (" ".join(f"{x:.4f}" for x in values) for values in pixels[name])
+        balance = f"{few:,}" if few == many else f"{few:,} to {many:,}"
+        table.add_row(name, f"{per_class.sum():,}", balance, mean, std)
+    console.print(table)
+    height, width, channels = dataset.image_shape
+    console.print(f"images: {height}x{width}x{channels} uint8, as a run reads them")
+    facts = DATASETS.get(config.name)
+    origin = facts.statistics if facts else DATASETS["image_folder"].statistics
+    console.print(f"normalised with mean {dataset.mean}, std {dataset.std}: {origin}")
+    classes = rich.table.Table("label", "class", *counts)
+    for label, class_name in enumerate(dataset.class_names[:SHOWN_CLASSES]):
+        classes.add_row(str(label), class_name, *(f"{c[label]:,}" for c in counts.values()))
+    console.print(classes)
+    if len(dataset.class_names) > SHOWN_CLASSES:
+        console.print(f"and {len(dataset.class_names) - SHOWN_CLASSES} more classes")
+    contact_sheet.draw(dataset, sheet, seed)
+    console.print(f"contact sheet: {sheet}")
+
+
+def _read(
+    examples: Examples, progress: rich.progress.Progress, task: rich.progress.TaskID
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Reads a whole split: examples of each class, and mean and standard deviation of pixels."""
+    per_class = np.zeros(examples.classes, int)
+    sums = np.zeros((2, examples.shape[2]))
+    for images, labels in examples.chunks():
+        per_class += np.bincount(labels, minlength=examples.classes)
+        values = images.reshape(-1, images.shape[-1]) / 255
+        sums += values.sum(0), np.square(values).sum(0)
+        progress.advance(task, len(labels))
+    height, width, _ = examples.image_shape
+    mean, square = sums / (len(examples) * height * width)
+    return per_class, (mean, np.sqrt(np.maximum(square - mean**2, 0)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,231 @@
+"""A data set that is open for reading: its splits as sequences, and what a run needs to know."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mcn_jax import parallel
+from mcn_jax.config import DataConfig, check_stored_shape
+from mcn_jax.data import images
+from mcn_jax.data.batches import Split
+from mcn_jax.data.facts import DATASETS
+from mcn_jax.data.prepare import prepared_builder, readable
+from mcn_jax.errors import InputError
+
+STATISTICS_IMAGES = 1024
+CHUNK = 500  # examples read at once
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Examples:
+    """One split, read by row. It can be sent to another process.
+
+    source: of TFDS, its images not decoded.
+    encoded: whether they are files in memory (JPEG, PNG and so on) rather than arrays.
+    shape: (Y, X, C) as stored, (None, None, C) where images differ in size.
+    classes: number of labels.
+    config: of the data.
+    """
+
+    source: Any
+    encoded: bool
+    shape: tuple[int | None, int | None, int]
+    classes: int
+    config: DataConfig
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(Y, X, C) as `read` returns them."""
+        height, width, channels = self.shape
+        size = self.config.image_size
+        return (size or height or 0, size or width or 0, channels)
+
+    def read(
+        self, rows: np.ndarray, generators: Sequence[np.random.Generator] | None = None
+    ) -> Split:
+        """Some examples, all of one size.
+
+        Args:
+            rows: [N] row numbers.
+            generators: one for each; given, a random part of every image is taken instead of its
+                center, for which `shape` must leave the size open.
+
+        Returns:
+            images [N, Y, X, C] uint8 and labels [N] int32.
+
+        Raises:
+            InputError: if a record is damaged, or its label is out of range.
+        """
+        with readable(self.config):
+            examples = self.source.__getitems__([int(row) for row in rows])
+            labels = np.array([example["label"] for example in examples], np.int32)
+            pixels = np.empty((len(examples), *self.image_shape), np.uint8)
+            for row, example in enumerate(examples):
+                generator = None if generators is None else generators[row]
+                pixels[row] = self._image(example["image"], generator)
+        wrong = labels[(labels < 0) | (labels >= self.classes)]
+        if wrong.size:
+            raise InputError(
+                f"data set {self.config.name} in {self.config.data_dir} has the label {wrong[0]},"
+                f" and {self.classes} classes; prepare it again"
+            )
+        return Split(pixels, labels)
+
+    def _image(self, stored: Any, generator: np.random.Generator | None) -> np.ndarray:
+        channels, size = self.shape[2], self.config.image_size
+        if self.shape[0] is not None:
+            image = images.decode(stored, channels) if self.encoded else stored
+            return images.padded_to(image[None], size)[0]
+        if generator is not None:
+            return images.random_crop(stored, channels, size, self.config.min_crop_area, generator)
+        return images.center_crop(stored, channels, size, self.config.center_crop)
+
+    def chunks(self) -> Iterator[Split]:
+        """The whole split in order, some examples at a time, decoded by several threads, which
+        Pillow allows."""
+        threads = (parallel.host_cores() or 1) if self.encoded else 1
+        parts = iter(np.split(np.arange(len(self)), range(CHUNK, len(self), CHUNK)))
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            # No more than the threads can work on, because the split may not fit the memory.
+            ahead = collections.deque(
+                pool.submit(self.read, rows) for rows in itertools.islice(parts, threads)
+            )
+            while ahead:
+                done = ahead.popleft().result()
+                ahead.extend(pool.submit(self.read, rows) for rows in itertools.islice(parts, 1))
+                yield done
+
+    def read_all(self) -> Split:
+        """The whole split."""
+        return Split(*(np.concatenate(parts) for parts in zip(*self.chunks(), strict=True)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """An open data set.
+
+    class_names: in the order of the labels.
+    mean, std: of each channel, of pixels divided by 255.
+    train, test: the splits that the config names.
+    """
+
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: Examples
+    test: Examples
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(Y, X, C) as the model sees them."""
+        return self.train.image_shape
+
+    def description(self) -> dict[str, Any]:
+        """What config.json records of the data: enough to tell whether they have changed, and to
+        prepare an image as the run did."""
+        return {
+            "train_examples": len(self.train),
+            "test_examples": len(self.test),
+            "image_shape": list(self.image_shape),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "class_names": list(self.class_names),
+        }
+
+
+def open_dataset(config: DataConfig) -> Dataset:
+    """Prepares a data set where that has not been done, and opens it.
+
+    Args:
+        config: of the data, validated.
+
+    Raises:
+        InputError: if it cannot be prepared or read, or is not one of labelled images.
+    """
+    builder = prepared_builder(config)
+    train = open_examples(builder, config, config.train_split)
+    test = open_examples(builder, config, config.test_split)
+    facts = DATASETS.get(config.name)
+    if facts is None or facts.mean is None or facts.std is None:
+        mean, std = pixel_statistics(train)
+    else:
+        mean, std = facts.mean, facts.std
+    names = tuple(builder.info.features["label"].names)
+    return Dataset(class_names=names, mean=mean, std=std, train=train, test=test)
+
+
+def open_examples(builder: tfds.core.DatasetBuilder, config: DataConfig, split: str) -> Examples:
+    """Opens one split of a prepared data set.
+
+    Args:
+        builder: from `prepared_builder`.
+        config: of the data.
+        split: in TFDS's notation.
+
+    Raises:
+        InputError: if there is no such split, or it does not hold images of one label each.
+    """
+    features = builder.info.features
+    found = list(features) if isinstance(features, tfds.features.FeaturesDict) else []
+    if "image" not in found or "label" not in found:
+        raise InputError(
+            f"data set {config.name} has the features {', '.join(found)}; image and label are"
+            " needed"
+        )
+    image, label = features["image"], features["label"]
+    if not isinstance(label, tfds.features.ClassLabel):
+        raise InputError(f"the labels of data set {config.name} are no ClassLabel, but {label}")
+    shape = image.shape
+    if (
+        type(image) not in (tfds.features.Image, tfds.features.Tensor)
+        or image.np_dtype != np.uint8
+        or len(shape) != 3
+        or shape[2] not in images.MODES
+    ):
+        raise InputError(
+            f"the images of data set {config.name} are {image}; arrays or encoded images of uint8"
+            " with 1 or 3 channels are needed"
+        )
+    encoded = isinstance(image, tfds.features.Image)
+    if None in shape and not encoded:
+        raise InputError(f"the images of data set {config.name} are arrays of different sizes")
+    check_stored_shape(config, shape)
+    decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
+    with readable(config):
+        try:
+            source = builder.as_data_source(split=split, decoders=decoders)
+        except (ValueError, KeyError, AssertionError) as error:
+            raise InputError(
+                f"split {split!r} does not fit data set {config.name}, which has"
+                f" {', '.join(builder.info.splits)}; set config.data.train_split and"
+                " config.data.test_split"
+            ) from error
+    if not len(source):
+        raise InputError(f"split {split!r} of data set {config.name} has no examples")
+    return Examples(
+        source=source,
+        encoded=encoded,
+        shape=(None, None, shape[2]) if None in shape else tuple(shape),
+        classes=label.num_classes,
+        config=config,
+    )
+
+
+def pixel_statistics(examples: Examples) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of pixels divided by 255, over at most 1,024
+    examples that are evenly spread over the split, as evaluation prepares them."""
+    rows = np.unique(np.linspace(0, len(examples) - 1, STATISTICS_IMAGES).round().astype(int))
+    pixels = examples.read(rows).images / 255
+    # Four digits, so that the last bits of a sum do not tell one machine from another; a channel
+    # that never changes is not divided by zero.
+    mean, std = pixels.mean((0, 1, 2)).round(4), pixels.std((0, 1, 2)).round(4)
+    return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())

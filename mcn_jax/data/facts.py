@@ -1,0 +1,111 @@
+"""The data sets that have a builder here, and what is known of each without reading it."""
+
+import dataclasses
+
+import tensorflow_datasets as tfds
+
+from mcn_jax.data.cifar import Cifar10, Cifar100
+from mcn_jax.data.digits import Digits
+from mcn_jax.data.image_folder import ImageFolder
+from mcn_jax.data.imagenet100 import ImageNet100
+from mcn_jax.data.mnist import Mnist
+from mcn_jax.data.svhn import SvhnCropped
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetFacts:
+    """What is known of a data set without reading it.
+
+    builder: the class of its TFDS builder.
+    fields: of `DataConfig` that the builder takes as arguments.
+    summary: what it is, one line.
+    examples: of each split; none where they depend on the user's files.
+    classes: their number; None where it depends on the user's files.
+    image_shape: (Y, X, C) as stored; (None, None, C) where images differ in size.
+    mean, std: of each channel, of pixels divided by 255; None where they are computed when the set
+        is opened, see `mcn_jax.data.dataset.pixel_statistics`.
+    statistics: where mean and std come from.
+    """
+
+    builder: type[tfds.core.GeneratorBasedBuilder]
+    fields: tuple[str, ...] = ("archive_dir",)
+    summary: str
+    examples: dict[str, int]
+    classes: int | None
+    image_shape: tuple[int | None, int | None, int]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    statistics: str = "over all pixels of the training split"
+
+
+DATASETS = {
+    "digits": DatasetFacts(
+        builder=Digits,
+        fields=(),
+        summary="scans bundled with scikit-learn, enlarged to 32x32; no download",
+        examples={"train": 1437, "test": 360},
+        classes=10,
+        image_shape=(32, 32, 1),
+        mean=(0.3057,),
+        std=(0.3235,),
+    ),
+    "mnist": DatasetFacts(
+        builder=Mnist,
+        summary="handwritten digits (LeCun et al. 1998)",
+        examples={"train": 60000, "test": 10000},
+        classes=10,
+        image_shape=(28, 28, 1),
+        mean=(0.1307,),
+        std=(0.3081,),
+    ),
+    "cifar10": DatasetFacts(
+        builder=Cifar10,
+        summary="small colour images (Krizhevsky 2009)",
+        examples={"train": 50000, "test": 10000},
+        classes=10,
+        image_shape=(32, 32, 3),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    ),
+    "cifar100": DatasetFacts(
+        builder=Cifar100,
+        summary="small colour images, with 20 coarse labels, too (Krizhevsky 2009)",
+        examples={"train": 50000, "test": 10000},
+        classes=100,
+        image_shape=(32, 32, 3),
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+    ),
+    "svhn_cropped": DatasetFacts(
+        builder=SvhnCropped,
+        summary="house numbers, one digit an image (Netzer et al. 2011)",
+        examples={"train": 73257, "test": 26032, "extra": 531131},
+        classes=10,
+        image_shape=(32, 32, 3),
+        mean=(0.4377, 0.4438, 0.4728),
+        std=(0.1980, 0.2010, 0.1970),
+        statistics="as commonly published for the training split; not computed here",
+    ),
+    "imagenet100": DatasetFacts(
+        builder=ImageNet100,
+        fields=("archive_dir", "wnids_file"),
+        summary="100 classes of ILSVRC-2012, chosen by a file of wnids",
+        examples={},
+        classes=None,
+        image_shape=(None, None, 3),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        statistics="as commonly published for all 1,000 classes; not computed here",
+    ),
+    "image_folder": DatasetFacts(
+        builder=ImageFolder,
+        fields=("root", "test_fraction", "split_seed"),
+        summary="images of your own, a folder a class, under --config.data.root",
+        examples={},
+        classes=None,
+        image_shape=(None, None, 3),
+        mean=None,
+        std=None,
+        statistics="over at most 1,024 training images as evaluation prepares them",
+    ),
+}

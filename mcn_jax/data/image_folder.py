@@ -1,0 +1,165 @@
+"""A folder of the user's own images as a TFDS builder: a folder a class."""
+
+import hashlib
+import io
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mcn_jax.data.images import SUFFIXES, check_readable
+from mcn_jax.errors import InputError
+
+TRAIN_FOLDERS = ("train", "training")
+TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
+
+Files = dict[str, list[pathlib.Path]]  # class -> its images, sorted
+
+
+class ImageFolder(tfds.core.GeneratorBasedBuilder):
+    """Images in `ROOT/train/CLASS/*` and `ROOT/test/CLASS/*`, or in `ROOT/CLASS/*`.
+
+    Where there is no test folder, the same share of every class is taken for testing, at random
+    with a seed of its own. Files are stored as they are; each is decoded once to see that it can
+    be. What is prepared belongs to the names, sizes and times of the files: when these change, the
+    folder is prepared again, beside what was there before.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(
+        self, *, root: str, test_fraction: float = 0.2, split_seed: int = 0, **kwargs: Any
+    ):
+        """Args:
+        root: the folder.
+        test_fraction: share of each class for testing where there is no test folder, in (0, 1).
+        split_seed: of the choice of these.
+        **kwargs: of the base class.
+
+        Raises:
+            InputError: naming the folder, if it does not hold images in class folders.
+        """
+        self._splits = find_splits(root, test_fraction, split_seed)
+        self._classes = sorted(self._splits["train"])
+        digest = hashlib.sha256()
+        for split, files in self._splits.items():
+            for path in (path for name in self._classes for path in files[name]):
+                status = path.stat()
+                digest.update(f"{split}/{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        folder = re.sub(r"[^\w.-]", "_", pathlib.Path(root).expanduser().resolve().name)
+        name = f"{folder}-{digest.hexdigest()[:12]}"
+        super().__init__(config=tfds.core.BuilderConfig(name=name, version=self.VERSION), **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="images of the user's own, a folder a class",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "label": tfds.features.ClassLabel(names=self._classes),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager
+        return {split: self._generate_examples(files) for split, files in self._splits.items()}
+
+    def _generate_examples(self, files: Files) -> Iterator[tuple[str, Any]]:
+        for label, name in enumerate(self._classes):
+            for path in files[name]:
+                try:
+                    content = path.read_bytes()
+                except OSError as error:
+                    raise InputError(f"{path} cannot be read ({error.strerror})") from error
+                check_readable(content, str(path))
+                yield f"{name}/{path.name}", {"image": io.BytesIO(content), "label": label}
+
+
+def find_splits(root: str, test_fraction: float, split_seed: int) -> dict[str, Files]:
+    """The images of "train" and "test" by class.
+
+    Raises:
+        InputError: naming the folder, if there are none, a class is empty, or the splits have
+            different classes.
+    """
+    if not root:
+        raise InputError(
+            "config.data.root='' names no folder; pass the one that holds a folder a class as"
+            " --config.data.root"
+        )
+    directory = pathlib.Path(root).expanduser()
+    if not directory.is_dir():
+        raise InputError(f"config.data.root={root!r} is no directory")
+    # A folder of this name that holds images itself is a class, of vehicles for instance.
+    folders = {path.name.lower(): path for path in _folders(directory) if _folders(path)}
+    train = next((folders[name] for name in TRAIN_FOLDERS if name in folders), None)
+    test = next((folders[name] for name in TEST_FOLDERS if name in folders), None)
+    if train is None:
+        return _cut(directory, class_files(directory), test_fraction, split_seed)
+    if test is None:
+        return _cut(train, class_files(train), test_fraction, split_seed)
+    splits = {"train": class_files(train), "test": class_files(test)}
+    differing = sorted(set(splits["train"]) ^ set(splits["test"]))
+    if differing:
+        here, there = (train, test) if differing[0] in splits["train"] else (test, train)
+        raise InputError(
+            f"class folder {here / differing[0]} has no partner in {there}; every class needs both"
+        )
+    return splits
+
+
+def class_files(directory: pathlib.Path) -> Files:
+    """class -> its image files, for a directory that holds a folder a class.
+
+    Raises:
+        InputError: naming the folder, if it has fewer than two classes, or one has no images.
+    """
+    files = {
+        folder.name: sorted(
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        )
+        for folder in _folders(directory)
+    }
+    for name, paths in files.items():
+        if not paths:
+            raise InputError(
+                f"class folder {directory / name} has no images ({', '.join(SUFFIXES)}); fill or"
+                " remove it"
+            )
+    if len(files) < 2:
+        raise InputError(
+            f"{directory} has {len(files)} class folders, at least two are needed; images belong in"
+            f" {directory}/CLASS, or in {directory}/train/CLASS and {directory}/test/CLASS"
+        )
+    return files
+
+
+def _folders(directory: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(
+        path for path in directory.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+
+
+def _cut(
+    directory: pathlib.Path, files: Files, test_fraction: float, split_seed: int
+) -> dict[str, Files]:
+    """Takes the same share of every class for testing, at least one image and never all."""
+    splits: dict[str, Files] = {"train": {}, "test": {}}
+    for label, (name, paths) in enumerate(sorted(files.items())):
+        if len(paths) < 2:
+            raise InputError(
+                f"class folder {directory / name} has one image, of which none is left for testing;"
+                " add images, or make train and test folders"
+            )
+        tests = min(max(round(test_fraction * len(paths)), 1), len(paths) - 1)
+        order = np.random.default_rng([split_seed, label]).permutation(len(paths))
+        splits["test"][name] = [paths[i] for i in sorted(order[:tests])]
+        splits["train"][name] = [paths[i] for i in sorted(order[tests:])]
+    return splits

@@ -1,0 +1,380 @@
+"""Some classes of ILSVRC-2012, from its official archives or class folders, as a TFDS builder."""
+
+import collections
+import hashlib
+import io
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mcn_jax.data import archives
+from mcn_jax.data.images import SUFFIXES, check_readable
+from mcn_jax.errors import InputError
+
+FILES = {
+    "train": archives.OfficialFile(
+        name="ILSVRC2012_img_train.tar",
+        size=147897477120,
+        digest="b08200a27a8e34218a0e58fde36b0fe8f73bc377f4acea2d91602057c3ca45bb",
+    ),
+    "test": archives.OfficialFile(
+        name="ILSVRC2012_img_val.tar",
+        size=6744924160,
+        digest="c7e06a6c0baccf06d8dbeb6577d71efff84673a5dbdd50633ab44f8ea0456ae0",
+    ),
+    "devkit": archives.OfficialFile(
+        name="ILSVRC2012_devkit_t12.tar.gz",
+        size=None,
+        algorithm="md5",
+        digest="fa75699e90414af021442c21a62c3abf",
+    ),
+}
+FOLDERS = {"train": "train", "test": "val"}  # of class folders, as torchvision extracts them
+NEEDED = (
+    f"{FILES['train'].name}, {FILES['test'].name} and {FILES['devkit'].name}, or class folders"
+    " train/WNID and val/WNID"
+)
+SYNSETS = "ILSVRC2012_devkit_t12/data/meta.mat"
+GROUND_TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
+VALIDATION_IMAGES = 50000
+
+WNIDS_FILE = pathlib.Path(__file__).with_name("imagenet100_wnids.txt")
+WNID = re.compile(r"n\d{8}", re.ASCII)  # WordNet's number of a noun
+DIGEST_DIGITS = 12
+
+WNIDS_FIELD = "--config.data.wnids_file"
+
+Images = Iterator[tuple[str, pathlib.Path, bytes]]  # (wnid, path as shown, encoded image)
+
+
+class ImageNet100(archives.ArchiveBuilder):
+    """100 classes of ILSVRC-2012 (Russakovsky et al. 2015), or those that a file names.
+
+    The split "test" is the official validation set. Images are stored as they are; each is decoded
+    once to see that it can be. What is prepared belongs to the list of classes: another list is
+    prepared beside it.
+    """
+
+    name = "imagenet100"  # TFDS would make it image_net100
+
+    def __init__(self, *, wnids_file: str = "", **kwargs: Any):
+        """Args:
+        wnids_file: the classes, see `read_wnids`; "" takes the package's.
+        **kwargs: of the base class.
+
+        Raises:
+            InputError: naming the file, if that does not list classes; naming the development kit,
+                if class names are wanted from it and it is damaged.
+        """
+        self._wnids_file = pathlib.Path(wnids_file).expanduser() if wnids_file else WNIDS_FILE
+        self._classes = read_wnids(self._wnids_file)
+        text = "".join(f"{wnid} {name}\n" for wnid, name in self._classes.items())
+        digest = hashlib.sha256(text.encode()).hexdigest()[:DIGEST_DIGITS]
+        config = tfds.core.BuilderConfig(name=digest, version=self.VERSION)
+        super().__init__(config=config, **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"{len(self._classes)} classes of ILSVRC-2012",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "label": self._label_feature(),
+                }
+            ),
+        )
+
+    def _label_feature(self) -> tfds.features.ClassLabel:
+        if self.data_path.exists():
+            # TFDS restores the names that were prepared, and refuses to if there are others.
+            return tfds.features.ClassLabel(num_classes=len(self._classes))
+        known: dict[str, str] = {}
+        if self.archive_dir and not all(self._classes.values()):
+            path = archives.existing_directory(self.archive_dir) / FILES["devkit"].name
+            if path.is_file():
+                known = read_devkit(path).names
+        return tfds.features.ClassLabel(names=class_names(self._classes, known))
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager
+        if not self.archive_dir:
+            raise InputError(
+                "imagenet100 has no public download; get the archives from image-net.org and pass"
+                f" the directory that holds {NEEDED} as --config.data.archive_dir"
+            )
+        directory = archives.existing_directory(self.archive_dir)
+        sources = find_sources(directory)
+        official = {path: FILES[key] for key, path in sources.items() if path.is_file()}
+        wnids = list(self._classes)
+        # Hashing takes minutes: what is quick to see comes first.
+        archives.check_sizes(official)
+        train, test = sources["train"], sources["test"]
+        read_train = train_archive if train in official else class_folders
+        images = {"train": read_train(train, wnids)}
+        if test in official:
+            images["test"] = validation_archive(test, sources["devkit"], wnids)
+        else:
+            images["test"] = class_folders(test, wnids)
+        archives.check_official(official)
+        return {split: self._generate_examples(found) for split, found in images.items()}
+
+    def _generate_examples(self, images: Images) -> Iterator[tuple[str, Any]]:
+        labels = {wnid: label for label, wnid in enumerate(self._classes)}
+        for wnid, path, content in images:
+            check_readable(content, str(path))
+            yield f"{wnid}/{path.name}", {"image": io.BytesIO(content), "label": labels[wnid]}
+
+
+def read_wnids(path: pathlib.Path) -> dict[str, str]:
+    """wnid -> name of the class, "" where there is none, in the order of the labels.
+
+    Args:
+        path: of a text file with a wnid a line, such as n02012849, and a name after a space if one
+            is wanted. From # on a line is a comment.
+
+    Raises:
+        InputError: naming the file and the line, if there are fewer than two classes, one is named
+            twice, or a line is something else.
+    """
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}); pass a file with a wnid a line as"
+            f" {WNIDS_FIELD}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text in UTF-8; write a wnid a line there") from error
+    classes: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        wnid, _, name = line.partition("#")[0].strip().partition(" ")
+        if not wnid:
+            continue
+        if not WNID.fullmatch(wnid):
+            raise InputError(
+                f"{path}, line {number}: {wnid!r} is no wnid, which is an n and eight digits;"
+                " correct it"
+            )
+        if wnid in classes:
+            raise InputError(f"{path}, line {number}: {wnid} is named twice; remove one")
+        classes[wnid] = name.strip()
+    if len(classes) < 2:
+        raise InputError(f"{path} names {len(classes)} classes, at least two are needed; add some")
+    return classes
+
+
+def class_names(classes: dict[str, str], known: dict[str, str]) -> list[str]:
+    """A name of its own for each class: the given one, else the known one, else the wnid; followed
+    by the wnid where several classes would share it.
+
+    Args:
+        classes: wnid -> given name or "".
+        known: wnid -> name, of some classes.
+    """
+    names = {wnid: name or known.get(wnid, wnid) for wnid, name in classes.items()}
+    # Again, because a given name may be what another becomes.
+    while len(set(names.values())) < len(names):
+        counts = collections.Counter(names.values())
+        names = {w: f"{name} {w}" if counts[name] > 1 else name for w, name in names.items()}
+    return list(names.values())
+
+
+def find_sources(directory: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Where the images are: "train" and "test" -> an archive, or a folder of class folders where
+    that is not there; "devkit" -> the development kit, if the test archive needs it.
+
+    Raises:
+        InputError: naming the first archive that is not there, nor its class folders.
+    """
+    sources = {}
+    for split, keys in (("train", ("train",)), ("test", ("test", "devkit"))):
+        paths = {key: directory / FILES[key].name for key in keys}
+        missing = [path.name for path in paths.values() if not path.is_file()]
+        folder = directory / FOLDERS[split]
+        if not missing:
+            sources.update(paths)
+        elif folder.is_dir():
+            sources[split] = folder
+        else:
+            raise InputError(
+                f"archive directory {directory} has no {missing[0]} and no folder {folder.name};"
+                f" put {NEEDED} there"
+            )
+    return sources
+
+
+def class_folders(directory: pathlib.Path, wnids: list[str]) -> Images:
+    """The images in directory/WNID/*, sorted.
+
+    Args:
+        directory: of the class folders; others than those of `wnids` do not matter.
+        wnids: the classes.
+
+    Raises:
+        InputError: at once, naming the class folder, if it is not there or has no images; when
+            it is read, naming an image that cannot be.
+    """
+    files = {}
+    for wnid in wnids:
+        folder = directory / wnid
+        if not folder.is_dir():
+            raise InputError(
+                f"class folder {folder} is not there; extract the images of this class there, or"
+                f" take it out of {WNIDS_FIELD}"
+            )
+        files[wnid] = sorted(
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        )
+        if not files[wnid]:
+            raise InputError(
+                f"class folder {folder} has no images; extract those of this class there again"
+            )
+    return _folder_images(files)
+
+
+def _folder_images(files: dict[str, list[pathlib.Path]]) -> Images:
+    for wnid, paths in files.items():
+        for path in paths:
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise archives.unreadable(path, error) from error
+            yield wnid, path, content
+
+
+def train_archive(path: pathlib.Path, wnids: list[str]) -> Images:
+    """The images in WNID.tar in a tar archive, in its order.
+
+    Args:
+        path: of the archive.
+        wnids: the classes; others are skipped.
+
+    Raises:
+        InputError: naming the archive; at once, if it is none or lacks a class; when it is read, if
+            it is damaged or a class has no images.
+    """
+    with archives.open_tar(path) as archive:
+        found = {member.name for member in archives.regular_files(archive, path)}
+    for wnid in wnids:
+        if f"{wnid}.tar" not in found:
+            raise InputError(f"{path} has no {wnid}.tar; take {wnid} out of {WNIDS_FIELD}")
+    return _train_images(path, {f"{wnid}.tar": wnid for wnid in wnids})
+
+
+def _train_images(path: pathlib.Path, wnids: dict[str, str]) -> Images:
+    with archives.open_tar(path) as archive:
+        for class_member in archives.regular_files(archive, path):
+            if class_member.name not in wnids:
+                continue
+            class_path = path / class_member.name
+            images = 0
+            with (
+                archives.open_member(archive, class_member) as file,
+                archives.open_tar(class_path, file=file) as class_archive,
+            ):
+                for member in archives.regular_files(class_archive, class_path):
+                    content = archives.open_member(class_archive, member).read()
+                    yield wnids[class_member.name], class_path / member.name, content
+                    images += 1
+            if not images:
+                raise InputError(
+                    f"{class_path} has no images; replace {path} by the official archive"
+                )
+
+
+def validation_archive(path: pathlib.Path, devkit_path: pathlib.Path, wnids: list[str]) -> Images:
+    """The images of some classes in the archive of validation images, in its order.
+
+    Args:
+        path: of the archive.
+        devkit_path: of the development kit, which knows their classes.
+        wnids: the classes; images of others are skipped.
+
+    Raises:
+        InputError: naming the archive; at once, if the development kit is damaged or has no images
+            of a class; when it is read, if the archive is damaged or lacks an image.
+    """
+    devkit = read_devkit(devkit_path)
+    found = set(devkit.validation_wnids)
+    for wnid in wnids:
+        if wnid not in found:
+            raise InputError(
+                f"{devkit_path} has no validation images of {wnid}; take {wnid} out of"
+                f" {WNIDS_FIELD}"
+            )
+    chosen = {
+        f"ILSVRC2012_val_{number:08d}.JPEG": wnid
+        for number, wnid in enumerate(devkit.validation_wnids, start=1)
+        if wnid in wnids
+    }
+    return _validation_images(path, chosen)
+
+
+def _validation_images(path: pathlib.Path, wnids: dict[str, str]) -> Images:
+    missing = set(wnids)
+    with archives.open_tar(path) as archive:
+        for member in archives.regular_files(archive, path):
+            if member.name in wnids:
+                content = archives.open_member(archive, member).read()
+                yield wnids[member.name], path / member.name, content
+                missing.discard(member.name)
+    if missing:
+        raise InputError(f"{path} has no {min(missing)}; replace it by the official archive")
+
+
+class Devkit(NamedTuple):
+    """What the development kit knows.
+
+    names: wnid -> the first of its words. validation_wnids: of each validation image, in order.
+    """
+
+    names: dict[str, str]
+    validation_wnids: list[str]
+
+
+def read_devkit(path: pathlib.Path) -> Devkit:
+    """Reads the development kit.
+
+    Args:
+        path: of the compressed tar archive.
+
+    Raises:
+        InputError: naming the file, if that is damaged, or holds something else.
+    """
+    archives.check_official({path: FILES["devkit"]})
+    contents = archives.read_tar(path, [SYNSETS, GROUND_TRUTH])
+    synsets = archives.read_mat(
+        path / SYNSETS, "synsets", file=io.BytesIO(contents[SYNSETS]), squeeze=True
+    )
+    names, wnids = {}, {}
+    try:
+        for synset in np.atleast_1d(synsets):
+            if int(synset["num_children"]) == 0:  # the others are groups of classes
+                wnid = str(synset["WNID"])
+                names[wnid] = str(synset["words"]).partition(",")[0].strip()
+                wnids[int(synset["ILSVRC2012_ID"])] = wnid
+    except (IndexError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path / SYNSETS} is no list of synsets ({error}); replace {path} by the official"
+            " archive"
+        ) from error
+    ids = contents[GROUND_TRUTH].decode("ascii", "replace").split()
+    if len(ids) != VALIDATION_IMAGES:
+        raise InputError(
+            f"{path / GROUND_TRUTH} has {len(ids)} lines where {VALIDATION_IMAGES} are expected;"
+            f" replace {path} by the official archive"
+        )
+    for number, text in enumerate(ids, start=1):
+        if not text.isdecimal() or int(text) not in wnids:
+            raise InputError(
+                f"{path / GROUND_TRUTH}, line {number}: {text!r} is the ILSVRC2012_ID of no class;"
+                f" replace {path} by the official archive"
+            )
+    return Devkit(names, [wnids[int(text)] for text in ids])

@@ -1,0 +1,163 @@
+"""Preparing a data set as ArrayRecord where that has not been done, and finding one that is."""
+
+import contextlib
+import errno
+import io
+import os
+import pathlib
+import sys
+from collections.abc import Iterator
+
+import requests
+import tensorflow_datasets as tfds
+from absl import logging
+from google.protobuf import json_format
+from tensorflow_datasets.core.utils.version import list_all_versions
+
+from mcn_jax.config import DataConfig, did_you_mean
+from mcn_jax.data.facts import DATASETS
+from mcn_jax.errors import InputError
+
+DOWNLOAD_ERRORS: tuple[type[Exception], ...] = (
+    requests.RequestException,
+    tfds.download.download_manager.NonMatchingChecksumError,
+    tfds.download.util.DownloadError,
+)
+# What TFDS and ArrayRecord raise for missing, truncated and malformed files.
+READ_ERRORS = (OSError, RuntimeError, ValueError, json_format.Error)
+DISK_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
+
+
+def prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
+    """The builder of a prepared data set, which is prepared first where that has not been done.
+
+    A data set is written into a directory of its own that is renamed at the end, so whatever
+    happens on the way, it is there as a whole or not at all.
+
+    Args:
+        config: `name`, `data_dir` and what the builder takes.
+
+    Raises:
+        InputError: if it cannot be prepared, or what is there is damaged.
+    """
+    data_dir = pathlib.Path(config.data_dir).expanduser()
+    with readable(config):
+        if config.name not in DATASETS:
+            return _found_builder(config)
+        facts = DATASETS[config.name]
+
+        arguments = {field: getattr(config, field) for field in facts.fields}
+        with _without_warnings():  # TFDS warns of every config that its class does not list
+            builder = facts.builder(data_dir=str(data_dir), file_format="array_record", **arguments)
+        if not pathlib.Path(builder.data_path).exists():
+            print(f"preparing {config.name} in {builder.data_path}")
+            # If another process has prepared it meanwhile, what is there is whole, too.
+            with contextlib.suppress(FileExistsError):
+                _prepare(builder, config)
+        # Without its sources, which a worker process or a later run may not have.
+        builder = tfds.builder_from_directory(str(builder.data_path))
+        for split, examples in facts.examples.items():
+            if split in builder.info.splits:
+                found = builder.info.splits[split].num_examples
+                if found != examples:
+                    raise InputError(
+                        f"prepared data set {config.name} in {config.data_dir} has {found} {split}"
+                        f" examples instead of {examples}; delete {builder.data_path} and start"
+                        " again"
+                    )
+        return builder
+
+
+def check_name(config: DataConfig) -> None:
+    """Raises InputError unless the data set has a builder here, or is prepared in `data_dir`."""
+    if config.name not in DATASETS:
+        _found_directory(config)
+
+
+def _found_directory(config: DataConfig) -> pathlib.Path:
+    """Of a data set that somebody else has prepared: NAME or NAME/CONFIG, and :VERSION.
+
+    Not by TFDS's search, which looks among its own builders and so imports them all.
+    """
+    data_dir = pathlib.Path(config.data_dir).expanduser()
+    folder, _, version = config.name.partition(":")
+    versions = list_all_versions(data_dir / folder) if folder else []
+    names = [version] if version else [str(found) for found in sorted(versions)]
+    for name in reversed(names):
+        if (data_dir / folder / name / "dataset_info.json").is_file():
+            return data_dir / folder / name
+    raise InputError(
+        f"config.data.name={config.name!r} must be one of {', '.join(DATASETS)}, or NAME,"
+        f" NAME/CONFIG or NAME:VERSION of a data set that TFDS has prepared in {data_dir}"
+        f"{did_you_mean(config.name, DATASETS)}"
+    )
+
+
+def _found_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
+    builder = tfds.builder_from_directory(str(_found_directory(config)))
+    formats = builder.info.available_file_formats()
+    if tfds.core.FileFormat.ARRAY_RECORD not in formats:
+        names = ", ".join(sorted(file_format.value for file_format in formats))
+        raise InputError(
+            f"data set {builder.data_path} is prepared as {names}; prepare it again with"
+            " file_format='array_record'"
+        )
+    return builder
+
+
+def _prepare(builder: tfds.core.DatasetBuilder, config: DataConfig) -> None:
+    if sys.stderr.isatty():
+        tfds.enable_progress_bar()
+    else:
+        tfds.disable_progress_bar()
+    download_config = tfds.download.DownloadConfig(
+        force_checksums_validation=True, try_download_gcs=False
+    )
+    try:
+        # Without its own words on sizes that it does not know.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(download_config=download_config)
+    except DOWNLOAD_ERRORS as error:
+        raise InputError(
+            f"data set {config.name} could not be prepared in {config.data_dir}:"
+            f" {_first_line(error)}; get its official archives and pass their directory as"
+            " --config.data.archive_dir"
+        ) from error
+    except (OSError, RuntimeError) as error:
+        # ArrayRecord's errors have no number, but the words of the operating system.
+        reasons = [reason for reason in DISK_FULL if reason in str(error)]
+        if not reasons:
+            raise
+        raise InputError(
+            f"data set {config.name} does not fit on the disk of {config.data_dir} ({reasons[0]});"
+            " nothing of it was kept: make room there, or name another directory as"
+            " --config.data.data_dir"
+        ) from error
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextlib.contextmanager
+def readable(config: DataConfig) -> Iterator[None]:
+    """Turns what TFDS and ArrayRecord raise for damaged files into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except READ_ERRORS as error:
+        raise InputError(
+            f"data set {config.name} in {config.data_dir} cannot be read ({_first_line(error)});"
+            f" delete {config.data_dir}/{config.name} and start again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
