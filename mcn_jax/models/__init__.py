@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from mcn_jax.config import Config
 from mcn_jax.layers import Conv, MCConv
-from mcn_jax.models.simple_cnn import Outputs, SimpleCNN
+from mcn_jax.models.classifier import Outputs
+from mcn_jax.models.simple_cnn import SimpleCNN
 
 __all__ = ["CONVOLUTIONS", "MODELS", "Conv", "MCConv", "Outputs", "SimpleCNN", "make_model"]
 
