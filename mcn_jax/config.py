@@ -52,7 +52,10 @@ class ModelConfig:
 
     name: str = "simple_cnn"  # see mcn_jax.models.MODELS
     conv: str = "mcconv"  # "mcconv", or "conv": ordinary convolutions of widths * planes channels
-    widths: tuple[int, ...] = (20, 40, 80, 160)  # output feature maps of each layer (Fig. 8)
+    widths: tuple[int, ...] = (20, 40, 80, 160)  # output feature maps: simple_cnn of each layer
+    #                                              (Fig. 8), wide_resnet of stem and three stages
+    depth: int = 20  # wide_resnet: layers as the paper counts them, 6n + 2 or 6n + 4; 20, 28, 34
+    stem: str = "cifar"  # wide_resnet: "cifar", or "imagenet", which divides height and width by 4
     planes: int = 4  # K, channels of a feature map (paper: 4)
     input_planes: str = "copy"  # "copy", "first" or "rgbx", see mcn_jax.layers.expand_input
     dense_features: int = 1024  # width of the hidden dense layer (Fig. 8)
@@ -190,6 +193,7 @@ def validate(config: Config, num_devices: int = 1) -> None:
     _one_of("data.pipeline", config.data.pipeline, ("auto", *data.SOURCES))
     _one_of("model.name", model.name, models.MODELS)
     _one_of("model.conv", model.conv, models.CONVOLUTIONS)
+    _one_of("model.stem", model.stem, models.STEMS)
     _one_of("model.input_planes", model.input_planes, INPUT_PLANES)
     _one_of("binarize.m_gradient", binarize.m_gradient, M_GRADIENTS)
     _one_of("loss.filter_loss", loss.filter_loss, FILTER_LOSSES)
@@ -239,11 +243,12 @@ def validate(config: Config, num_devices: int = 1) -> None:
         " config.loss.center_loss_weight to 0",
     )
     _require(
-        bool(model.widths) and min(model.widths) >= 1,
+        min(model.widths, default=1) >= 1,
         "model.widths",
         model.widths,
-        "must name at least one layer, each of at least one feature map",
+        "must each be at least one feature map",
     )
+    models.MODELS[model.name].check(model)
     _require(config.seed < 2**32, "seed", config.seed, "must be below 2^32")
     if config.dtype == "float64":
         _require(
@@ -333,14 +338,9 @@ def validate_for_data(
             config.batch_size,
             f"exceeds the {num_examples} training images of {config.data.name}; lower it",
         )
-    model = config.model
-    size, channels = min(image_shape[:2]), image_shape[2]
-    _require(
-        size >> len(model.widths) > 0,
-        "model.widths",
-        model.widths,
-        f"has more layers than images of {size} pixels can be halved",
-    )
+    model, architecture = config.model, models.MODELS[config.model.name]
+    height, width, channels = image_shape
+    architecture.check_image_size(model, height, width)
     if not models.CONVOLUTIONS[model.conv].takes_planes:
         return
     if model.input_planes == "rgbx" and (channels != 3 or model.planes != 4):
@@ -351,7 +351,7 @@ def validate_for_data(
     in_maps = channels if model.input_planes == "copy" else 1
     weights = min(
         9 * model.planes * inputs * outputs
-        for inputs, outputs in zip((in_maps, *model.widths), model.widths, strict=False)
+        for inputs, outputs in architecture.conv_maps(model, in_maps)
     )
     _require(
         config.binarize.num_centers <= weights,

@@ -174,6 +174,19 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
     return jnp.max(x.reshape(n, height // 2, 2, width // 2, 2, channels), axis=(2, 4))
 
 
+def average_pool(x: jax.Array, window: int) -> jax.Array:
+    """Means over windows of [N, Y, X, C] that do not overlap, `window` pixels in y and x.
+
+    Raises:
+        ValueError: where windows do not fill the image.
+    """
+    n, height, width, channels = x.shape
+    if height % window or width % window:
+        raise ValueError(f"{height}x{width} pixels are not divisible by a window of {window}")
+    shape = (n, height // window, window, width // window, window, channels)
+    return jnp.mean(x.reshape(shape), axis=(2, 4))
+
+
 def modulated_layers(params: Mapping[str, Any]) -> dict[tuple[str, ...], dict[str, jax.Array]]:
     """The MCconv layers of a parameter tree: path -> {"latent_filters": ..., "m_filters": ...}."""
     flat = traverse_util.flatten_dict(params)

@@ -112,6 +112,14 @@ def test_a_missing_field_is_named():
             "config.model.conv='mconv' must be one of mcconv, conv; did you mean mcconv?",
         ),
         (Config(model=ModelConfig(widths=())), "config.model.widths=() must name at least one"),
+        (
+            Config(model=ModelConfig(widths=(20, 0))),
+            "config.model.widths=(20, 0) must each be at least one feature map",
+        ),
+        (
+            Config(model=ModelConfig(widths=(1,) * 6)),
+            "config.model.widths=(1, 1, 1, 1, 1, 1) has more layers than images of 32 pixels",
+        ),
         (Config(model=ModelConfig(dropout_rate=1.0)), "config.model.dropout_rate=1.0 must lie in"),
         (Config(dtype="float16"), "config.dtype='float16' must be one of float32"),
         (Config(batch_size=0), "config.batch_size=0 must be at least 1"),

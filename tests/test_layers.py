@@ -123,6 +123,14 @@ def test_max_pool_is_that_of_flax():
     np.testing.assert_allclose(gradient, expected, rtol=1e-6)
 
 
+def test_average_pool():
+    x = images(4, (2, 6, 4, 3))
+    np.testing.assert_allclose(layers.average_pool(x, 2), nn.avg_pool(x, (2, 2), (2, 2)), rtol=1e-6)
+    np.testing.assert_array_equal(layers.average_pool(x, 1), x)
+    with pytest.raises(ValueError, match="6x4 pixels are not divisible by a window of 4"):
+        layers.average_pool(x, 4)
+
+
 def test_dropout_depends_on_the_example_alone():
     x = jnp.ones((6, 1000))
     keys = jax.random.split(jax.random.key(0), 6)

@@ -7,12 +7,17 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mcn_jax.config import Config
+from mcn_jax.config import Config, ModelConfig
 from mcn_jax.layers import Conv, MCConv
-from mcn_jax.models.classifier import Outputs
+from mcn_jax.models import simple_cnn, wide_resnet
+from mcn_jax.models.classifier import Classifier, Outputs
 from mcn_jax.models.simple_cnn import SimpleCNN
+from mcn_jax.models.wide_resnet import STEMS, WideResNet
 
-__all__ = ["CONVOLUTIONS", "MODELS", "Conv", "MCConv", "Outputs", "SimpleCNN", "make_model"]
+__all__ = [
+    "CONVOLUTIONS", "MODELS", "STEMS", "Classifier", "Conv", "MCConv", "Outputs", "SimpleCNN",
+    "WideResNet", "make_model",
+]  # fmt: skip
 
 
 def _mcconv(config: Config, binarized: bool) -> Callable[..., nn.Module]:
@@ -55,12 +60,47 @@ CONVOLUTIONS = {
     "mcconv": Convolution(make=_mcconv, takes_planes=True, binarizes=True),
     "conv": Convolution(make=_conv, takes_planes=False, binarizes=False),
 }
-MODELS = {"simple_cnn": SimpleCNN}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A network that a config can choose.
+
+    module: its class.
+    own_fields: what it takes of `ModelConfig` besides what every `Classifier` does.
+    conv_maps: (ModelConfig, maps of its input) -> (input maps, output maps) of every convolution.
+    check: of a ModelConfig; raises InputError unless the network can be built.
+    check_image_size: of (ModelConfig, height, width); raises InputError unless the images fit.
+    """
+
+    module: type[Classifier]
+    own_fields: tuple[str, ...]
+    conv_maps: Callable[[ModelConfig, int], list[tuple[int, int]]]
+    check: Callable[[ModelConfig], None]
+    check_image_size: Callable[[ModelConfig, int, int], None]
+
+
+MODELS = {
+    "simple_cnn": Architecture(
+        module=SimpleCNN,
+        own_fields=(),
+        conv_maps=simple_cnn.conv_maps,
+        check=simple_cnn.check,
+        check_image_size=simple_cnn.check_image_size,
+    ),
+    "wide_resnet": Architecture(
+        module=WideResNet,
+        own_fields=("depth", "stem"),
+        conv_maps=wide_resnet.conv_maps,
+        check=wide_resnet.check,
+        check_image_size=wide_resnet.check_image_size,
+    ),
+}
 
 
 def make_model(
     config: Config, num_classes: int, *, binarized: bool, axis_name: str | None = None
-) -> nn.Module:
+) -> Classifier:
     """The network that a config describes.
 
     Args:
@@ -70,8 +110,8 @@ def make_model(
         axis_name: of the mapped axis that batch statistics are reduced over.
     """
     model = config.model
-    convolution = CONVOLUTIONS[model.conv]
-    return MODELS[model.name](
+    convolution, architecture = CONVOLUTIONS[model.conv], MODELS[model.name]
+    return architecture.module(
         conv=convolution.make(config, binarized),
         widths=model.widths,
         num_classes=num_classes,
@@ -82,4 +122,5 @@ def make_model(
         axis_name=axis_name,
         dtype=jnp.dtype(config.dtype),
         param_dtype=jnp.dtype(config.param_dtype),
+        **{name: getattr(model, name) for name in architecture.own_fields},
     )

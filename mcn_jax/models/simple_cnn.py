@@ -1,10 +1,13 @@
 """The four-layer network of the paper's Fig. 8."""
 
+import itertools
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 
+from mcn_jax.config import ModelConfig
+from mcn_jax.errors import InputError
 from mcn_jax.layers import max_pool_2x2
 from mcn_jax.models.classifier import Classifier
 
@@ -26,3 +29,24 @@ class SimpleCNN(Classifier):
             features = nn.relu(batch_norm(name=f"batch_norm_{layer}")(x))
             x = max_pool_2x2(features)
         return features, x.reshape(x.shape[0], -1)
+
+
+def conv_maps(model: ModelConfig, in_maps: int) -> list[tuple[int, int]]:
+    """(input maps, output maps) of every convolution, in order, from `in_maps` on."""
+    return list(itertools.pairwise((in_maps, *model.widths)))
+
+
+def check(model: ModelConfig) -> None:
+    """Raises InputError unless the network can be built."""
+    if not model.widths:
+        raise InputError("config.model.widths=() must name at least one layer")
+
+
+def check_image_size(model: ModelConfig, height: int, width: int) -> None:
+    """Raises InputError unless a pixel is left after every layer has halved the image."""
+    size = min(height, width)
+    if not size >> len(model.widths):
+        raise InputError(
+            f"config.model.widths={model.widths} has more layers than images of {size} pixels can"
+            " be halved"
+        )

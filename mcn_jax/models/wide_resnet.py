@@ -1,0 +1,171 @@
+"""Wide residual networks with pre-activation basic blocks (the paper's Fig. 4(c)).
+
+No convolution but 3x3: a 1x1 kernel "does not propagate any M-filter information" (Sec. 3.1), so
+that shortcuts have no weights.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mcn_jax.config import ModelConfig
+from mcn_jax.errors import InputError
+from mcn_jax.layers import average_pool, max_pool_2x2
+from mcn_jax.models.classifier import Classifier
+
+
+class Stem(NamedTuple):
+    """What comes before the first stage.
+
+    strides: of its convolution. pools: whether 2x2 max-pooling follows.
+    """
+
+    strides: int
+    pools: bool
+
+
+STEMS = {"cifar": Stem(strides=1, pools=False), "imagenet": Stem(strides=2, pools=True)}
+
+
+class WideResNet(Classifier):
+    """Stem, three stages of basic blocks, batch norm, ReLU, global average pooling; then dense,
+    ReLU, dropout, dense.
+
+    The first block of every stage but the first halves the image.
+
+    Attributes:
+        widths: output maps of the stem and of each stage, not decreasing.
+        depth: see `blocks_per_stage`.
+        stem: a name in `STEMS`.
+
+    The other attributes are those of `Classifier`.
+    """
+
+    dense_features: int = 512
+    depth: int = 20
+    stem: str = "cifar"
+
+    def convolutions(
+        self, x: jax.Array, batch_norm: Callable[..., nn.Module]
+    ) -> tuple[jax.Array, jax.Array]:
+        """See `Classifier`."""
+        if self.stem not in STEMS:
+            raise ValueError(f"stem={self.stem!r} must be one of {', '.join(STEMS)}")
+        stem, blocks = STEMS[self.stem], blocks_per_stage(self.depth)
+        x = self.conv(self.widths[0], strides=stem.strides, name="stem")(x)
+        if stem.pools:
+            x = max_pool_2x2(x)
+        for stage, width in enumerate(self.widths[1:], start=1):
+            for block in range(1, blocks + 1):
+                x = Block(
+                    conv=self.conv,
+                    batch_norm=batch_norm,
+                    out_maps=width,
+                    strides=2 if stage > 1 and block == 1 else 1,
+                    name=f"stage_{stage}_block_{block}",
+                )(x)
+        features = nn.relu(batch_norm(name="batch_norm")(x))
+        return features, jnp.mean(features, axis=(1, 2))
+
+
+class Block(nn.Module):
+    """Twice batch norm, ReLU, convolution 3x3; the input, by way of `shortcut`, is added.
+
+    Attributes:
+        conv: as in `Classifier`.
+        batch_norm: makes a batch norm from its name.
+        out_maps: of both convolutions.
+        strides: of the first, in y and x.
+    """
+
+    conv: Callable[..., nn.Module]
+    batch_norm: Callable[..., nn.Module]
+    out_maps: int
+    strides: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, Y, X, C] -> [N, Y / strides, X / strides, channels of the convolution]."""
+        y = nn.relu(self.batch_norm(name="batch_norm_1")(x))
+        y = self.conv(self.out_maps, strides=self.strides, name="conv_1")(y)
+        y = nn.relu(self.batch_norm(name="batch_norm_2")(y))
+        y = self.conv(self.out_maps, name="conv_2")(y)
+        return y + shortcut(x, self.strides, y.shape[-1])
+
+
+def shortcut(x: jax.Array, strides: int, channels: int) -> jax.Array:
+    """Average-pools by the strides and appends zeros up to `channels`.
+
+    Map g owns channels g*K to g*K + K - 1, so that what is appended are whole maps.
+    """
+    x = average_pool(x, strides)
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, channels - x.shape[-1])))
+
+
+def blocks_per_stage(depth: int) -> int:
+    """(depth - 4) / 6 or (depth - 2) / 6, whichever is whole.
+
+    The paper's networks of 28 and 34 layers are counted the first way, the one of 20 the second.
+
+    Raises:
+        ValueError: where neither is whole and positive, naming the nearest depths.
+    """
+    if _is_depth(depth):
+        return (depth - 2) // 6  # of depths of the first kind, too: (6 * n + 2) // 6 = n
+    below = [d for d in range(depth - 3, depth) if _is_depth(d)]
+    above = [d for d in range(max(depth, 7) + 1, max(depth, 7) + 4) if _is_depth(d)]
+    nearest = " and ".join(map(str, (*below[-1:], above[0])))
+    raise ValueError(
+        f"depth={depth} has no whole number of blocks a stage, neither by (depth - 4) / 6 nor by"
+        f" (depth - 2) / 6; nearest that have: {nearest}"
+    )
+
+
+def _is_depth(depth: int) -> bool:
+    return depth >= 8 and depth % 6 in (2, 4)
+
+
+def conv_maps(model: ModelConfig, in_maps: int) -> list[tuple[int, int]]:
+    """(input maps, output maps) of every convolution, in order, from `in_maps` on."""
+    stem, *stages = model.widths
+    maps = [(in_maps, stem)]
+    for before, width in itertools.pairwise((stem, *stages)):
+        layers = 2 * blocks_per_stage(model.depth)
+        maps += [(before, width)] + [(width, width)] * (layers - 1)
+    return maps
+
+
+def check(model: ModelConfig) -> None:
+    """Raises InputError unless the network can be built."""
+    if len(model.widths) != 4:
+        raise InputError(
+            f"config.model.widths={model.widths} must be the four widths of a wide_resnet: stem,"
+            " stage 1, stage 2, stage 3"
+        )
+    if list(model.widths) != sorted(model.widths):
+        raise InputError(
+            f"config.model.widths={model.widths} must not decrease in a wide_resnet, whose"
+            " shortcuts append maps of zeros and cannot drop maps"
+        )
+    try:
+        blocks_per_stage(model.depth)
+    except ValueError as error:
+        raise InputError(f"config.model.{error}") from error
+
+
+def check_image_size(model: ModelConfig, height: int, width: int) -> None:
+    """Raises InputError unless everything that is halved is even."""
+    stem = STEMS[model.stem]
+    halvings = len(model.widths) - 2
+    unit = stem.strides * (2 if stem.pools else 1) * 2**halvings
+    if height % unit or width % unit:
+        size = -(-max(height, width) // unit) * unit
+        raise InputError(
+            f"images of {height}x{width} pixels cannot be halved as often as a wide_resnet with"
+            f" config.model.stem={model.stem!r} does, which needs multiples of {unit}; set"
+            f" config.data.image_size={size}"
+        )
