@@ -1,4 +1,4 @@
-"""MCN on CIFAR-10, an eighth of the width of `cifar10.py`: two CPU cores, under an hour.
+"""MCN on CIFAR-10, a sixteenth of the width of `cifar10.py`: two CPU cores, under an hour.
 
 Command:  python -m mcn_jax.main --config=configs/cifar10_cpu.py --config.data.archive_dir=DIR
 Expected: not run

@@ -8,10 +8,14 @@ import pytest
 
 from mcn_jax import parallel
 from mcn_jax.checkpoint import Checkpoints, named_leaves
-from mcn_jax.config import LossConfig
+from mcn_jax.config import LossConfig, ModelConfig
 from mcn_jax.data.batches import Batch
 from mcn_jax.steps import train_step
 from small_runs import digits_config, random_split, relative_distance, step_arguments
+
+WIDE_RESNET = ModelConfig(
+    name="wide_resnet", widths=(1, 1, 2, 2), depth=8, planes=2, dense_features=8, dropout_rate=0.2
+)
 
 
 def train(config, binarized, steps):
@@ -49,6 +53,12 @@ def test_one_device_equals_eight_in_float64(binarized, center_loss_weight, monke
         compare(config, binarized, 10, 1e-9, monkeypatch)
 
 
+def test_one_device_equals_eight_in_float64_with_a_wide_resnet(monkeypatch):
+    config = digits_config(dtype="float64", param_dtype="float64", model=WIDE_RESNET)
+    with jax.enable_x64(True):
+        compare(config, True, 10, 1e-9, monkeypatch)
+
+
 @pytest.mark.parametrize("binarized", [True, False])
 def test_one_device_equals_eight_in_float32(binarized, monkeypatch):
     compare(digits_config(), binarized, 1, 1e-5, monkeypatch)
@@ -65,9 +75,16 @@ def record_compilation(event, duration, **details):
 jax.monitoring.register_event_duration_secs_listener(record_compilation)
 
 
-@pytest.mark.parametrize("restored", [False, True])
-def test_the_second_step_compiles_nothing(restored, tmp_path):
-    config = digits_config()
+@pytest.mark.parametrize(
+    ("model", "restored"),
+    [
+        pytest.param(digits_config().model, False, id="simple_cnn"),
+        pytest.param(digits_config().model, True, id="simple_cnn-restored"),
+        pytest.param(WIDE_RESNET, False, id="wide_resnet"),
+    ],
+)
+def test_the_second_step_compiles_nothing(model, restored, tmp_path):
+    config = digits_config(model=model)
     state, arguments = step_arguments(config, binarized=True, axis_name=parallel.AXIS)
     if restored:
         checkpoints = Checkpoints(tmp_path)
