@@ -66,11 +66,11 @@ def train_step_arguments(config, binarized, axis_name=None):
     }
 
 
-def step_arguments(config, binarized, axis_name=None, image_size=16):
+def step_arguments(config, binarized, axis_name=None, image_size=16, channels=1):
     """(initial state, keyword arguments of `train_step`)."""
     arguments = train_step_arguments(config, binarized, axis_name)
     model = models.make_model(config, arguments["model"].num_classes, binarized=binarized)
-    state = create_state(config, model, arguments["optimizer"], (image_size, image_size, 1))
+    state = create_state(config, model, arguments["optimizer"], (image_size, image_size, channels))
     return jax.device_get(state), arguments
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from mcn_jax import parallel
 from mcn_jax.checkpoint import Checkpoints, named_leaves
-from mcn_jax.config import LossConfig, ModelConfig
+from mcn_jax.config import DataConfig, LossConfig, ModelConfig
 from mcn_jax.data.batches import Batch
 from mcn_jax.steps import train_step
 from small_runs import digits_config, random_split, relative_distance, step_arguments
@@ -51,6 +51,13 @@ def test_one_device_equals_eight_in_float64(binarized, center_loss_weight, monke
     config = digits_config(dtype="float64", param_dtype="float64", loss=loss)
     with jax.enable_x64(True):
         compare(config, binarized, 10, 1e-9, monkeypatch)
+
+
+def test_one_device_equals_eight_in_float64_with_every_augmentation(monkeypatch):
+    data = DataConfig(crop_padding=2, flip=True, color_jitter=0.4, cutout=5, mixup=0.5)
+    config = digits_config(dtype="float64", param_dtype="float64", data=data)
+    with jax.enable_x64(True):
+        compare(config, True, 10, 1e-9, monkeypatch)
 
 
 def test_one_device_equals_eight_in_float64_with_a_wide_resnet(monkeypatch):

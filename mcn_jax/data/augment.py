@@ -56,7 +56,8 @@ def training_inputs(
     if config.flip:
         images = random_flip(images, keys(Purpose.FLIP))
     if config.color_jitter:
-        images = color_jitter(images, keys(Purpose.COLOR), config.color_jitter)
+        exact = jnp.promote_types(dtype, jnp.float32)
+        images = color_jitter(images.astype(exact), keys(Purpose.COLOR), config.color_jitter)
     images = normalise(images, mean, std, dtype)
     if config.cutout:
         images = cutout(images, keys(Purpose.CUTOUT), config.cutout)
@@ -102,20 +103,16 @@ def color_jitter(images: jax.Array, keys: jax.Array, strength: float) -> jax.Arr
     (0.299 R + 0.587 G + 0.114 B). After each, values are clipped to [0, 255].
 
     Args:
-        images: [N, Y, X, C], 0 to 255, of any dtype.
+        images: [N, Y, X, C], 0 to 255, floating.
         keys: [N] random keys.
         strength: in [0, 1].
-
-    Returns:
-        float32 images.
     """
     factors_N3 = jax.vmap(
         lambda key: jax.random.uniform(
             key, (3,), jnp.float32, minval=1 - strength, maxval=1 + strength
         )
     )(keys)
-    brightness, contrast, saturation = factors_N3.T[:, :, None, None, None]
-    images = images.astype(jnp.float32)
+    brightness, contrast, saturation = factors_N3.T.astype(images.dtype)[..., None, None, None]
     images = _mixed(images, jnp.zeros_like(images), brightness)
     images = _mixed(images, jnp.mean(_gray(images), (1, 2, 3), keepdims=True), contrast)
     if images.shape[-1] == 3:

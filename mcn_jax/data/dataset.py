@@ -204,11 +204,7 @@ def open_examples(builder: tfds.core.DatasetBuilder, config: DataConfig, split: 
         try:
             source = builder.as_data_source(split=split, decoders=decoders)
         except (ValueError, KeyError, AssertionError) as error:
-            raise InputError(
-                f"split {split!r} does not fit data set {config.name}, which has"
-                f" {', '.join(builder.info.splits)}; set config.data.train_split and"
-                " config.data.test_split"
-            ) from error
+            raise InputError(_wrong_split(builder, config, split)) from error
     if not len(source):
         raise InputError(f"split {split!r} of data set {config.name} has no examples")
     return Examples(
@@ -217,6 +213,23 @@ def open_examples(builder: tfds.core.DatasetBuilder, config: DataConfig, split: 
         shape=(None, None, shape[2]) if None in shape else tuple(shape),
         classes=label.num_classes,
         config=config,
+    )
+
+
+def _wrong_split(builder: tfds.core.DatasetBuilder, config: DataConfig, split: str) -> str:
+    facts = DATASETS.get(config.name)
+    absent = [
+        name for name in facts.examples if name in split and name not in builder.info.splits
+    ] if facts else []  # fmt: skip
+    remedy = "set config.data.train_split and config.data.test_split"
+    if absent:
+        remedy = (
+            f"to have {absent[0]}, delete {builder.data_path} and prepare it with its archive in"
+            " --config.data.archive_dir"
+        )
+    return (
+        f"split {split!r} does not fit data set {config.name}, which has"
+        f" {', '.join(builder.info.splits)}; {remedy}"
     )
 
 

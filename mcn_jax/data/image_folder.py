@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mcn_jax.data.images import SUFFIXES, check_readable
+from mcn_jax.data.archives import unreadable
+from mcn_jax.data.images import SUFFIXES, check_readable, image_files
 from mcn_jax.errors import InputError
 
 TRAIN_FOLDERS = ("train", "training")
@@ -75,7 +76,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
                 try:
                     content = path.read_bytes()
                 except OSError as error:
-                    raise InputError(f"{path} cannot be read ({error.strerror})") from error
+                    raise unreadable(path, error) from error
                 check_readable(content, str(path))
                 yield f"{name}/{path.name}", {"image": io.BytesIO(content), "label": label}
 
@@ -119,14 +120,7 @@ def class_files(directory: pathlib.Path) -> Files:
     Raises:
         InputError: naming the folder, if it has fewer than two classes, or one has no images.
     """
-    files = {
-        folder.name: sorted(
-            path
-            for path in folder.iterdir()
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-        )
-        for folder in _folders(directory)
-    }
+    files = {folder.name: image_files(folder) for folder in _folders(directory)}
     for name, paths in files.items():
         if not paths:
             raise InputError(

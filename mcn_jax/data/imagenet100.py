@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mcn_jax.data import archives
-from mcn_jax.data.images import SUFFIXES, check_readable
+from mcn_jax.data.images import check_readable, image_files
 from mcn_jax.errors import InputError
 
 FILES = {
@@ -227,11 +227,7 @@ def class_folders(directory: pathlib.Path, wnids: list[str]) -> Images:
                 f"class folder {folder} is not there; extract the images of this class there, or"
                 f" take it out of {WNIDS_FIELD}"
             )
-        files[wnid] = sorted(
-            path
-            for path in folder.iterdir()
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-        )
+        files[wnid] = image_files(folder)
         if not files[wnid]:
             raise InputError(
                 f"class folder {folder} has no images; extract those of this class there again"

@@ -3,6 +3,8 @@ training. For sets whose images differ in size; the others are augmented inside 
 
 import io
 import math
+import pathlib
+import warnings
 
 import numpy as np
 from PIL import Image
@@ -15,7 +17,19 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".
 # What Pillow raises for a file that is no image, is truncated or claims an absurd size.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
+# Of EXIF data and transparency, which are not used; what is wrong with pixels is an exception.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
 Box = tuple[float, float, float, float]  # left, upper, right, lower, pixels of the whole image
+
+
+def image_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The images in a folder, by their suffix, sorted; hidden files are left out."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
 
 
 def check_readable(content: bytes, name: str) -> None:

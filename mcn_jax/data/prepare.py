@@ -153,6 +153,11 @@ def readable(config: DataConfig) -> Iterator[None]:
     except InputError:
         raise
     except READ_ERRORS as error:
+        if isinstance(error, OSError) and error.filename:
+            file = pathlib.Path(error.filename)
+            if pathlib.Path(config.data_dir).expanduser() not in file.parents:
+                message = f"{file} cannot be read ({error.strerror}); make it readable"
+                raise InputError(message) from error
         raise InputError(
             f"data set {config.name} in {config.data_dir} cannot be read ({_first_line(error)});"
             f" delete {config.data_dir}/{config.name} and start again"

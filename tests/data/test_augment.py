@@ -99,7 +99,7 @@ def test_normalise():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_color_jitter_against_numpy(channels):
     images = pixels(4, 40, 5, 4, channels)
-    result = np.asarray(color_jitter(jnp.asarray(images), keys(5, 40), 0.4))
+    result = np.asarray(color_jitter(jnp.asarray(images, jnp.float32), keys(5, 40), 0.4))
     for image, key, jittered in zip(images, keys(5, 40), result, strict=True):
         brightness, contrast, saturation = np.asarray(
             jax.random.uniform(key, (3,), minval=0.6, maxval=1.4), np.float64
@@ -165,7 +165,7 @@ def test_augmentations_come_in_order_and_use_streams_of_their_own():
     )  # fmt: skip
     images = random_crop(split.images[indices], stream(Purpose.CROP), 2)
     images = random_flip(images, stream(Purpose.FLIP))
-    images = color_jitter(images, stream(Purpose.COLOR), 0.3)
+    images = color_jitter(images.astype(jnp.float32), stream(Purpose.COLOR), 0.3)
     images = normalise(images, (0.4,), (0.2,), jnp.dtype("float32"))
     images = cutout(images, stream(Purpose.CUTOUT), 3)
     expected = mixup(images, split.labels[indices], stream(Purpose.MIXUP), 0.4)

@@ -1,16 +1,23 @@
 import dataclasses
+import functools
 import gzip
 import hashlib
 import io
 import pathlib
 import tarfile
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from mcn_jax.data import DATASETS, cifar
+from mcn_jax import parallel
+from mcn_jax.config import DataConfig, ModelConfig
+from mcn_jax.data import DATASETS, cifar, make_source, open_dataset
 from mcn_jax.errors import InputError
+from mcn_jax.evaluate import evaluate
+from mcn_jax.steps import eval_step
+from small_runs import digits_config, step_arguments
 from small_runs import load as load_data
 
 BUILDERS = {"cifar10": cifar.Cifar10, "cifar100": cifar.Cifar100}
@@ -207,3 +214,36 @@ def test_real_cifar(name, cifar_archives, tmp_path):
 def checksum(rows):
     """SHA-256 of the sorted rows."""
     return hashlib.sha256(b"".join(sorted(row.tobytes() for row in rows))).hexdigest()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_evaluation_of_real_cifar_counts_every_image_once(
+    name, devices, cifar_archives, tmp_path_factory, monkeypatch
+):
+    data_dir = tmp_path_factory.getbasetemp() / "real_cifar"  # prepared once
+    monkeypatch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:devices])
+    run = digits_config(
+        data=DataConfig(name=name, data_dir=str(data_dir), archive_dir=cifar_archives),
+        model=ModelConfig(widths=(1,), dense_features=4),
+    )
+    state, arguments = step_arguments(run, binarized=True, image_size=32, channels=3)
+    step = parallel.parallel(
+        functools.partial(
+            eval_step,
+            model=arguments["model"],
+            settings=arguments["settings"],
+            axis_name=parallel.AXIS,
+        ),
+        donate_state=False,
+    )
+    dataset = open_dataset(run.data)
+    dataset = dataclasses.replace(dataset, train=dataset.test)  # which is not what this is about
+    state = parallel.replicate(state)
+    results = []
+    for size in (128, 1000, 333):
+        source = make_source(dataclasses.replace(run, eval_batch_size=size), dataset)
+        results.append(evaluate(step, state, source.test_batches(0)))
+    assert [result["test_examples"] for result in results] == [10_000] * 3
+    assert len({result["test_accuracy"] for result in results}) == 1

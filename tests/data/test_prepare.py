@@ -1,6 +1,8 @@
 """What is prepared is whole or absent, whoever interrupts; sets that others prepared are found."""
 
+import errno
 import io
+import pathlib
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from PIL import Image
 
 from mcn_jax import data
 from mcn_jax.config import DataConfig
+from mcn_jax.data import mnist
 from mcn_jax.errors import InputError
 
 PREPARE = (
@@ -183,6 +186,18 @@ def test_sets_that_do_not_fit_are_one_line(builder, changes, message, tmp_path):
     with pytest.raises(InputError, match=message) as error:
         data.open_dataset(config)
     assert "\n" not in str(error.value)
+
+
+def test_an_archive_that_may_not_be_read_is_named_and_not_the_data_directory(tmp_path, monkeypatch):
+    def refuse(self):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    for name, _, _ in mnist.FILES.values():
+        (tmp_path / name).write_bytes(b"x")
+    monkeypatch.setattr(pathlib.Path, "read_bytes", refuse)  # the tests may run as root
+    config = DataConfig(name="mnist", data_dir=str(tmp_path / "d"), archive_dir=str(tmp_path))
+    with pytest.raises(InputError, match=rf"^{tmp_path}/train-images-idx3-ubyte cannot be read"):
+        data.open_dataset(config)
 
 
 def test_another_record_format_is_refused(tmp_path):
