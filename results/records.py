@@ -1,8 +1,8 @@
-"""The records of finished runs, and the README's table made from them.
+"""The records of finished runs and measurements, and the README's tables made from them.
 
     python results/records.py add WORKDIR NAME   copies a run's records to results/NAME
-    python results/records.py table              prints the README's table
-    python results/records.py write              puts it into README.md
+    python results/records.py table              prints the table of results
+    python results/records.py write              puts this and the benchmarks' into README.md
 
 A copied config.json has the default data directories: where the data lay is no part of a result.
 """
@@ -17,7 +17,6 @@ from mcn_jax.config import DataConfig
 
 RESULTS = pathlib.Path(__file__).parent
 README = RESULTS.parent / "README.md"
-BEGIN, END = "<!-- results: made by results/records.py -->", "<!-- end of results -->"
 
 # (data and network, method, accuracy in the paper, names under results/)
 ROWS = (
@@ -28,6 +27,8 @@ ROWS = (
     ("", "U-MCN", "", ("mnist_cpu_umcn",)),
     ("MNIST at 28x28, 5 epochs", "MCN", "", ("mnist_28_mcn",)),
     ("MNIST, 20-40-80-160 maps", "MCN", "99.52", ()),
+    ("CIFAR-10, 34 layers, 64-64-128-256 maps", "MCN", "95.39", ()),
+    ("", "U-MCN", "95.75", ()),
 )
 
 
@@ -41,7 +42,8 @@ def add(workdir: pathlib.Path, name: str) -> None:
         shutil.copy(workdir / file, target / file)
     record = json.loads((workdir / "config.json").read_text())
     default = DataConfig()
-    record["config"]["data"] |= {"archive_dir": default.archive_dir, "data_dir": default.data_dir}
+    places = {name: getattr(default, name) for name in ("archive_dir", "data_dir", "root")}
+    record["config"]["data"] |= places
     (target / "config.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
@@ -104,11 +106,41 @@ def table() -> str:
     )
 
 
-def readme_with_table(text: str) -> str:
-    """The README with its table replaced by the current one."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+def input_table() -> str:
+    """What benchmarks/input.py measured, in Markdown."""
+    record = read("benchmarks", "input.json")
+    resident, streamed = record["resident"], record["streamed"]
+    seconds, rates = resident["median_seconds"], streamed["median_images_per_second"]
+    return "\n".join(
+        [
+            f"Measured on {record['cpu_count']} CPU cores"
+            f" ([record](results/benchmarks/input.json), revision"
+            f" {short_revision(record['git_revision'])}):",
+            "",
+            "| a | b | a / b | target |",
+            "|---|---|---|---|",
+            f"| resident: input function, {1000 * seconds['input function']:.1f} ms"
+            f" | training step of `{resident['config']}`, batch {resident['batch_size']}:"
+            f" {seconds['training step']:.1f} s | {resident['ratio']:.5f}"
+            f" | {resident['target']} |",
+            f"| streamed JPEG, {streamed['processes']} workers: {rates['streamed']:.0f} images/s"
+            f" | a bare Pillow loop in as many processes: {rates['bare loop']:.0f} images/s"
+            f" | {streamed['ratio']:.2f} | {streamed['target']} |",
+        ]
+    )
+
+
+TABLES = {"results": table, "input": input_table}
+
+
+def readme_with_tables(text: str) -> str:
+    """The README with its tables replaced by the current ones."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- {name}: made by results/records.py -->", f"<!-- end of {name} -->"
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = f"{before}{begin}\n{make()}\n{end}{after}"
+    return text
 
 
 if __name__ == "__main__":
@@ -118,11 +150,11 @@ if __name__ == "__main__":
     adding.add_argument("workdir", type=pathlib.Path)
     adding.add_argument("name")
     commands.add_parser("table", help="print the table")
-    commands.add_parser("write", help="put the table into README.md")
+    commands.add_parser("write", help="put the tables into README.md")
     arguments = parser.parse_args()
     if arguments.command == "add":
         add(arguments.workdir, arguments.name)
     elif arguments.command == "table":
         print(table())
     else:
-        README.write_text(readme_with_table(README.read_text()))
+        README.write_text(readme_with_tables(README.read_text()))

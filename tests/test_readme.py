@@ -38,9 +38,16 @@ def test_the_snippet_runs():
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
 
 
-def test_the_table_is_made_from_the_records():
+def test_the_tables_are_made_from_the_records():
     records = load(ROOT / "results" / "records.py")
-    assert records.readme_with_table(README) == README
+    assert records.readme_with_tables(README) == README
+
+
+def test_the_input_costs_what_the_record_says_and_no_more_than_its_targets():
+    record = load(ROOT / "results" / "records.py").read("benchmarks", "input.json")
+    assert record["resident"]["ratio"] <= 0.02
+    assert record["streamed"]["ratio"] >= 0.8
+    assert record["resident"]["config"] == "configs/cifar10.py"
 
 
 def test_every_record_is_in_the_table_or_in_the_documentation():

@@ -7,7 +7,6 @@ order; the step does not know the difference.
 
 import collections
 import functools
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -20,6 +19,7 @@ from mcn_jax import parallel
 from mcn_jax.config import Config
 from mcn_jax.data.batches import Batch, EvalBatch, Split
 from mcn_jax.data.dataset import Dataset, Examples
+from mcn_jax.errors import InputError
 from mcn_jax.seeds import Purpose, epoch_order, example_generators
 
 RESIDENT_BYTES = 2e9  # of a split, on all devices that share a memory
@@ -115,8 +115,15 @@ class StreamedSource:
             self.close()
             self._stream = iter(self._elements(start))
         placed: collections.deque[Any] = collections.deque()
-        for element in itertools.islice(self._stream, count):
+        for _ in range(count):
             self._next = -1  # a consumer that stops on the way leaves the stream at no known place
+            try:
+                element = next(self._stream)
+            except RuntimeError as error:  # of Grain, whose workers raise what is wrong with data
+                raise InputError(
+                    f"a process that reads the data has ended ({str(error).splitlines()[0]}); if"
+                    " memory is short, lower config.data.workers; the same command resumes"
+                ) from error
             # Copied, so that the memory shared with the workers is free again at once.
             placed.append(parallel.shard(jax.tree.map(np.array, element)))
             if len(placed) > PLACED_AHEAD:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import os
 import pathlib
 import re
@@ -214,6 +215,19 @@ def test_a_streamed_run_equals_a_resident_one_and_may_resume_it(
             for path in (tmp_path / name / "metrics.jsonl", tmp_path / "resident" / "metrics.jsonl")
         ]
         assert records[0] == records[1]
+
+
+def test_a_worker_that_is_killed_is_one_line(photos, data_dir, one_device):
+    config = photos_config(photos, data_dir, min_crop_area=0.3, workers=1)
+    config = dataclasses.replace(config, batch_size=1)  # more steps than are read ahead
+    source = sources.StreamedSource(config, data.open_dataset(config.data))
+    batches = source.train_batches(0)
+    next(batches)
+    for process in multiprocessing.active_children():
+        process.kill()
+    with pytest.raises(InputError, match=r"a process that reads the data has ended .*resumes$"):
+        list(batches)
+    source.close()
 
 
 def test_a_record_that_a_worker_cannot_read_is_one_line(photos, tmp_path, one_device):
