@@ -259,6 +259,14 @@ def validate(config: Config, num_devices: int = 1) -> None:
         )
     facts = data.DATASETS.get(config.data.name)
     if facts is not None:
+        for name in ("root", "test_fraction", "split_seed", "wnids_file"):
+            value = getattr(config.data, name)
+            _require(
+                name in facts.fields or value == getattr(DataConfig, name),
+                f"data.{name}",
+                value,
+                f"means nothing to {config.data.name}; leave it out, or name another data set",
+            )
         check_stored_shape(config.data, facts.image_shape)
         height, width, channels = facts.image_shape
         size = config.data.image_size
@@ -314,6 +322,20 @@ def check_stored_shape(config: DataConfig, shape: tuple[int | None, ...]) -> Non
         f"takes parts of large images; those of {config.name} are all of one size: use"
         " config.data.crop_padding",
     )
+    _require(
+        differ or config.center_crop == 1,
+        "data.center_crop",
+        config.center_crop,
+        f"cuts images that differ in size; those of {config.name} are all of one size: use 1",
+    )
+    if not differ and config.image_size:
+        height, width = shape[:2]
+        _require(
+            max(height or 0, width or 0) <= config.image_size,
+            "data.image_size",
+            config.image_size,
+            f"is smaller than the images of {height}x{width}; use 0 to leave them as stored",
+        )
 
 
 def validate_for_data(
@@ -340,6 +362,14 @@ def validate_for_data(
         )
     model, architecture = config.model, models.MODELS[config.model.name]
     height, width, channels = image_shape
+    for name in ("crop_padding", "cutout"):
+        value = getattr(config.data, name)
+        _require(
+            value <= min(height, width),
+            f"data.{name}",
+            value,
+            f"is more than the {height}x{width} pixels of an image; lower it",
+        )
     architecture.check_image_size(model, height, width)
     if not models.CONVOLUTIONS[model.conv].takes_planes:
         return

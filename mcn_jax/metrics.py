@@ -6,6 +6,7 @@ import pathlib
 from typing import Any, Self
 
 import rich.console
+import rich.markup
 import rich.progress
 import rich.table
 from tensorboardX import SummaryWriter
@@ -130,7 +131,7 @@ def print_result(result: dict[str, Any], workdir: pathlib.Path) -> None:
     table.add_row("", f"{result['best_test_accuracy']:.2%}, best epoch")
     table.add_row("test images", f"{result['test_examples']:,}")
     names = result["class_names"]
-    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    shown = rich.markup.escape(", ".join(names[:10])) + (", ..." if len(names) > 10 else "")
     table.add_row("classes", f"{len(names)}: {shown}")
     table.add_row(
         "filters",

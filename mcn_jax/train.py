@@ -47,6 +47,11 @@ def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> dict[str,
         FloatingPointError: if a loss or gradient is not finite; the last checkpoint stays.
     """
     workdir = pathlib.Path(workdir)
+    if jax.process_count() > 1:
+        raise InputError(
+            f"this run has {jax.process_count()} processes; one process with all its devices is"
+            " what is supported yet"
+        )
     validate(config, len(parallel.local_devices()))
     if any(jax.dtypes.canonicalize_dtype(d) != d for d in (config.dtype, config.param_dtype)):
         raise InputError("float64 needs JAX's 64-bit mode; set the environment's JAX_ENABLE_X64=1")

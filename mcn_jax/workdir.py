@@ -16,7 +16,10 @@ from mcn_jax import parallel
 from mcn_jax.config import RESUMABLE_CHANGES, Config, flatten, from_config_dict
 from mcn_jax.errors import InputError
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
+    "pillow", "tensorflow-datasets", "array-record", "grain",
+)  # fmt: skip
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

@@ -104,6 +104,26 @@ def test_a_missing_field_is_named():
             "config.data.mixup=0.2 leaves images without a class of their own",
         ),
         (
+            Config(data=DataConfig(image_size=24)),
+            "config.data.image_size=24 is smaller than the images of 32x32",
+        ),
+        (
+            Config(data=DataConfig(center_crop=0.5)),
+            "config.data.center_crop=0.5 cuts images that differ in size; those of digits are",
+        ),
+        (
+            Config(data=DataConfig(root="/x")),
+            "config.data.root='/x' means nothing to digits; leave it out",
+        ),
+        (
+            Config(data=DataConfig(cutout=33)),
+            "config.data.cutout=33 is more than the 32x32 pixels of an image",
+        ),
+        (
+            Config(data=DataConfig(crop_padding=400)),
+            "config.data.crop_padding=400 is more than the 32x32 pixels",
+        ),
+        (
             Config(data=DataConfig(mixup=0.2), batch_size=33),
             "config.batch_size=33 is not divisible by 2 times the 1 devices",
         ),

@@ -192,6 +192,13 @@ def test_a_batch_larger_than_the_split_is_refused_before_data_are_prepared(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(InputError, match="this run has 2 processes; one process with all its"):
+        train_and_evaluate(digits_config(str(tmp_path)), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_float64_without_the_64_bit_mode(data_dir, tmp_path):
     with pytest.raises(InputError, match="JAX_ENABLE_X64=1"):
         train_and_evaluate(

@@ -11,12 +11,13 @@ import sys
 
 import numpy as np
 import rich.console
+import rich.markup
 import rich.progress
 import rich.table
 
 from mcn_jax.config import DataConfig
 from mcn_jax.data import contact_sheet
-from mcn_jax.data.dataset import Examples, open_dataset, open_examples
+from mcn_jax.data.dataset import Examples, histograms, mean_and_std, open_dataset, open_examples
 from mcn_jax.data.facts import DATASETS
 from mcn_jax.data.prepare import prepared_builder
 from mcn_jax.errors import InputError
@@ -42,12 +43,16 @@ def _parser() -> argparse.ArgumentParser:
         "test_fraction": "image_folder without a test folder: share of each class",
         "split_seed": "image_folder without a test folder: which images those are",
         "wnids_file": "imagenet100: the classes, a wnid a line",
+        "train_split": "in TFDS's notation; of a set in --data_dir that has other splits",
+        "test_split": "likewise",
         "image_size": f"as in a run; 0: as stored, {MANY_SIZES} where images differ in size",
     }
     for field in dataclasses.fields(DataConfig):
         if field.name in texts:
             parser.add_argument(
                 f"--{field.name}",
+                f"--config.data.{field.name}",  # as messages and configs spell it
+                dest=field.name,
                 type=type(field.default),
                 default=field.default,
                 metavar=field.name.upper(),
@@ -76,16 +81,18 @@ def main(arguments: list[str]) -> None:
     config = DataConfig(**{k: v for k, v in vars(options).items() if k in fields})
     sheet = pathlib.Path(options.sheet or f"{config.name.replace('/', '_')}.png")
     try:
-        _check(config, sheet)
+        _check(config, sheet, options.seed)
         _show(config, sheet, options.seed, console)
     except (InputError, OSError) as error:
         sys.exit(f"mcn_jax: error: {error}")
 
 
-def _check(config: DataConfig, sheet: pathlib.Path) -> None:
+def _check(config: DataConfig, sheet: pathlib.Path, seed: int) -> None:
     """What can be wrong before any work."""
     if not 0 < config.test_fraction < 1:
         raise InputError(f"--test_fraction={config.test_fraction} must lie in (0, 1)")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed={seed} must be from 0 to 2^32 - 1")
     for name in ("image_size", "split_seed"):
         if getattr(config, name) < 0:
             raise InputError(f"--{name}={getattr(config, name)} must not be negative")
@@ -118,9 +125,12 @@ def _show(
     features = builder.info.features
     if not config.image_size and "image" in features and None in features["image"].shape:
         config = dataclasses.replace(config, image_size=MANY_SIZES)
-    splits = {name: open_examples(builder, config, name) for name in builder.info.splits}
-    test_split = next((name for name in ("test", "validation") if name in splits), "train")
-    dataset = open_dataset(dataclasses.replace(config, test_split=test_split))
+    dataset = open_dataset(config)
+    # Of other people's sets only what a run would read: some splits there have no labels.
+    names = builder.info.splits if config.name in DATASETS else (
+        config.train_split, config.test_split
+    )  # fmt: skip
+    splits = {name: open_examples(builder, config, name) for name in names}
 
     counts, pixels = {}, {}
     total = sum(len(examples) for examples in splits.values())
@@ -150,7 +160,9 @@ def _show(
     console.print(f"normalised with mean {dataset.mean}, std {dataset.std}: {origin}")
     classes = rich.table.Table("label", "class", *counts)
     for label, class_name in enumerate(dataset.class_names[:SHOWN_CLASSES]):
-        classes.add_row(str(label), class_name, *(f"{c[label]:,}" for c in counts.values()))
+        classes.add_row(
+            str(label), rich.markup.escape(class_name), *(f"{c[label]:,}" for c in counts.values())
+        )
     console.print(classes)
     if len(dataset.class_names) > SHOWN_CLASSES:
         console.print(f"and {len(dataset.class_names) - SHOWN_CLASSES} more classes")
@@ -163,15 +175,12 @@ def _read(
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """Reads a whole split: examples of each class, and mean and standard deviation of pixels."""
     per_class = np.zeros(examples.classes, int)
-    sums = np.zeros((2, examples.shape[2]))
+    counts = np.zeros((examples.shape[2], 256), int)
     for images, labels in examples.chunks():
         per_class += np.bincount(labels, minlength=examples.classes)
-        values = images.reshape(-1, images.shape[-1]) / 255
-        sums += values.sum(0), np.square(values).sum(0)
+        counts += histograms(images)
         progress.advance(task, len(labels))
-    height, width, _ = examples.image_shape
-    mean, square = sums / (len(examples) * height * width)
-    return per_class, (mean, np.sqrt(np.maximum(square - mean**2, 0)))
+    return per_class, mean_and_std(counts)
 
 
 if __name__ == "__main__":

@@ -101,5 +101,7 @@ def draw(dataset: Dataset, path: pathlib.Path, seed: int = 0) -> None:
             axes[row, column].set_yticks([])
     for row, label in enumerate(labels):
         name = dataset.class_names[label]
-        axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
+        axes[row, 0].set_ylabel(
+            name, rotation=0, ha="right", va="center", fontsize=10, parse_math=False
+        )
     figure.savefig(path, dpi=100)

@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import itertools
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from mcn_jax.data.prepare import prepared_builder, readable
 from mcn_jax.errors import InputError
 
 STATISTICS_IMAGES = 1024
-CHUNK = 500  # examples read at once
+CHUNK = 256  # examples read at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Examples:
 
     source: of TFDS, its images not decoded.
     encoded: whether they are files in memory (JPEG, PNG and so on) rather than arrays.
+    path: where the data set is prepared.
     shape: (Y, X, C) as stored, (None, None, C) where images differ in size.
     classes: number of labels.
     config: of the data.
@@ -35,6 +37,7 @@ class Examples:
 
     source: Any
     encoded: bool
+    path: pathlib.Path
     shape: tuple[int | None, int | None, int]
     classes: int
     config: DataConfig
@@ -65,7 +68,7 @@ class Examples:
         Raises:
             InputError: if a record is damaged, or its label is out of range.
         """
-        with readable(self.config):
+        with readable(self.config.name, self.path):
             examples = self.source.__getitems__([int(row) for row in rows])
             labels = np.array([example["label"] for example in examples], np.int32)
             pixels = np.empty((len(examples), *self.image_shape), np.uint8)
@@ -75,8 +78,8 @@ class Examples:
         wrong = labels[(labels < 0) | (labels >= self.classes)]
         if wrong.size:
             raise InputError(
-                f"data set {self.config.name} in {self.config.data_dir} has the label {wrong[0]},"
-                f" and {self.classes} classes; prepare it again"
+                f"data set {self.config.name} in {self.path} has the label {wrong[0]}, and"
+                f" {self.classes} classes; prepare it again"
             )
         return Split(pixels, labels)
 
@@ -114,11 +117,13 @@ class Dataset:
     """An open data set.
 
     class_names: in the order of the labels.
+    full_name: of TFDS; that of an image folder belongs to its files' names, sizes and times.
     mean, std: of each channel, of pixels divided by 255.
     train, test: the splits that the config names.
     """
 
     class_names: tuple[str, ...]
+    full_name: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     train: Examples
@@ -135,6 +140,7 @@ class Dataset:
         return {
             "train_examples": len(self.train),
             "test_examples": len(self.test),
+            "full_name": self.full_name,
             "image_shape": list(self.image_shape),
             "mean": list(self.mean),
             "std": list(self.std),
@@ -154,13 +160,25 @@ def open_dataset(config: DataConfig) -> Dataset:
     builder = prepared_builder(config)
     train = open_examples(builder, config, config.train_split)
     test = open_examples(builder, config, config.test_split)
+    if shared := _shared_examples(builder, config):
+        raise InputError(
+            f"config.data.train_split={config.train_split!r} and test_split={config.test_split!r}"
+            f" share {shared} examples of {config.name}; the test split must be held out"
+        )
     facts = DATASETS.get(config.name)
     if facts is None or facts.mean is None or facts.std is None:
         mean, std = pixel_statistics(train)
     else:
         mean, std = facts.mean, facts.std
     names = tuple(builder.info.features["label"].names)
-    return Dataset(class_names=names, mean=mean, std=std, train=train, test=test)
+    return Dataset(
+        class_names=names,
+        full_name=builder.info.full_name,
+        mean=mean,
+        std=std,
+        train=train,
+        test=test,
+    )
 
 
 def open_examples(builder: tfds.core.DatasetBuilder, config: DataConfig, split: str) -> Examples:
@@ -200,7 +218,8 @@ def open_examples(builder: tfds.core.DatasetBuilder, config: DataConfig, split: 
         raise InputError(f"the images of data set {config.name} are arrays of different sizes")
     check_stored_shape(config, shape)
     decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
-    with readable(config):
+    path = pathlib.Path(builder.data_path)
+    with readable(config.name, path):
         try:
             source = builder.as_data_source(split=split, decoders=decoders)
         except (ValueError, KeyError, AssertionError) as error:
@@ -210,6 +229,7 @@ def open_examples(builder: tfds.core.DatasetBuilder, config: DataConfig, split: 
     return Examples(
         source=source,
         encoded=encoded,
+        path=path,
         shape=(None, None, shape[2]) if None in shape else tuple(shape),
         classes=label.num_classes,
         config=config,
@@ -233,12 +253,44 @@ def _wrong_split(builder: tfds.core.DatasetBuilder, config: DataConfig, split: s
     )
 
 
+def _shared_examples(builder: tfds.core.DatasetBuilder, config: DataConfig) -> int:
+    """How many examples are in both splits."""
+
+    def ranges(split: str) -> list[tuple[str, int, int]]:
+        return [
+            (part.filename, part.skip, part.skip + part.take)
+            for part in builder.info.splits[split].file_instructions
+        ]
+
+    return sum(
+        max(0, min(stop_a, stop_b) - max(start_a, start_b))
+        for file_a, start_a, stop_a in ranges(config.train_split)
+        for file_b, start_b, stop_b in ranges(config.test_split)
+        if file_a == file_b
+    )
+
+
 def pixel_statistics(examples: Examples) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, of pixels divided by 255, over at most 1,024
     examples that are evenly spread over the split, as evaluation prepares them."""
     rows = np.unique(np.linspace(0, len(examples) - 1, STATISTICS_IMAGES).round().astype(int))
-    pixels = examples.read(rows).images / 255
+    parts = np.array_split(rows, -(-len(rows) // 32))
+    counts = [histograms(examples.read(part).images) for part in parts]
+    mean, std = mean_and_std(np.sum(counts, axis=0))
     # Four digits, so that the last bits of a sum do not tell one machine from another; a channel
     # that never changes is not divided by zero.
-    mean, std = pixels.mean((0, 1, 2)).round(4), pixels.std((0, 1, 2)).round(4)
+    mean, std = mean.round(4), std.round(4)
     return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
+
+
+def histograms(images: np.ndarray) -> np.ndarray:
+    """How often each channel of images [N, Y, X, C] uint8 has each value: [C, 256]."""
+    channels = np.moveaxis(images, -1, 0)
+    return np.stack([np.bincount(values.ravel(), minlength=256) for values in channels])
+
+
+def mean_and_std(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation [C] of values divided by 255, from their histograms [C, 256]."""
+    values, shares = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
+    mean = shares @ values
+    return mean, np.sqrt(np.sum(shares * (values - mean[:, None]) ** 2, axis=1))

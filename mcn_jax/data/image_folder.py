@@ -2,8 +2,9 @@
 
 import hashlib
 import io
+import itertools
+import os
 import pathlib
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from mcn_jax.data.archives import unreadable
 from mcn_jax.data.images import SUFFIXES, check_readable, image_files
 from mcn_jax.errors import InputError
 
+DIGEST_DIGITS = 12
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 
@@ -25,8 +27,8 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
     Where there is no test folder, the same share of every class is taken for testing, at random
     with a seed of its own. Files are stored as they are; each is decoded once to see that it can
-    be. What is prepared belongs to the names, sizes and times of the files: when these change, the
-    folder is prepared again, beside what was there before.
+    be. What is prepared belongs to the names, sizes and times of the files below ROOT: when these
+    change, the folder is prepared again, beside what was there before.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -45,13 +47,14 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         """
         self._splits = find_splits(root, test_fraction, split_seed)
         self._classes = sorted(self._splits["train"])
+        base = pathlib.Path(root).expanduser()
         digest = hashlib.sha256()
         for split, files in self._splits.items():
-            for path in (path for name in self._classes for path in files[name]):
+            for path in itertools.chain.from_iterable(files[name] for name in self._classes):
                 status = path.stat()
-                digest.update(f"{split}/{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        folder = re.sub(r"[^\w.-]", "_", pathlib.Path(root).expanduser().resolve().name)
-        name = f"{folder}-{digest.hexdigest()[:12]}"
+                place = os.fsencode(f"{split}/{path.relative_to(base)}")
+                digest.update(place + b"\0%d\0%d\n" % (status.st_size, status.st_mtime_ns))
+        name = digest.hexdigest()[:DIGEST_DIGITS]
         super().__init__(config=tfds.core.BuilderConfig(name=name, version=self.VERSION), **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -70,7 +73,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         del dl_manager
         return {split: self._generate_examples(files) for split, files in self._splits.items()}
 
-    def _generate_examples(self, files: Files) -> Iterator[tuple[str, Any]]:
+    def _generate_examples(self, files: Files) -> Iterator[tuple[bytes, Any]]:
         for label, name in enumerate(self._classes):
             for path in files[name]:
                 try:
@@ -78,11 +81,16 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
                 except OSError as error:
                     raise unreadable(path, error) from error
                 check_readable(content, str(path))
-                yield f"{name}/{path.name}", {"image": io.BytesIO(content), "label": label}
+                yield (
+                    os.fsencode(f"{name}/{path.name}"),
+                    {"image": io.BytesIO(content), "label": label},
+                )
 
 
 def find_splits(root: str, test_fraction: float, split_seed: int) -> dict[str, Files]:
     """The images of "train" and "test" by class.
+
+    A folder "test" is taken before one of validation images.
 
     Raises:
         InputError: naming the folder, if there are none, a class is empty, or the splits have
@@ -103,6 +111,12 @@ def find_splits(root: str, test_fraction: float, split_seed: int) -> dict[str, F
     if train is None:
         return _cut(directory, class_files(directory), test_fraction, split_seed)
     if test is None:
+        for path in _folders(directory):
+            if path.name.lower() in TEST_FOLDERS:
+                raise InputError(
+                    f"{path} has no class folders; put its images into {path}/CLASS, or rename it"
+                    " to have a part of the training images for testing"
+                )
         return _cut(train, class_files(train), test_fraction, split_seed)
     splits = {"train": class_files(train), "test": class_files(test)}
     differing = sorted(set(splits["train"]) ^ set(splits["test"]))

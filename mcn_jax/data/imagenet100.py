@@ -41,6 +41,7 @@ NEEDED = (
 SYNSETS = "ILSVRC2012_devkit_t12/data/meta.mat"
 GROUND_TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
 VALIDATION_IMAGES = 50000
+VALIDATION_IMAGES_OF_A_CLASS = 50
 
 WNIDS_FILE = pathlib.Path(__file__).with_name("imagenet100_wnids.txt")
 WNID = re.compile(r"n\d{8}", re.ASCII)  # WordNet's number of a noun
@@ -119,7 +120,7 @@ class ImageNet100(archives.ArchiveBuilder):
         if test in official:
             images["test"] = validation_archive(test, sources["devkit"], wnids)
         else:
-            images["test"] = class_folders(test, wnids)
+            images["test"] = class_folders(test, wnids, VALIDATION_IMAGES_OF_A_CLASS)
         archives.check_official(official)
         return {split: self._generate_examples(found) for split, found in images.items()}
 
@@ -208,15 +209,16 @@ def find_sources(directory: pathlib.Path) -> dict[str, pathlib.Path]:
     return sources
 
 
-def class_folders(directory: pathlib.Path, wnids: list[str]) -> Images:
+def class_folders(directory: pathlib.Path, wnids: list[str], expected: int | None = None) -> Images:
     """The images in directory/WNID/*, sorted.
 
     Args:
         directory: of the class folders; others than those of `wnids` do not matter.
         wnids: the classes.
+        expected: images of each; None for any number but 0.
 
     Raises:
-        InputError: at once, naming the class folder, if it is not there or has no images; when
+        InputError: at once, naming the class folder, if it is not there or lacks images; when
             it is read, naming an image that cannot be.
     """
     files = {}
@@ -231,6 +233,11 @@ def class_folders(directory: pathlib.Path, wnids: list[str]) -> Images:
         if not files[wnid]:
             raise InputError(
                 f"class folder {folder} has no images; extract those of this class there again"
+            )
+        if expected not in (None, len(files[wnid])):
+            raise InputError(
+                f"class folder {folder} has {len(files[wnid])} images where {expected} are"
+                " expected; extract those of this class there again"
             )
     return _folder_images(files)
 

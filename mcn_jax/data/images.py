@@ -40,12 +40,18 @@ def check_readable(content: bytes, name: str) -> None:
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
+            mode = image.mode
             image.draft("RGB", (1, 1))
             image.load()
     except UNREADABLE as error:
         raise InputError(
             f"{name} cannot be read as an image ({error}); replace or remove it"
         ) from error
+    if mode[0] in "IF":
+        raise InputError(
+            f"{name} has more than 8 bits a channel (Pillow's mode {mode}), which would be clipped;"
+            " convert it"
+        )
 
 
 def decode(content: bytes, channels: int) -> np.ndarray:
@@ -134,19 +140,11 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def padded_to(images: np.ndarray, size: int) -> np.ndarray:
-    """Zero-pads [N, Y, X, C] on all sides to [N, size, size, C]; size 0 leaves it as it is.
-
-    Raises:
-        InputError: if the images are larger than that.
-    """
+    """Zero-pads [N, Y, X, C] on all sides to [N, size, size, C], which is not smaller; size 0
+    leaves it as it is."""
     if not size:
         return images
     height, width = images.shape[1:3]
-    if max(height, width) > size:
-        raise InputError(
-            f"config.data.image_size={size} is smaller than the images of {height}x{width}; use 0"
-            " to leave them as stored"
-        )
     top, left = (size - height) // 2, (size - width) // 2
     margins = ((0, 0), (top, size - height - top), (left, size - width - left), (0, 0))
     return np.pad(images, margins)

@@ -40,30 +40,31 @@ def prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
     Raises:
         InputError: if it cannot be prepared, or what is there is damaged.
     """
-    data_dir = pathlib.Path(config.data_dir).expanduser()
-    with readable(config):
-        if config.name not in DATASETS:
+    if config.name not in DATASETS:
+        with readable(config.name, _found_directory(config)):
             return _found_builder(config)
-        facts = DATASETS[config.name]
-
-        arguments = {field: getattr(config, field) for field in facts.fields}
-        with _without_warnings():  # TFDS warns of every config that its class does not list
-            builder = facts.builder(data_dir=str(data_dir), file_format="array_record", **arguments)
-        if not pathlib.Path(builder.data_path).exists():
-            print(f"preparing {config.name} in {builder.data_path}")
+    facts = DATASETS[config.name]
+    arguments = {field: getattr(config, field) for field in facts.fields}
+    data_dir = pathlib.Path(config.data_dir).expanduser()
+    with readable(config.name, data_dir / config.name), _without_warnings():
+        # TFDS warns of every config that its class does not list.
+        builder = facts.builder(data_dir=str(data_dir), file_format="array_record", **arguments)
+    path = pathlib.Path(builder.data_path)
+    with readable(config.name, path):
+        if not path.exists():
+            print(f"preparing {config.name} in {path}")
             # If another process has prepared it meanwhile, what is there is whole, too.
             with contextlib.suppress(FileExistsError):
                 _prepare(builder, config)
         # Without its sources, which a worker process or a later run may not have.
-        builder = tfds.builder_from_directory(str(builder.data_path))
+        builder = tfds.builder_from_directory(str(path))
         for split, examples in facts.examples.items():
             if split in builder.info.splits:
                 found = builder.info.splits[split].num_examples
                 if found != examples:
                     raise InputError(
-                        f"prepared data set {config.name} in {config.data_dir} has {found} {split}"
-                        f" examples instead of {examples}; delete {builder.data_path} and start"
-                        " again"
+                        f"prepared data set {config.name} in {path} has {found} {split} examples"
+                        f" instead of {examples}; delete {path} and start again"
                     )
         return builder
 
@@ -146,8 +147,13 @@ def _without_warnings() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def readable(config: DataConfig) -> Iterator[None]:
-    """Turns what TFDS and ArrayRecord raise for damaged files into an InputError."""
+def readable(name: str, path: pathlib.Path) -> Iterator[None]:
+    """Turns what TFDS and ArrayRecord raise for damaged files into an InputError.
+
+    Args:
+        name: of the data set.
+        path: where it is prepared.
+    """
     try:
         yield
     except InputError:
@@ -155,12 +161,12 @@ def readable(config: DataConfig) -> Iterator[None]:
     except READ_ERRORS as error:
         if isinstance(error, OSError) and error.filename:
             file = pathlib.Path(error.filename)
-            if pathlib.Path(config.data_dir).expanduser() not in file.parents:
+            if path not in file.parents and file not in path.parents:
                 message = f"{file} cannot be read ({error.strerror}); make it readable"
                 raise InputError(message) from error
         raise InputError(
-            f"data set {config.name} in {config.data_dir} cannot be read ({_first_line(error)});"
-            f" delete {config.data_dir}/{config.name} and start again"
+            f"data set {name} in {path} cannot be read ({_first_line(error)}); delete {path} and"
+            " start again"
         ) from error
 
 

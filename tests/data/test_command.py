@@ -65,6 +65,8 @@ def test_list_and_help(tmp_path):
         (["image_folder"], "config.data.root='' names no folder"),
         (["image_folder", "--root=x", "--test_fraction=2"], "--test_fraction=2.0 must lie in"),
         (["digits", "--image_size=-1"], "--image_size=-1 must not be negative"),
+        (["digits", "--seed=-1"], "--seed=-1 must be from 0 to 2^32 - 1"),
+        (["mnist", "--config.data.archive_dir=/nowhere"], "archive directory /nowhere does not"),
         (["digits", "--image_size=8"], "config.data.image_size=8 is smaller than the images"),
         ([], "name a data set: digits, mnist"),
     ],
@@ -73,7 +75,9 @@ def test_bad_arguments_are_one_line(arguments, message, data_dir, tmp_path):
     result = run(*arguments, f"--data_dir={data_dir}", cwd=tmp_path)
     assert result.returncode not in (0, None)
     assert "Traceback" not in result.stderr
-    assert message in result.stderr.strip().splitlines()[-1]
+    *before, line = result.stderr.strip().splitlines()
+    assert message in line
+    assert not before or line.startswith("python -m mcn_jax.data: error:")  # after its usage
     assert list(tmp_path.iterdir()) == []
 
 
@@ -99,7 +103,7 @@ def test_the_columns_of_the_sheet_are_what_the_augmentations_make(data_dir):
 
 def test_images_of_many_sizes_have_a_column_of_random_parts(tmp_path):
     generator = np.random.default_rng(0)
-    for name in ("a", "b"):
+    for name in ("a$_$b", "cat [old]"):  # neither mathematics nor markup
         (tmp_path / "own" / name).mkdir(parents=True)
         for number in range(6):
             pixels = generator.integers(0, 256, (40, 50 + number, 3)).astype(np.uint8)
@@ -110,6 +114,8 @@ def test_images_of_many_sizes_have_a_column_of_random_parts(tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert row(result.stdout, "train", "10", "5")
+    assert row(result.stdout, "0", "a$_$b", "5", "1")
+    assert row(result.stdout, "1", "cat [old]", "5", "1")
     assert "over at most 1,024 training images" in result.stdout
     config = DataConfig(
         name="image_folder", root=str(tmp_path / "own"), data_dir=str(tmp_path / "data"),

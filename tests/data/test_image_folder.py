@@ -1,6 +1,5 @@
 """A folder of the user's own images: layouts, the cut, errors, and a run on it."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -133,10 +132,10 @@ def test_a_changed_folder_is_prepared_anew(tmp_path):
     assert set((tmp_path / "data" / "image_folder").iterdir()) == prepared
     fill(tmp_path / "pets" / "fox", 4, (7, 7, 7))
     assert open_dataset(first).class_names == ("cat", "dog", "emu", "fox")
-    replaced = tmp_path / "pets" / "cat" / "0.png"
-    Image.new("RGB", (50, 50), (1, 2, 3)).save(replaced)
-    dataset = open_dataset(dataclasses.replace(first, test_fraction=0.5))
-    assert (1, 2, 3) in (colours_of(dataset.train) | {})[0] + colours_of(dataset.test)[0]
+    for path in (tmp_path / "pets" / "cat").iterdir():
+        Image.new("RGB", (50, 50), (1, 2, 3)).save(path)
+    dataset = open_dataset(first)
+    assert set(colours_of(dataset.train)[0] + colours_of(dataset.test)[0]) == {(1, 2, 3)}
 
 
 def truncated(root):
@@ -168,9 +167,18 @@ def missing_partner(root):
     fill(root / "train" / "fox", 2, (1, 1, 1))
 
 
+def flat_test_folder(root):
+    missing_partner(root)
+    for path in (root / "test").rglob("*.png"):
+        path.rename(root / "test" / f"{path.parent.name}_{path.name}")
+    for name in COLOURS:
+        (root / "test" / name).rmdir()
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (flat_test_folder, r"pets/test has no class folders; put its images into .*/test/CLASS"),
         (truncated, r"pets/cat/0\.png cannot be read as an image .*; replace or remove it"),
         (empty_class, r"class folder .*pets/fox has no images .*; fill or remove it"),
         (one_image, r"class folder .*pets/fox has one image, of which none is left for testing"),
@@ -243,3 +251,27 @@ def test_a_folder_of_digits_trains_with_its_root_and_nothing_else(digits_folder,
     assert again.returncode == 1
     [line] = again.stderr.strip().splitlines()
     assert "was written with other data: train_examples was 320 and is" in line
+
+
+def test_the_description_tells_a_changed_folder_from_a_moved_one(tmp_path):
+    for split in ("train", "test"):
+        for name, colour in COLOURS.items():
+            fill(tmp_path / "pets" / split / name, 4, colour)
+    before = open_dataset(config(tmp_path / "pets", tmp_path)).description()
+    (tmp_path / "pets").rename(tmp_path / "moved")
+    root = tmp_path / "moved"
+    assert open_dataset(config(root, tmp_path)).description() == before
+    # As many images, of the same bytes, but one under another label.
+    (root / "train" / "cat" / "3.png").rename(root / "train" / "dog" / "9.png")
+    (root / "train" / "dog" / "3.png").rename(root / "train" / "cat" / "3.png")
+    after = open_dataset(config(root, tmp_path)).description()
+    assert [name for name in before if after[name] != before[name]] == ["full_name"]
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    for name, colour in COLOURS.items():
+        fill(tmp_path / "pets" / name, 4, colour)
+        (tmp_path / "pets" / name / "0.png").rename(
+            tmp_path / "pets" / name / os.fsdecode(b"\xff.png")
+        )
+    assert len(open_dataset(config(tmp_path / "pets", tmp_path)).train) == 9

@@ -156,6 +156,7 @@ def directory(tmp_path, monkeypatch):
     """An empty directory for archives; the table of official files is restored afterwards."""
     monkeypatch.setattr(imagenet100, "FILES", copy.copy(imagenet100.FILES))
     monkeypatch.setattr(imagenet100, "VALIDATION_IMAGES", len(VALIDATION))
+    monkeypatch.setattr(imagenet100, "VALIDATION_IMAGES_OF_A_CLASS", None)
     path = tmp_path / "archives"
     path.mkdir()
     return path
@@ -592,3 +593,16 @@ def test_the_package_has_its_list_and_its_name():
     assert f'"data/{imagenet100.WNIDS_FILE.name}"' in metadata.read_text()
     builder = imagenet100.ImageNet100(data_dir="/nowhere", file_format="array_record")
     assert builder.info.features["label"].num_classes == 100
+
+
+def test_a_class_folder_of_validation_images_that_is_not_whole(
+    directory, tmp_path, wnids_file, monkeypatch
+):
+    monkeypatch.setattr(imagenet100, "VALIDATION_IMAGES_OF_A_CLASS", 2)
+    write_folders(directory, "train", "val")
+    removed, _ = sorted((directory / "val" / "n01440764").iterdir())
+    removed.unlink()
+    message = "class folder .*val/n01440764 has 1 images where 2 are expected; extract"
+    with pytest.raises(InputError, match=message):
+        open_dataset(make_config(directory, tmp_path, wnids_file))
+    assert not prepared_files(tmp_path)

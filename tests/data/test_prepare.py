@@ -163,9 +163,24 @@ def test_parts_of_splits_in_the_notation_of_tfds(tmp_path):
     assert [len(values) for values in pixels] == [9, 3]
     assert sorted(pixels[0] + pixels[1]) == [20 * number for number in range(12)]
     both = DataConfig(
-        name="shapes", data_dir=str(tmp_path), train_split="train+validation", test_split="train"
+        name="shapes", data_dir=str(tmp_path), train_split="train[:8]+validation",
+        test_split="train[8:]",
+    )  # fmt: skip
+    assert len(data.open_dataset(both).train) == 12
+
+
+@pytest.mark.parametrize(
+    ("train_split", "test_split", "shared"),
+    [("train", "train", 12), ("train", "train[75%:]", 3), ("train[:8]", "train[6:]", 2),
+     ("train+validation", "validation", 4)],
+)  # fmt: skip
+def test_a_test_split_that_is_trained_on_is_refused(train_split, test_split, shared, tmp_path):
+    others(Shapes, tmp_path)
+    config = DataConfig(
+        name="shapes", data_dir=str(tmp_path), train_split=train_split, test_split=test_split
     )
-    assert len(data.open_dataset(both).train) == 16
+    with pytest.raises(InputError, match=rf"share {shared} examples of shapes; .* held out"):
+        data.open_dataset(config)
 
 
 @pytest.mark.parametrize(
