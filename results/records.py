@@ -113,7 +113,7 @@ def input_table() -> str:
     seconds, rates = resident["median_seconds"], streamed["median_images_per_second"]
     return "\n".join(
         [
-            f"Measured on {record['cpu_count']} CPU cores"
+            f"`benchmarks/input.py` on {record['cpu_count']} CPU cores"
             f" ([record](results/benchmarks/input.json), revision"
             f" {short_revision(record['git_revision'])}):",
             "",
