@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from mcn_jax.ops.binarize import nearest_center
+from mcn_jax.ops.convolution import convolve, filter_gradient
 from mcn_jax.ops.modulate import reconstructed_filters
 
 PADDINGS = ("SAME", "VALID")
@@ -43,24 +43,18 @@ class Form(NamedTuple):
     backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
 
-def _convolve(spec: ConvSpec, features: jax.Array, filters: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(
-        features,
-        filters.astype(features.dtype),
-        window_strides=spec.strides,
-        padding=spec.padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
 def _direct_forward(spec, features, filters, m_filters):
-    return _convolve(spec, features, reconstructed_filters(filters, m_filters))
+    q_WWCO = reconstructed_filters(filters, m_filters)
+    return convolve(features, q_WWCO, spec.strides, spec.padding)
 
 
 def _direct_backward(spec, features, filters, m_sum_filters, m_filters, cotangent):
     q_WWCO = reconstructed_filters(filters, m_filters)
-    _, convolution_vjp = jax.vjp(functools.partial(_convolve, spec), features, q_WWCO)
-    d_features, dq_WWCO = convolution_vjp(cotangent)
+    _, features_vjp = jax.vjp(lambda x: convolve(x, q_WWCO, spec.strides, spec.padding), features)
+    (d_features,) = features_vjp(cotangent)
+    dq_WWCO = filter_gradient(
+        features, cotangent, filters.shape[:2], spec.strides, spec.padding
+    ).astype(filters.dtype)
     dq_WWCHK = dq_WWCO.reshape(*filters.shape, m_filters.shape[-1])
     d_filters = jnp.einsum("xychk,xyk->xych", dq_WWCHK, m_filters)
     d_m = jnp.einsum("xychk,xych->xyk", dq_WWCHK, m_sum_filters)

@@ -1,0 +1,99 @@
+"""The ordinary convolution that MCconv is built on, and the gradient of its filters."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+# Of the patches that the filter gradient holds at a time on a CPU: about what its cache keeps.
+CHUNK_BYTES = 2**21
+
+
+def convolve(
+    features: jax.Array, filters: jax.Array, strides: tuple[int, int], padding: str
+) -> jax.Array:
+    """Cross-correlation of [N, Y, X, C] with filters [W, W, C, O], in the dtype of the features."""
+    return lax.conv_general_dilated(
+        features,
+        filters.astype(features.dtype),
+        window_strides=strides,
+        padding=padding,
+        dimension_numbers=DIMENSIONS,
+    )
+
+
+def filter_gradient(
+    features: jax.Array,
+    cotangent: jax.Array,
+    kernel_size: tuple[int, int],
+    strides: tuple[int, int],
+    padding: str,
+) -> jax.Array:
+    """Gradient of `convolve` with respect to its filters: a sum over images, pixels and patches.
+
+    dQ[i, j, c, o] = sum over n, y, x of features[n, s*y + i, s*x + j, c] * cotangent[n, y, x, o]
+
+    XLA computes it as a convolution whose window is the image, which is fast on accelerators and
+    slow on a CPU. There it is one matrix product of patches and cotangents a chunk of images, the
+    chunk small enough for its patches to stay in cache.
+
+    Args:
+        features: [N, Y, X, C], as given to `convolve`.
+        cotangent: [N, Y', X', O].
+        kernel_size: (W, W).
+        strides, padding: as given to `convolve`.
+
+    Returns:
+        [W, W, C, O] in the dtype of the features.
+    """
+
+    def by_convolution(features, cotangent):
+        shape = (*kernel_size, features.shape[-1], cotangent.shape[-1])
+        zeros = jnp.zeros(shape, features.dtype)
+        _, vjp = jax.vjp(lambda filters: convolve(features, filters, strides, padding), zeros)
+        return vjp(cotangent)[0]
+
+    def by_patches(features, cotangent):
+        return _filter_gradient_by_patches(features, cotangent, kernel_size, strides, padding)
+
+    return lax.platform_dependent(features, cotangent, cpu=by_patches, default=by_convolution)
+
+
+def _filter_gradient_by_patches(features, cotangent, kernel_size, strides, padding):
+    n, _, _, channels = features.shape
+    _, height, width, outputs = cotangent.shape
+    pads = lax.padtype_to_pads(features.shape[1:3], kernel_size, strides, padding)
+    taps = math.prod(kernel_size)
+    image_bytes = height * width * taps * channels * features.dtype.itemsize
+    most = max(1, CHUNK_BYTES // image_bytes)
+    chunk = max(size for size in range(1, min(n, most) + 1) if n % size == 0)
+
+    def patches_of(images):
+        images = jnp.pad(images, ((0, 0), *pads, (0, 0)))
+        rows = [slice(i, i + height * strides[0], strides[0]) for i in range(kernel_size[0])]
+        columns = [slice(j, j + width * strides[1], strides[1]) for j in range(kernel_size[1])]
+        shifted = [images[:, y, x] for y in rows for x in columns]
+        return jnp.concatenate(shifted, axis=-1).reshape(-1, taps * channels)
+
+    def add(total, chunks):
+        images, cotangents = chunks
+        product = jnp.matmul(
+            cotangents.reshape(-1, outputs).T,
+            patches_of(images),
+            preferred_element_type=total.dtype,
+        )
+        return total + product, None
+
+    # Half precision is summed in float32.
+    sum_dtype = jnp.promote_types(features.dtype, jnp.float32)
+    total, _ = lax.scan(
+        add,
+        jnp.zeros((outputs, taps * channels), sum_dtype),
+        (
+            features.reshape(n // chunk, chunk, *features.shape[1:]),
+            cotangent.reshape(n // chunk, chunk, *cotangent.shape[1:]),
+        ),
+    )
+    return total.T.reshape(*kernel_size, channels, outputs).astype(features.dtype)

@@ -1,0 +1,75 @@
+"""The gradient of a convolution's filters, against a sum written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mcn_jax.ops import convolution
+
+
+def written_out(features, cotangent, taps, strides, padding):
+    """The sum that `filter_gradient` documents, one pixel at a time, by numpy."""
+    _, height, width, channels = features.shape
+    _, out_height, out_width, outputs = cotangent.shape
+    low = [0, 0]
+    if padding == "SAME":
+        for axis, (size, out) in enumerate(((height, out_height), (width, out_width))):
+            low[axis] = max((out - 1) * strides[axis] + taps - size, 0) // 2
+    gradient = np.zeros((taps, taps, channels, outputs))
+    for i in range(taps):
+        for j in range(taps):
+            for y in range(out_height):
+                for x in range(out_width):
+                    row, column = strides[0] * y + i - low[0], strides[1] * x + j - low[1]
+                    if 0 <= row < height and 0 <= column < width:
+                        gradient[i, j] += features[:, row, column].T @ cotangent[:, y, x]
+    return gradient
+
+
+@pytest.mark.parametrize("images_a_chunk", [1, 2, 100])
+@pytest.mark.parametrize(
+    ("shape", "taps", "strides", "padding"),
+    [
+        ((6, 8, 8, 4), 3, (1, 1), "SAME"),
+        ((6, 8, 8, 4), 3, (2, 2), "SAME"),
+        ((7, 7, 5, 3), 3, (2, 1), "SAME"),
+        ((4, 7, 9, 2), 3, (2, 2), "VALID"),
+        ((2, 6, 7, 3), 5, (1, 1), "VALID"),
+        ((5, 4, 4, 2), 1, (1, 1), "SAME"),
+    ],
+)
+def test_filter_gradient(shape, taps, strides, padding, images_a_chunk, monkeypatch):
+    generator = np.random.default_rng(0)
+    with jax.enable_x64():
+        features = generator.normal(size=shape)
+        filters = jnp.zeros((taps, taps, shape[-1], 5), jnp.float64)
+        output = convolution.convolve(jnp.asarray(features), filters, strides, padding)
+        cotangent = generator.normal(size=output.shape)
+        patch_bytes = output.shape[1] * output.shape[2] * taps**2 * shape[-1] * 8
+        monkeypatch.setattr(convolution, "CHUNK_BYTES", images_a_chunk * patch_bytes)
+        gradient = convolution.filter_gradient(
+            jnp.asarray(features), jnp.asarray(cotangent), (taps, taps), strides, padding
+        )
+    expected = written_out(features, cotangent, taps, strides, padding)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_half_precision_is_summed_in_float32():
+    # In bfloat16 a running sum of ones stands still at 256.
+    features = jnp.ones((64, 8, 8, 1), jnp.bfloat16)
+    gradient = convolution.filter_gradient(features, features, (1, 1), (1, 1), "SAME")
+    assert gradient.dtype == jnp.bfloat16
+    assert gradient.item() == 64 * 8 * 8
+
+
+def test_other_backends_take_the_convolution():
+    """What a GPU compiles has no loop over chunks."""
+
+    def gradient(features, cotangent):
+        return convolution.filter_gradient(features, cotangent, (3, 3), (1, 1), "SAME")
+
+    x = jnp.zeros((4, 8, 8, 4))
+    lowered = jax.jit(gradient).trace(x, x).lower(lowering_platforms=("cuda",)).as_text()
+    assert "stablehlo.convolution" in lowered
+    assert "while" not in lowered
