@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from mcn_jax.errors import InputError
+from mcn_jax.errors import InputError, without_warnings
 
 METRIC = "test_accuracy"
 # What Orbax and the libraries under it raise for missing, truncated and malformed files.
@@ -46,12 +46,18 @@ def digests(leaves: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     }
 
 
+def saved_steps(directory: pathlib.Path) -> list[int]:
+    """The steps of the whole checkpoints in a directory, ascending; none where it is absent."""
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+
+
 class Checkpoints:
     """The checkpoints of one run: the last two steps and the best one are kept."""
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path, *, read_only: bool = False):
         """Args:
         directory: WORKDIR/checkpoints; created if absent.
+        read_only: change nothing there, not even what a run that still goes on has half written.
         """
         self.directory = directory.absolute()
 
@@ -67,9 +73,13 @@ class Checkpoints:
                 ]
             ),
             enable_async_checkpointing=False,
+            read_only=read_only,
+            save_interval_steps=0 if read_only else 1,
+            create=not read_only,
         )
         try:
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+            with without_warnings():  # Orbax warns of a directory that it is told only to read
+                self._manager = ocp.CheckpointManager(self.directory, options=options)
         except READ_ERRORS as error:
             raise InputError(
                 f"the list of checkpoints in {self.directory} cannot be read: {_reason(error)};"
@@ -101,12 +111,33 @@ class Checkpoints:
             metrics={METRIC: test_accuracy},
         )
 
-    def restore(self, step: int, template: Any) -> Any:
+    def digests(self, step: int) -> dict[str, dict[str, Any]]:
+        """What `digests` said of every leaf when it was saved."""
+        return self._read(step, digests=ocp.args.JsonRestore())["digests"]
+
+    def holds(self, step: int, template: Any) -> bool:
+        """Whether a checkpoint has every leaf of a template in its shape."""
+        saved = self.digests(step)
+        return all(
+            name in saved and tuple(saved[name]["shape"]) == leaf.shape
+            for name, leaf in named_leaves(template).items()
+        )
+
+    def restore(
+        self,
+        step: int,
+        template: Any,
+        *,
+        part: bool = False,
+        remedy: str = "resume it with the config it was written with, or use another --workdir",
+    ) -> Any:
         """Reads a checkpoint into the structure of a template.
 
         Args:
             step: one of `steps()`.
             template: a tree of arrays with the structure, shapes and dtypes expected.
+            part: whether the checkpoint may hold more than the template.
+            remedy: what an error about a leaf that does not fit advises.
 
         Returns:
             A tree like `template` of numpy arrays.
@@ -116,9 +147,14 @@ class Checkpoints:
                 damaged; or the file that cannot be read.
         """
         expected = named_leaves(template)
-        saved = self._read(step, digests=ocp.args.JsonRestore())["digests"]
-        self._check_leaves(step, saved, expected)
-        leaves = self._read(step, state=ocp.args.StandardRestore(expected))["state"]
+        saved = self.digests(step)
+        self._check_leaves(step, saved, expected, part, remedy)
+        # Orbax reads all leaves or none, so that it is told of all, by arrays without memory.
+        whole = {
+            name: np.broadcast_to(np.zeros((), digest["dtype"]), digest["shape"])
+            for name, digest in saved.items()
+        }
+        leaves = self._read(step, state=ocp.args.StandardRestore(whole))["state"]
         for name, digest in digests(leaves).items():
             if digest != saved[name]:
                 raise InputError(
@@ -143,10 +179,14 @@ class Checkpoints:
             ) from error
 
     def _check_leaves(
-        self, step: int, saved: dict[str, Any], expected: dict[str, np.ndarray]
+        self,
+        step: int,
+        saved: dict[str, Any],
+        expected: dict[str, np.ndarray],
+        part: bool,
+        remedy: str,
     ) -> None:
         where = f"checkpoint {self.directory / str(step)}"
-        remedy = "resume it with the config it was written with, or use another --workdir"
         for name, leaf in expected.items():
             if name not in saved:
                 raise InputError(f"{where} has no {name}, which this model needs; {remedy}")
@@ -161,5 +201,5 @@ class Checkpoints:
                     f"{where} holds {name} as {dtype}, this model needs {leaf.dtype.name}; {remedy}"
                 )
         for name in saved:
-            if name not in expected:
+            if name not in expected and not part:
                 raise InputError(f"{where} holds {name}, which this model has not; {remedy}")

@@ -105,7 +105,7 @@ class Config:
     """A whole run."""
 
     seed: int = 0  # of every random choice, 0 to 2^32 - 1
-    init_from: str = ""  # work directory of a run whose last filters this one starts from
+    init_from: str = ""  # work directory of a run, from whose last checkpoint this one starts
     batch_size: int = 128  # images a step, over all devices
     eval_batch_size: int = 1000  # images an evaluation step, over all devices; any value
     num_epochs: int = 200  # passes over the training split

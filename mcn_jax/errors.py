@@ -1,4 +1,9 @@
-"""The error that commands report as one line, without a traceback."""
+"""What users are told of: the error that commands report as one line, and no warnings of others."""
+
+import contextlib
+from collections.abc import Iterator
+
+from absl import logging
 
 
 class InputError(ValueError):
@@ -6,3 +11,14 @@ class InputError(ValueError):
 
     The message is one line that names the value and the remedy.
     """
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Keeps warnings of libraries about what we do on purpose from the terminal."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -1,5 +1,6 @@
 """Flax linen modules: they declare parameters and call `mcn_jax.ops`."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -188,9 +189,17 @@ def average_pool(x: jax.Array, window: int) -> jax.Array:
 
 
 def modulated_layers(params: Mapping[str, Any]) -> dict[tuple[str, ...], dict[str, jax.Array]]:
-    """The MCconv layers of a parameter tree: path -> {"latent_filters": ..., "m_filters": ...}."""
+    """The MCconv layers of a parameter tree: path -> {"latent_filters": ..., "m_filters": ...}.
+
+    They come in the order of the network, as far as names tell it: "stem" first, 2 before 10.
+    """
+
+    def place(path: tuple[str, ...]) -> tuple[bool, list[str | int]]:
+        words = re.split(r"(\d+)", "/".join(path))  # text and number in turn
+        return path[0] != "stem", [int(w) if i % 2 else w for i, w in enumerate(words)]
+
     flat = traverse_util.flatten_dict(params)
-    paths = sorted(path[:-1] for path in flat if path[-1] == "latent_filters")
+    paths = sorted((path[:-1] for path in flat if path[-1] == "latent_filters"), key=place)
     return {
         path: {name: flat[*path, name] for name in ("latent_filters", "m_filters")}
         for path in paths

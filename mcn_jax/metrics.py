@@ -108,11 +108,13 @@ class Progress:
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Prints the record of an epoch as one line."""
+        flips = f"  flips {record['flip_ratio']:6.2%}" if "flip_ratio" in record else ""
         self.say(
             f"epoch {record['epoch'] + 1:3d}/{self._num_epochs}"
             f"  {'binary' if record['binarized'] else 'float '}"
             f"  train loss {record['train_loss']:.4f} accuracy {record['train_accuracy']:7.2%}"
             f"  test loss {record['test_loss']:.4f} accuracy {record['test_accuracy']:7.2%}"
+            f"{flips}"
             f"  {record['images_per_second']:,.0f} images/s"
         )
 

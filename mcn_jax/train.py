@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -13,13 +14,15 @@ from typing import Any
 import jax
 
 from mcn_jax import layers, metrics, models, optim, parallel
-from mcn_jax.checkpoint import Checkpoints
+from mcn_jax.checkpoint import Checkpoints, saved_steps
 from mcn_jax.config import Config, validate, validate_for_data
 from mcn_jax.data import Dataset, make_source, open_dataset
 from mcn_jax.errors import InputError
 from mcn_jax.evaluate import evaluate
+from mcn_jax.health import filter_health
 from mcn_jax.state import TrainState, create_state
 from mcn_jax.steps import StepSettings, eval_step, train_step
+from mcn_jax.warm_start import WarmStart, warm_start
 from mcn_jax.workdir import check_workdir, read_result, write_atomically, write_config
 
 
@@ -61,24 +64,30 @@ def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> dict[str,
     if (result := read_result(workdir)) is not None:
         return result
 
-    setup = _Setup(config, dataset)
-    state = setup.initial_state()
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    try:
-        if checkpoints.steps():
-            state = checkpoints.restore(checkpoints.steps()[-1], state)
-        else:
-            # Nothing is written before everything that can be wrong with the input has been seen.
-            write_config(workdir, config, dataset.description())
+    with contextlib.ExitStack() as closing:
+        setup = _Setup(config, dataset)
+        closing.callback(setup.source.close)
+        state = setup.initial_state()
+        start: WarmStart | None = None
+        steps = saved_steps(workdir / "checkpoints")
+        # Nothing is written before everything that can be wrong with the input has been seen.
+        if not steps:
+            if config.init_from:
+                start = warm_start(pathlib.Path(config.init_from).expanduser(), state)
+                state = start.state
+            write_config(
+                workdir, config, dataset.description(), start.description if start else None
+            )
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        closing.callback(checkpoints.close)
+        if steps:
+            state = checkpoints.restore(steps[-1], state)
         with metrics.MetricsWriter(workdir, int(state.step)) as writer:
-            state = _run_epochs(config, setup, state, checkpoints, writer)
+            state = _run_epochs(config, setup, state, start, checkpoints, writer)
             result = _result(config, dataset, state, writer.epochs())
         metrics.plot_curves(workdir)
         # Last, because its presence says that the run has ended.
         write_atomically(workdir / "result.json", json.dumps(result, indent=2) + "\n")
-    finally:
-        setup.source.close()
-        checkpoints.close()
     return result
 
 
@@ -139,30 +148,42 @@ def _run_epochs(
     config: Config,
     setup: _Setup,
     host_state: TrainState,
+    start: WarmStart | None,
     checkpoints: Checkpoints,
     writer: metrics.MetricsWriter,
 ) -> TrainState:
     """Trains from the epoch that `host_state` stands at to the last; returns the last state."""
     first_epoch = int(host_state.step) // setup.steps_per_epoch
     seconds_before = writer.last_epoch()["wall_seconds"] if first_epoch else 0.0
-    start = time.perf_counter()
+    start_time = time.perf_counter()
     state = parallel.replicate(host_state)
     with metrics.Progress(config.num_epochs, setup.steps_per_epoch, first_epoch) as progress:
         progress.say(optim.describe_groups(host_state.params))
         if first_epoch:
             progress.say(f"resuming after epoch {first_epoch}")
+        if start:
+            progress.say(start.summary())
         for epoch in range(first_epoch, config.num_epochs):
             phase = setup.phase(config.binarized_in(epoch))
-            if config.computes_centers_before(epoch):
-                host_state = parallel.unreplicate(state)
+            keeps_centers = start is not None and start.keeps_centers and epoch == 0
+            if config.computes_centers_before(epoch) and not keeps_centers:
                 centers = layers.updated_centers(host_state.params, config.binarize.num_centers)
-                state = parallel.replicate(dataclasses.replace(host_state, centers=centers))
+                host_state = dataclasses.replace(host_state, centers=jax.device_get(centers))
+                state = parallel.replicate(host_state)
+            params_before = host_state.params
             epoch_start = time.perf_counter()
             state, means = _train_epoch(config, setup, phase, state, epoch, writer, progress)
             train_seconds = time.perf_counter() - epoch_start
             test = evaluate(phase.eval_step, state, setup.source.test_batches(epoch))
             host_state = parallel.unreplicate(state)
             _check_finite(test, int(host_state.step))
+            health: dict[str, float] = {}
+            if phase.binarized:
+                by_layer, health = filter_health(
+                    params_before, host_state.params, host_state.centers
+                )
+                place = {"kind": "health", "step": int(host_state.step), "epoch": epoch}
+                writer.write(place | by_layer)
             images = setup.steps_per_epoch * config.batch_size
             record: dict[str, Any] = {
                 "kind": "epoch",
@@ -171,8 +192,9 @@ def _run_epochs(
                 "binarized": phase.binarized,
                 **{f"train_{name.removeprefix('softmax_')}": v for name, v in means.items()},
                 **test,
+                **health,
                 "images_per_second": images / train_seconds,
-                "wall_seconds": seconds_before + time.perf_counter() - start,
+                "wall_seconds": seconds_before + time.perf_counter() - start_time,
             }
             # The record first: on resumption a surplus one is cut, a missing one would be lost.
             writer.write(record)

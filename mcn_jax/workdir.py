@@ -83,10 +83,27 @@ def check_workdir(workdir: pathlib.Path, config: Config, data: dict[str, Any]) -
             )  # fmt: skip
 
 
-def write_config(workdir: pathlib.Path, config: Config, data: dict[str, Any]) -> None:
-    """Creates a work directory with its config.json; `data` describes the data set."""
+def write_config(
+    workdir: pathlib.Path,
+    config: Config,
+    data: dict[str, Any],
+    source: dict[str, Any] | None = None,
+) -> None:
+    """Creates a work directory with its config.json.
+
+    Args:
+        workdir: may not exist yet.
+        config: of the run.
+        data: the description of its data set.
+        source: the description of the run that it starts from; None if it starts at random.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
-    record = {"config": dataclasses.asdict(config), "data": data, **environment()}
+    record = {
+        "config": dataclasses.asdict(config),
+        "data": data,
+        "init_from": source,
+        **environment(),
+    }
     write_atomically(workdir / "config.json", json.dumps(record, indent=2) + "\n")
 
 

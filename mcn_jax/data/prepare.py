@@ -10,13 +10,12 @@ from collections.abc import Iterator
 
 import requests
 import tensorflow_datasets as tfds
-from absl import logging
 from google.protobuf import json_format
 from tensorflow_datasets.core.utils.version import list_all_versions
 
 from mcn_jax.config import DataConfig, did_you_mean
 from mcn_jax.data.facts import DATASETS
-from mcn_jax.errors import InputError
+from mcn_jax.errors import InputError, without_warnings
 
 DOWNLOAD_ERRORS: tuple[type[Exception], ...] = (
     requests.RequestException,
@@ -46,7 +45,7 @@ def prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
     facts = DATASETS[config.name]
     arguments = {field: getattr(config, field) for field in facts.fields}
     data_dir = pathlib.Path(config.data_dir).expanduser()
-    with readable(config.name, data_dir / config.name), _without_warnings():
+    with readable(config.name, data_dir / config.name), without_warnings():
         # TFDS warns of every config that its class does not list.
         builder = facts.builder(data_dir=str(data_dir), file_format="array_record", **arguments)
     path = pathlib.Path(builder.data_path)
@@ -134,16 +133,6 @@ def _prepare(builder: tfds.core.DatasetBuilder, config: DataConfig) -> None:
             " nothing of it was kept: make room there, or name another directory as"
             " --config.data.data_dir"
         ) from error
-
-
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 @contextlib.contextmanager

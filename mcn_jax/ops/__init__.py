@@ -1,6 +1,6 @@
 """Pure functions on arrays: the mathematics of modulated convolutional networks."""
 
-from mcn_jax.ops.binarize import binarize, kmeans_centers, nearest_center
+from mcn_jax.ops.binarize import binarize, kmeans_centers, nearest_center, nearest_index
 from mcn_jax.ops.mcconv import mcconv
 from mcn_jax.ops.modulate import filter_loss, reconstructed_filters
 
@@ -10,5 +10,6 @@ __all__ = [
     "kmeans_centers",
     "mcconv",
     "nearest_center",
+    "nearest_index",
     "reconstructed_filters",
 ]

@@ -128,6 +128,15 @@ def nearest_center(values: jax.Array, centers: jax.Array) -> jax.Array:
     return nearest
 
 
+def nearest_index(values: jax.Array, centers: jax.Array) -> jax.Array:
+    """The index of `nearest_center` among the sorted centers: 0 to U - 1, int32, as `values`."""
+    index = jnp.zeros(values.shape, jnp.int32)
+    for higher_index, (lower, higher) in enumerate(itertools.pairwise(centers), start=1):
+        is_lower = jnp.abs(values - lower) < jnp.abs(values - higher)
+        index = jnp.where(is_lower, index, higher_index)
+    return index
+
+
 @jax.custom_vjp
 def binarize(latent_filters: jax.Array, centers: jax.Array) -> jax.Array:
     """Binary filters with the straight-through gradient.

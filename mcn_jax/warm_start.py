@@ -1,0 +1,93 @@
+"""Starting a run from the filters of another one: `--config.init_from=WORKDIR`."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+from mcn_jax.checkpoint import Checkpoints, saved_steps
+from mcn_jax.errors import InputError
+from mcn_jax.state import TrainState
+from mcn_jax.workdir import read_metrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """Where a run starts that does not start from random filters.
+
+    state: step 0, optimizer and class means new, the rest the other run's.
+    keeps_centers: whether its centers were taken over, so that the first epoch needs no k-means.
+    description: for config.json: "workdir", "step" and "test_accuracy" of the other run, "sha256"
+        over all that was taken.
+    """
+
+    state: TrainState
+    keeps_centers: bool
+    description: dict[str, Any]
+
+    def summary(self) -> str:
+        """One line for the terminal."""
+        kept = "with its centers" if self.keeps_centers else "its centers left behind"
+        return (
+            f"starting from {self.description['workdir']}, step {self.description['step']}"
+            f" ({self.description['test_accuracy']:.2%}), {kept}"
+        )
+
+
+def warm_start(source: pathlib.Path, state: TrainState) -> WarmStart:
+    """The state of a new run with parameters and batch statistics of another's last checkpoint.
+
+    Its centers are taken, too, where its filters were binary with as many of them. The other
+    run's files are only read; it may still be running.
+
+    Args:
+        source: the other run's work directory.
+        state: of the new run, with random filters.
+
+    Raises:
+        InputError: if `source` is no work directory, has no checkpoint, or holds another network.
+    """
+    field = f"config.init_from={source}"
+    if not (source / "config.json").is_file():
+        raise InputError(f"{field} is no work directory of a run: it has no config.json")
+    steps = saved_steps(source / "checkpoints")
+    if not steps:
+        raise InputError(f"{field} has no checkpoint yet; wait for the end of its first epoch")
+    step = steps[-1]
+    epoch = _epoch_record(source, step)
+    checkpoints = Checkpoints(source / "checkpoints", read_only=True)
+    try:
+        keeps_centers = epoch["binarized"] and checkpoints.holds(step, {"centers": state.centers})
+        names = ("params", "batch_stats", *(("centers",) if keeps_centers else ()))
+        parts = {name: getattr(state, name) for name in names}
+        digests = checkpoints.digests(step)
+        parts = checkpoints.restore(
+            step,
+            parts,
+            part=True,
+            remedy="start from a run with the same config.model, or train the first stage anew",
+        )
+    finally:
+        checkpoints.close()
+    taken = {name: d for name, d in digests.items() if name.split("/")[0] in names}
+    return WarmStart(
+        state=dataclasses.replace(state, **parts),
+        keeps_centers=keeps_centers,
+        description={
+            "workdir": str(source),
+            "step": step,
+            "test_accuracy": epoch["test_accuracy"],
+            "sha256": hashlib.sha256(json.dumps(taken, sort_keys=True).encode()).hexdigest(),
+        },
+    )
+
+
+def _epoch_record(source: pathlib.Path, step: int) -> dict[str, Any]:
+    for record in reversed(read_metrics(source / "metrics.jsonl")):
+        if record["kind"] == "epoch" and record["step"] == step:
+            return record
+    raise InputError(
+        f"{source / 'metrics.jsonl'} has no record of the epoch that ended at step {step}, where"
+        " the last checkpoint stands; restore the file, or name another config.init_from"
+    )

@@ -1,0 +1,187 @@
+"""A run that starts from another one's filters."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from mcn_jax.checkpoint import Checkpoints, named_leaves
+from mcn_jax.config import BinarizeConfig, LossConfig, ModelConfig, OptimizerConfig
+from mcn_jax.errors import InputError
+from mcn_jax.train import train_and_evaluate
+from mcn_jax.warm_start import warm_start
+from mcn_jax.workdir import read_metrics
+from small_runs import STEPS_PER_EPOCH, digits_config, step_arguments
+
+BINARY_AT_ONCE = BinarizeConfig(start_epoch=0)
+
+
+@pytest.fixture(scope="module")
+def first_stage(tmp_path_factory):
+    """(work directory, config) of a run that has ended: two epochs, the second binary."""
+    root = tmp_path_factory.mktemp("first_stage")
+    binarize = BinarizeConfig(start_epoch=1)
+    config = digits_config(str(root / "data"), num_epochs=2, binarize=binarize)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mcn_jax.parallel.local_devices", lambda: jax.local_devices()[:1])
+        train_and_evaluate(config, root / "run")
+    return root / "run", config
+
+
+def fine_tuning(first_stage, **changes):
+    workdir, config = first_stage
+    loss = LossConfig(theta=1e-3, center_loss_weight=1e-3)
+    rates = OptimizerConfig(learning_rate=0.005, m_learning_rate=0.001, schedule="cosine")
+    changes = {"num_epochs": 2, "binarize": BINARY_AT_ONCE, "loss": loss} | changes
+    return dataclasses.replace(config, init_from=str(workdir), optimizer=rates, **changes)
+
+
+def leaves_of(workdir, config, step=-1):
+    template, _ = step_arguments(config, binarized=True, image_size=32)
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    state = checkpoints.restore(checkpoints.steps()[step], template)
+    checkpoints.close()
+    return named_leaves(state)
+
+
+def first_epoch_accuracy(workdir):
+    return next(
+        record["train_accuracy"]
+        for record in read_metrics(workdir / "metrics.jsonl")
+        if record["kind"] == "epoch"
+    )
+
+
+def new_state(config):
+    return step_arguments(config, binarized=True, image_size=32)[0]
+
+
+def test_parameters_statistics_and_centers_are_taken_and_nothing_else(first_stage):
+    workdir, config = first_stage
+    trained = leaves_of(workdir, config)
+    state = new_state(fine_tuning(first_stage, seed=5))
+    start = warm_start(workdir, state)
+    for name, leaf in named_leaves(start.state).items():
+        taken = name.split("/")[0] in ("params", "batch_stats", "centers")
+        np.testing.assert_array_equal(
+            leaf, trained[name] if taken else named_leaves(state)[name], err_msg=name
+        )
+    assert start.keeps_centers
+    assert int(start.state.step) == 0
+    assert start.state.class_means is not None
+    assert start.description["step"] == 2 * STEPS_PER_EPOCH
+    last = [r for r in read_metrics(workdir / "metrics.jsonl") if r["kind"] == "epoch"][-1]
+    assert start.description["test_accuracy"] == last["test_accuracy"]
+
+
+@pytest.mark.parametrize("num_centers", [2, 4])
+def test_fine_tuning_keeps_the_centers_where_it_can(num_centers, first_stage, tmp_path, one_device):
+    binarize = BinarizeConfig(start_epoch=0, num_centers=num_centers)
+    config = fine_tuning(first_stage, binarize=binarize)
+    before = {p: p.read_bytes() for p in first_stage[0].rglob("*") if p.is_file()}
+    train_and_evaluate(config, tmp_path)
+    # The first stage is only read.
+    assert {p: p.read_bytes() for p in first_stage[0].rglob("*") if p.is_file()} == before
+    trained = leaves_of(*first_stage)
+    tuned = leaves_of(tmp_path, config)
+    same = [
+        np.array_equal(leaf, trained[name])
+        for name, leaf in tuned.items()
+        if name.startswith("centers/")
+    ]
+    assert same == [num_centers == 2] * 2
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert record["init_from"]["step"] == 2 * STEPS_PER_EPOCH
+    # It goes on where the first stage ended, far from where a random network begins.
+    train_and_evaluate(dataclasses.replace(config, init_from=""), tmp_path / "random")
+    tuned, random = (first_epoch_accuracy(path) for path in (tmp_path, tmp_path / "random"))
+    assert tuned > random + 0.2
+    assert json.loads((tmp_path / "random" / "config.json").read_text())["init_from"] is None
+
+
+def test_a_float_first_stage_gets_its_centers_by_k_means(
+    first_stage, data_dir, tmp_path, one_device
+):
+    umcn = digits_config(data_dir, num_epochs=1, binarize=BinarizeConfig(enabled=False))
+    train_and_evaluate(umcn, tmp_path / "umcn")
+    start = warm_start(tmp_path / "umcn", new_state(umcn))
+    assert not start.keeps_centers
+    config = fine_tuning((tmp_path / "umcn", umcn), num_epochs=1)
+    train_and_evaluate(config, tmp_path / "tuned")
+    tuned, first = leaves_of(tmp_path / "tuned", config), leaves_of(tmp_path / "umcn", umcn)
+    for layer in ("conv_1", "conv_2"):
+        latent = np.sort(first[f"params/{layer}/latent_filters"].ravel().astype(np.float64))
+        splits = [(latent[:cut], latent[cut:]) for cut in range(1, latent.size)]
+        best = min(splits, key=lambda parts: sum(part.size * part.var() for part in parts))
+        np.testing.assert_allclose(
+            tuned[f"centers/{layer}/centers"], [part.mean() for part in best], rtol=1e-5
+        )
+
+
+def test_fine_tuning_that_was_stopped_needs_the_first_stage_no_more(
+    first_stage, tmp_path, monkeypatch, one_device
+):
+    copy = tmp_path / "first"
+    shutil.copytree(first_stage[0], copy)
+    config = fine_tuning((copy, first_stage[1]))
+    train_and_evaluate(config, tmp_path / "whole")
+    save = Checkpoints.save
+
+    def save_and_stop(self, *arguments):
+        save(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_and_evaluate(config, tmp_path / "stopped")
+    shutil.rmtree(copy)
+    train_and_evaluate(config, tmp_path / "stopped")
+    expected = leaves_of(tmp_path / "whole", config)
+    for name, leaf in leaves_of(tmp_path / "stopped", config).items():
+        np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
+
+
+def damaged(workdir):
+    (workdir / "metrics.jsonl").write_text("")
+
+
+def without_checkpoints(workdir):
+    shutil.rmtree(workdir / "checkpoints")
+
+
+def not_a_run(workdir):
+    (workdir / "config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "changes", "message"),
+    [
+        (not_a_run, {}, "config.init_from=.*first is no work directory of a run"),
+        (without_checkpoints, {}, "config.init_from=.*first has no checkpoint yet"),
+        (damaged, {}, "metrics.jsonl has no record of the epoch that ended at step 88"),
+        (
+            None,
+            {"model": ModelConfig(widths=(2, 8), dense_features=32)},
+            r"of shape \(.*\), this model needs \(.*\); start from a run with the same",
+        ),
+        (
+            None,
+            {"model": ModelConfig(widths=(2, 4), dense_features=32, conv="conv")},
+            r"has no params/conv_1/conv/kernel, which this model needs; start from a run",
+        ),
+    ],
+)
+def test_what_cannot_be_started_from_is_named_and_nothing_written(
+    break_it, changes, message, first_stage, tmp_path, one_device
+):
+    copy = tmp_path / "first"
+    shutil.copytree(first_stage[0], copy)
+    if break_it:
+        break_it(copy)
+    with pytest.raises(InputError, match=message):
+        train_and_evaluate(fine_tuning((copy, first_stage[1]), **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
