@@ -11,7 +11,6 @@ Both sides of a ratio run in one process, alternated; medians are printed and wr
 
 import argparse
 import functools
-import importlib.util
 import io
 import itertools
 import json
@@ -29,7 +28,7 @@ import rich.table
 from PIL import Image
 
 from mcn_jax import models, optim, parallel
-from mcn_jax.config import Config, DataConfig, from_config_dict
+from mcn_jax.config import Config, DataConfig, from_config_dict, load_config_file
 from mcn_jax.data import DATASETS, images, make_source, open_dataset
 from mcn_jax.data.batches import Batch, Split
 from mcn_jax.seeds import Purpose, example_generators
@@ -41,14 +40,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 SIZE, MIN_AREA = 224, 0.08
 
 
-def load_config(path: pathlib.Path) -> Config:
-    """The config of a file in configs/."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return from_config_dict(module.get_config())
-
-
 def seconds(function) -> float:
     """Of one call, to the end of what it computes."""
     start = time.perf_counter()
@@ -58,7 +49,7 @@ def seconds(function) -> float:
 
 def resident(config_path: pathlib.Path, batch_size: int, repeats: int) -> dict:
     """Times of the input function and of a training step, both on one device."""
-    config = load_config(config_path)
+    config = from_config_dict(load_config_file(config_path))
     facts = DATASETS[config.data.name]
     generator = np.random.default_rng(0)
     count = facts.examples["train"]

@@ -1,6 +1,12 @@
 """An MCN on images of your own: a folder a class.
 
 Command:  python -m mcn_jax.main --config=configs/image_folder.py --config.data.root=DIR
+Expected: not run, for it depends on the images
+Partners: U-MCN with --config.binarize.enabled=False
+          CNN of the same channels with --config.model.conv=conv
+          CNN of the same number of weights with --config.model.conv=conv --config.model.planes=2
+          CNN of the same printed width with --config.model.conv=conv --config.model.planes=1
+
 DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg alone, of which a fifth of each
 class is then kept for testing. JPEG, PNG, WebP, BMP, GIF, PPM and TIFF are read; gray images are
 repeated to three channels.

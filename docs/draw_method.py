@@ -5,14 +5,13 @@ Layers, shapes and losses are read from the code: run it again after changing th
     python docs/draw_method.py
 """
 
-import importlib.util
 import pathlib
 
 import jax
 import matplotlib.figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from mcn_jax.config import from_config_dict
+from mcn_jax.config import from_config_dict, load_config_file
 from mcn_jax.data import DATASETS
 from mcn_jax.models import make_model
 
@@ -23,11 +22,7 @@ BACKWARD = FORWARD | {"color": "#b03030", "linestyle": (0, (4, 2))}
 
 def digits_network():
     """(config, shapes of the parameters, image shape) of configs/digits.py."""
-    path = HERE.parent / "configs" / "digits.py"
-    spec = importlib.util.spec_from_file_location("digits", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = from_config_dict(module.get_config())
+    config = from_config_dict(load_config_file(HERE.parent / "configs" / "digits.py"))
     facts = DATASETS[config.data.name]
     model = make_model(config, facts.classes, binarized=True)
     images = jax.ShapeDtypeStruct((1, *facts.image_shape), "float32")

@@ -1,13 +1,15 @@
 """The configuration of a run: every field with its meaning, and the checks made before any work.
 
-A file in `configs/` takes `default_config()` and sets what differs. Command-line overrides
-(`--config.loss.theta=1e-3`) change that ConfigDict; `from_config_dict` freezes it into the
-dataclasses below, which the rest of the package reads.
+A file in `configs/` takes `default_config()`, or the config of another file by `load_config_file`,
+and sets what differs. Command-line overrides (`--config.loss.theta=1e-3`) change that ConfigDict;
+`from_config_dict` freezes it into the dataclasses below, which the rest of the package reads.
 """
 
 import dataclasses
 import difflib
+import importlib.util
 import math
+import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -148,6 +150,29 @@ RESUMABLE_CHANGES = (
 def default_config() -> ml_collections.ConfigDict:
     """The paper's recipe as a locked ConfigDict, for the files in `configs/`."""
     return ml_collections.ConfigDict(dataclasses.asdict(Config())).lock()
+
+
+def load_config_file(path: str | pathlib.Path) -> ml_collections.ConfigDict:
+    """What `get_config()` of a file in `configs/` returns, such as the base of a derived config.
+
+    Config files are run by their path, so that one cannot import another. It names its neighbour as
+    `pathlib.Path(__file__).with_name("cifar10.py")`, which holds in any working directory.
+
+    Args:
+        path: of a Python file.
+
+    Raises:
+        InputError: if there is no such file, or it defines no `get_config`.
+    """
+    path = pathlib.Path(path)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise InputError(f"config file {path} does not exist; pass one of configs/*.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise InputError(f"config file {path} defines no get_config(), which returns its config")
+    return module.get_config()
 
 
 def from_config_dict(config: Mapping[str, Any]) -> Config:

@@ -1,53 +1,341 @@
-"""Every file in configs/ loads, is valid, and its step fits together."""
+"""Every file in configs/ loads, is valid, fits together, and is what its header says."""
 
+import ast
+import dataclasses
 import functools
-import importlib.util
 import pathlib
+import re
+from typing import NamedTuple
 
 import jax
 import pytest
 
-from mcn_jax.config import from_config_dict, validate
+from mcn_jax import models
+from mcn_jax.config import Config, flatten, from_config_dict, load_config_file, validate
 from mcn_jax.data import DATASETS
 from mcn_jax.data.batches import Batch, Split
+from mcn_jax.errors import InputError
 from mcn_jax.state import create_state
 from mcn_jax.steps import train_step
 from small_runs import train_step_arguments
 
-FILES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
+
+# What a derived config changes of its base; every other file is a base.
+BINARIZED_EARLY = {"num_epochs": 8, "binarize.start_epoch": 2}
+COSINE = {"optimizer.schedule": "cosine", "optimizer.warmup_epochs": 1}
+NARROW = {"model.depth": 20, "model.widths": (4, 4, 8, 16)}
+FEW_DIGITS = {
+    "data.train_split": "train[:10000]", "data.crop_padding": 0, "num_epochs": 5,
+    "binarize.start_epoch": 1,
+}  # fmt: skip
+CENTER_LOSS = {
+    "binarize.start_epoch": 0, "loss.center_loss_weight": 1e-3, "optimizer.schedule": "constant",
+    "optimizer.learning_rate": 0.01, "optimizer.m_learning_rate": 0.001,
+}  # fmt: skip
+ADADELTA = {"optimizer.name": "adadelta"}
+DERIVED = {
+    "cifar100": ("cifar10", {"data.name": "cifar100"}),
+    "svhn": (
+        "cifar10",
+        {
+            "data.name": "svhn_cropped", "data.crop_padding": 0, "data.flip": False,
+            "model.depth": 28, "optimizer.schedule_epochs": (30, 60, 90, 120, 150, 180),
+        },
+    ),
+    "cifar10_20_16_16_32_64": ("cifar10", {"model.depth": 20, "model.widths": (16, 16, 32, 64)}),
+    "cifar10_20_16_32_64_128": ("cifar10_20_16_16_32_64", {"model.widths": (16, 32, 64, 128)}),
+    "cifar10_20_32_64_128_256": ("cifar10_20_16_16_32_64", {"model.widths": (32, 64, 128, 256)}),
+    "cifar10_20_64_64_128_256": ("cifar10_20_16_16_32_64", {"model.widths": (64, 64, 128, 256)}),
+    "figure5": ("cifar10_20_16_16_32_64", ADADELTA),
+    "figure5_lambda": ("figure5", {"num_epochs": 20, **CENTER_LOSS}),
+    "figure6": ("cifar10_20_16_16_32_64", {}),
+    "figure7": ("cifar10_20_16_16_32_64", {}),
+    "figure9": ("imagenet100", {}),
+    "mnist_cpu": (
+        "mnist",
+        {
+            "data.crop_padding": 2, "num_epochs": 24, "binarize.start_epoch": 4,
+            "model.widths": (5, 10, 20, 40), "model.dense_features": 256,
+            "optimizer.schedule": "cosine",
+        },
+    ),
+    "cifar10_cpu": ("cifar10", {"num_epochs": 12, "binarize.start_epoch": 2, **NARROW, **COSINE}),
+    "cifar100_cpu": ("cifar100", {**BINARIZED_EARLY, **NARROW, **COSINE}),
+    "svhn_cpu": (
+        "svhn", {"data.train_split": "train[:30000]", **BINARIZED_EARLY, **NARROW, **COSINE}
+    ),
+    "imagenet100_cpu": (
+        "imagenet100",
+        {
+            "data.image_size": 64, "num_epochs": 6, "binarize.start_epoch": 1, "model.depth": 8,
+            "model.widths": (4, 4, 8, 16), **COSINE,
+        },
+    ),
+    "book_cpu": (
+        "cifar10_20_16_16_32_64",
+        {
+            "data.train_split": "train[:20000]", "model.depth": 8, "model.widths": (4, 4, 8, 16),
+            **BINARIZED_EARLY, **COSINE,
+        },
+    ),
+    "figure5_cpu": ("mnist_cpu", {**FEW_DIGITS, **ADADELTA}),
+    "figure5_lambda_cpu": (
+        "figure5_cpu", {"num_epochs": 3, "optimizer.warmup_epochs": 0, **CENTER_LOSS}
+    ),
+    "figure6_cpu": ("cifar10_cpu", {}),
+    "figure7_cpu": ("mnist_cpu", FEW_DIGITS),
+    "figure9_cpu": ("imagenet100_cpu", {}),
+}  # fmt: skip
 
 
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module, from_config_dict(module.get_config())
+PARTNER = r"(.+?) with ((?:--config\.\S+ ?)+)"  # what it is, and its flags
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_config(path):
-    module, config = load(path)
-    validate(config)
-    assert f"python -m mcn_jax.main --config=configs/{path.name}" in module.__doc__
+def config_dict(name):
+    return load_config_file(CONFIGS / f"{name}.py")
+
+
+def load(name):
+    return from_config_dict(config_dict(name))
+
+
+def header(name):
+    return ast.get_docstring(ast.parse((CONFIGS / f"{name}.py").read_text()))
+
+
+def section(name, label):
+    """The lines of a header from "Label:" to the next label or empty line, on one line."""
+    [text] = re.findall(rf"^{label}: (.*?)(?=^[A-Z]\w*:|^$|\Z)", header(name), re.M | re.S)
+    return " ".join(text.replace("\\\n", " ").split())
+
+
+def partners(name):
+    """[(what it is, {field: value})] of the header."""
+    text = section(name, "Partners")
+    return [(what.strip(" ,"), flags(given)) for what, given in re.findall(PARTNER, text)]
+
+
+def flags(text):
+    return {field: value_of(value) for field, value in re.findall(r"--config\.(\S+?)=(\S+)", text)}
+
+
+def value_of(text):
+    text = text.strip(",;.")
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def changed(name, changes):
+    """The config of a file with flags."""
+    config = config_dict(name)
+    config.update_from_flattened_dict(changes)
+    return from_config_dict(config)
+
+
+def image_shape(config):
     facts = DATASETS[config.data.name]
     size = config.data.image_size or facts.image_shape[0]
-    examples = facts.examples.get("train", 1000)  # of an image folder, any number
-    shape = jax.ShapeDtypeStruct
-    split = Split(
-        shape((examples, size, size, facts.image_shape[2]), "uint8"),
-        shape((examples,), "int32"),
+    return (size, size, facts.image_shape[2])
+
+
+def shallow(config):
+    """With the fewest blocks a stage: all of them are alike, and tracing 34 layers takes long."""
+    depth = {2: 8, 4: 10}[config.model.depth % 6]
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, depth=depth))
+
+
+class Network(NamedTuple):
+    """channels: of the last convolution. weights: of all filters behind the first layer."""
+
+    channels: int
+    weights: int
+
+
+@functools.cache
+def network(model, shape):
+    """Of a model's config, without computing anything."""
+    module = models.make_model(Config(model=model), 10, binarized=True)
+    outputs, variables = jax.eval_shape(
+        module.init_with_output,
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((1, *shape), "float32"),
     )
+    filters = {
+        jax.tree_util.keystr(path): leaf.size
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
+        if leaf.ndim == 4
+    }
+    [first] = [path for path in filters if path.startswith(("['stem']", "['conv_1']"))]
+    return Network(outputs.features.shape[-1], sum(filters.values()) - filters[first])
+
+
+@functools.cache
+def check_step(config):
+    """That a training step, as a U-MCN and as an MCN, returns a state like the one it takes."""
+    shape = jax.ShapeDtypeStruct
+    split = Split(shape((1000, *image_shape(config)), "uint8"), shape((1000,), "int32"))
     batch = Batch(*[shape((config.batch_size,), "int32")] * 2)
+    arguments = train_step_arguments(config, False)
+    state = jax.eval_shape(
+        lambda: create_state(
+            config, arguments["model"], arguments["optimizer"], split.images.shape[1:]
+        )
+    )
     for binarized in {False, config.binarizes}:
-        arguments = train_step_arguments(config, binarized)
-        state = jax.eval_shape(
-            lambda arguments=arguments: create_state(
-                config, arguments["model"], arguments["optimizer"], split.images.shape[1:]
-            )
-        )
         new_state, metrics = jax.eval_shape(
-            functools.partial(train_step, **arguments), state, split, batch
-        )
+            functools.partial(train_step, **train_step_arguments(config, binarized)),
+            state, split, batch,
+        )  # fmt: skip
         same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, new_state)
         assert all(jax.tree.leaves(same))
         assert metrics["softmax_loss"].shape == ()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_valid_and_its_step_fits_together(name):
+    config = load(name)
+    validate(config)
+    check_step(shallow(config))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_header_has_a_command_of_its_own_and_says_what_to_expect(name):
+    command = section(name, "Command")
+    assert re.findall(r"python -m mcn_jax\.main --config=(\S+)", command) == [f"configs/{name}.py"]
+    for field in re.findall(r"--config\.(\S+?)=", command):
+        assert field in flatten(Config()), field
+    assert section(name, "Expected")
+    assert section(name, "Partners")
+    for other in re.findall(r"`(\w+)\.py`", header(name)):
+        assert other in NAMES, other
+    for run in re.findall(r"runs/(\w+)", command):
+        assert run.removesuffix("_cpu") in name, run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_value_of_the_loop_in_its_command_is_valid(name):
+    command = section(name, "Command")
+    for variable, values in re.findall(r"for (\w+) in (.*?); do", command):
+        [field] = re.findall(rf'--config\.(\S+)="?\${variable}', command)
+        values = [value_of(value.strip('"')) for value in values.split()]
+        assert len(set(values)) == len(values) >= 4
+        assert flatten(load(name))[field] in values
+        for value in values:
+            validate(changed(name, {field: value}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_partners_are_what_the_header_calls_them(name):
+    found = partners(name)
+    assert sum(len(given) for _, given in found) == section(name, "Partners").count("--config.")
+    config = shallow(load(name))
+    ours = network(config.model, image_shape(config))
+    for what, given in found:
+        partner = shallow(changed(name, given))
+        validate(partner)
+        assert partner != config, what
+        theirs = network(partner.model, image_shape(partner))
+        if what == "U-MCN":
+            assert not partner.binarizes
+            assert theirs == ours
+        elif what.endswith("of the same channels"):
+            assert theirs.channels == ours.channels
+            assert theirs.weights == partner.model.planes * ours.weights
+        elif what.endswith("of the same number of weights"):
+            assert theirs.weights == ours.weights
+        elif what.endswith("of the same printed width"):
+            assert theirs.channels == config.model.widths[-1]
+        else:
+            assert "center loss" in what
+            assert theirs == ours
+            assert partner.binarize.start_epoch == 0
+        if what.startswith(("WRN", "CNN")):
+            wide = config.model.name == "wide_resnet"
+            assert what.startswith("WRN" if wide else "CNN")
+            assert partner.model.conv == "conv"
+
+
+def test_each_file_derives_from_the_base_that_is_stated_here():
+    bases = {
+        name: re.findall(r'with_name\("(\w+)\.py"\)', (CONFIGS / f"{name}.py").read_text())
+        for name in NAMES
+    }
+    assert {name: base for name, base in bases.items() if base} == {
+        name: [base] for name, (base, _) in DERIVED.items()
+    }
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_a_derived_config_changes_of_its_base_what_is_stated_here_and_no_more(name):
+    base, changes = DERIVED[name]
+    before, after = flatten(load(base)), flatten(load(name))
+    assert after == before | changes
+    assert not [field for field, value in changes.items() if before[field] == value]
+    lines = re.findall(r"^    config\.", (CONFIGS / f"{name}.py").read_text(), re.M)
+    assert len(lines) == len(changes)
+
+
+CPU = [name for name in NAMES if name.endswith("_cpu")]
+CONTINUED = ["figure5_lambda_cpu"]  # binary from the start, after a run that was not
+BOOK = "cifar10_20_16_16_32_64"
+
+
+@pytest.mark.parametrize("name", CPU)
+def test_one_for_a_cpu_has_a_full_one_and_binarizes_early(name):
+    full = {"book_cpu": BOOK}.get(name, name.removesuffix("_cpu"))
+    assert full in NAMES
+    config = load(name)
+    assert config.num_epochs < load(full).num_epochs
+    if name in CONTINUED:
+        assert config.binarize.start_epoch == 0
+        return
+    assert 0.15 <= config.binarize.start_epoch / config.num_epochs <= 0.25
+    assert config.optimizer.schedule == "cosine"
+    assert config.optimizer.warmup_epochs == 1
+
+
+def test_each_row_of_the_paper_has_one_for_a_cpu():
+    alone = {"digits", "mnist_28", "image_folder"}  # no rows of the paper, and small already
+    book = {name for name in NAMES if name.startswith("cifar10_20_")}
+    assert {name.removesuffix("_cpu") for name in CPU} - {"book"} == (
+        set(NAMES) - set(CPU) - alone - book
+    )
+
+
+def test_the_readme_lists_each_row_and_figure():
+    text = (CONFIGS.parent / "README.md").read_text()
+    [table] = re.findall(r"^## Experiments$(.*?)^## ", text, re.M | re.S)
+    listed = re.findall(r"`(\w+)`", table.split("|---|---|---|")[1])
+    assert sorted(listed) == sorted(set(NAMES) - {"digits", "mnist_28", "image_folder"})
+
+
+def test_recipes_that_the_paper_prints():
+    configs = {name: load(name) for name in NAMES}
+    for name in set(NAMES) - set(CPU) - {"digits", "mnist_28", "image_folder", "figure5_lambda"}:
+        config = configs[name]
+        rates = (config.optimizer.learning_rate, config.optimizer.m_learning_rate)
+        assert (config.model.planes, config.binarize.num_centers, *rates) == (4, 2, 0.1, 0.01)
+        assert config.num_epochs == (120 if config.data.name == "imagenet100" else 200)
+        assert config.binarize.start_epoch == 10
+    assert configs["svhn"].data.train_split == "train"
+    assert configs["imagenet100"].optimizer.schedule_epochs == (30, 60, 90)
+    assert configs["imagenet100"].optimizer.schedule_factor == 0.1
+
+
+def test_a_config_file_that_is_absent_or_has_no_config_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"config file .*absent\.py does not exist"):
+        load_config_file(tmp_path / "absent.py")
+    with pytest.raises(InputError, match="does not exist"):
+        load_config_file(tmp_path)
+    (tmp_path / "empty.py").write_text("def config():\n    pass\n")
+    with pytest.raises(InputError, match=r"empty\.py defines no get_config\(\)"):
+        load_config_file(str(tmp_path / "empty.py"))
+
+
+def test_a_derived_config_is_locked():
+    with pytest.raises(AttributeError, match="theta"):
+        config_dict("figure5_cpu").loss.thetaa = 1.0

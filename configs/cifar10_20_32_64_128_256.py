@@ -1,0 +1,27 @@
+r"""MCN on CIFAR-10, the authors' book, Sec. 3.4, row 32-64-128-256: 20 layers, 17.1 M weights.
+
+Command:  python -m mcn_jax.main --config=configs/cifar10_20_32_64_128_256.py \
+              --config.data.archive_dir=DIR
+Expected: U-MCN 95.50 %, MCN 95.13 %, MCN with the center loss 95.33 % (the authors'); ours not run,
+          time not measured
+Partners: U-MCN with --config.binarize.enabled=False
+          WRN of the same channels with --config.model.conv=conv
+          WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2
+          WRN of the same printed width with --config.model.conv=conv --config.model.planes=1
+          MCN with the center loss, from the end of this run, with --config.init_from=WORKDIR
+              --config.binarize.start_epoch=0 --config.num_epochs=20
+              --config.optimizer.learning_rate=0.01 --config.optimizer.m_learning_rate=0.001
+              --config.optimizer.schedule=constant --config.optimizer.warmup_epochs=0
+              --config.loss.center_loss_weight=1e-3
+Ours:     as `cifar10_20_16_16_32_64.py`.
+"""
+
+import pathlib
+
+from mcn_jax.config import load_config_file
+
+
+def get_config():
+    config = load_config_file(pathlib.Path(__file__).with_name("cifar10_20_16_16_32_64.py"))
+    config.model.widths = (32, 64, 128, 256)
+    return config

@@ -1,0 +1,31 @@
+r"""Fig. 5 of the paper, accuracy over lambda: fine-tuning with the center loss after `figure5.py`.
+
+With init_from and start_epoch 0 the filters and the centers of the first stage are taken over.
+
+Command:  for lambda in 1e-4 1e-3 1e-2 1e-1; do
+              python -m mcn_jax.main --config=configs/figure5_lambda.py \
+                  --config.data.archive_dir=DIR \
+                  --config.init_from=runs/figure5/theta_1e-4 \
+                  --config.loss.center_loss_weight=$lambda \
+                  --workdir=runs/figure5/lambda_$lambda
+          done
+Expected: "stable with varying lambda" (the paper's claim); ours not run, time not measured
+Partners: the same epochs without the center loss with --config.loss.center_loss_weight=0
+Ours:     the grid of lambda, 20 epochs at a constant tenth of the rates, and what is ours of
+          `figure5.py`.
+"""
+
+import pathlib
+
+from mcn_jax.config import load_config_file
+
+
+def get_config():
+    config = load_config_file(pathlib.Path(__file__).with_name("figure5.py"))
+    config.num_epochs = 20
+    config.binarize.start_epoch = 0
+    config.loss.center_loss_weight = 1e-3
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.m_learning_rate = 0.001
+    config.optimizer.schedule = "constant"
+    return config

@@ -1,0 +1,27 @@
+"""MCN on 100 classes of ImageNet, `imagenet100.py` with 8 narrow layers at 64x64: two CPU cores.
+
+Command:  python -m mcn_jax.main --config=configs/imagenet100_cpu.py --config.data.archive_dir=DIR
+Expected: not run, time not measured; the paper has no such row
+Partners: U-MCN with --config.binarize.enabled=False
+          WRN of the same channels with --config.model.conv=conv
+          WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2
+          WRN of the same printed width with --config.model.conv=conv --config.model.planes=1
+Ours:     8 layers, 4-4-8-16 maps, 64x64 pixels, 6 epochs of which the first as a U-MCN, cosine
+          schedule, one epoch of warm-up, and what is ours of its base.
+"""
+
+import pathlib
+
+from mcn_jax.config import load_config_file
+
+
+def get_config():
+    config = load_config_file(pathlib.Path(__file__).with_name("imagenet100.py"))
+    config.data.image_size = 64
+    config.num_epochs = 6
+    config.model.depth = 8
+    config.model.widths = (4, 4, 8, 16)
+    config.binarize.start_epoch = 1
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_epochs = 1
+    return config

@@ -1,0 +1,27 @@
+"""MCN on SVHN, `svhn.py` with 20 layers of a sixteenth of its width: two CPU cores.
+
+Command:  python -m mcn_jax.main --config=configs/svhn_cpu.py --config.data.archive_dir=DIR
+Expected: not run, time not measured; the paper has no such row
+Partners: U-MCN with --config.binarize.enabled=False
+          WRN of the same channels with --config.model.conv=conv
+          WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2
+          WRN of the same printed width with --config.model.conv=conv --config.model.planes=1
+Ours:     20 layers, 4-4-8-16 maps, the first 30,000 images, 8 epochs of which the first 2 as a
+          U-MCN, cosine schedule, one epoch of warm-up, and what is ours of its base.
+"""
+
+import pathlib
+
+from mcn_jax.config import load_config_file
+
+
+def get_config():
+    config = load_config_file(pathlib.Path(__file__).with_name("svhn.py"))
+    config.data.train_split = "train[:30000]"
+    config.num_epochs = 8
+    config.model.depth = 20
+    config.model.widths = (4, 4, 8, 16)
+    config.binarize.start_epoch = 2
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_epochs = 1
+    return config
