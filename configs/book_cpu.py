@@ -15,7 +15,7 @@ Partners: U-MCN with --config.binarize.enabled=False
               --config.optimizer.schedule=constant --config.optimizer.warmup_epochs=0
               --config.loss.center_loss_weight=1e-3
 Ours:     8 layers, 4-4-8-16 maps and the other three, the first 20,000 images of CIFAR-10, 8 epochs
-          of which the first 2 as a U-MCN, cosine schedule, one epoch of warm-up, and what is ours
+          of which the first 2 as a U-MCN, cosine schedule, and what is ours
           of its base, `cifar10_20_16_16_32_64.py`.
 """
 
@@ -32,5 +32,4 @@ def get_config():
     config.model.widths = (4, 4, 8, 16)
     config.binarize.start_epoch = 2
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_epochs = 1
     return config

@@ -6,7 +6,8 @@ Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same channels with --config.model.conv=conv
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2
           WRN of the same printed width with --config.model.conv=conv --config.model.planes=1
-Ours:     batch, momentum, weight decay, epochs at which the rate drops, augmentation, dropout.
+Ours:     batch, momentum, weight decay, epochs at which the rate drops, warm-up, augmentation,
+          dropout.
 """
 
 from mcn_jax.config import default_config
@@ -21,4 +22,5 @@ def get_config():
     config.model.depth = 34
     config.model.widths = (64, 64, 128, 256)
     config.model.dense_features = 512
+    config.optimizer.warmup_epochs = 1
     return config

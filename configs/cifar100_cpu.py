@@ -6,8 +6,8 @@ Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same channels with --config.model.conv=conv
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2
           WRN of the same printed width with --config.model.conv=conv --config.model.planes=1
-Ours:     20 layers, 4-4-8-16 maps, 8 epochs of which the first 2 as a U-MCN, cosine schedule, one
-          epoch of warm-up, and what is ours of its base.
+Ours:     20 layers, 4-4-8-16 maps, 8 epochs of which the first 2 as a U-MCN, cosine schedule,
+          and what is ours of its base.
 """
 
 import pathlib
@@ -22,5 +22,4 @@ def get_config():
     config.model.widths = (4, 4, 8, 16)
     config.binarize.start_epoch = 2
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_epochs = 1
     return config

@@ -13,8 +13,8 @@ Partners: U-MCN with --config.binarize.enabled=False
               --config.optimizer.learning_rate=0.01 --config.optimizer.m_learning_rate=0.001
               --config.optimizer.schedule=constant --config.optimizer.warmup_epochs=0
               --config.loss.center_loss_weight=1e-3
-Ours:     batch, momentum, weight decay, epochs at which the rate drops, augmentation, dropout, the
-          weight of the center loss.
+Ours:     batch, momentum, weight decay, epochs at which the rate drops, warm-up, augmentation,
+          dropout, the weight of the center loss.
 """
 
 import pathlib

@@ -10,8 +10,8 @@ Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same channels with --config.model.conv=conv
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2
           WRN of the same printed width with --config.model.conv=conv --config.model.planes=1
-Ours:     the grid of theta, epochs and schedule, weight decay, augmentation, dropout; Adadelta's
-          rate is eta1 as printed.
+Ours:     the grid of theta, epochs and schedule, warm-up, weight decay, augmentation, dropout;
+          Adadelta's rate is eta1 as printed.
 """
 
 import pathlib

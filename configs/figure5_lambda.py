@@ -28,4 +28,5 @@ def get_config():
     config.optimizer.learning_rate = 0.01
     config.optimizer.m_learning_rate = 0.001
     config.optimizer.schedule = "constant"
+    config.optimizer.warmup_epochs = 0
     return config

@@ -25,8 +25,8 @@ def get_config():
     config.num_epochs = 3
     config.binarize.start_epoch = 0
     config.loss.center_loss_weight = 1e-3
-    config.optimizer.learning_rate = 0.01
-    config.optimizer.m_learning_rate = 0.001
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.m_learning_rate = 0.01
     config.optimizer.schedule = "constant"
     config.optimizer.warmup_epochs = 0
     return config

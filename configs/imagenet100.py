@@ -10,7 +10,7 @@ Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2
           WRN of the same printed width with --config.model.conv=conv --config.model.planes=1
 Ours:     the classes, batch, momentum, weight decay, 3x3 stem, random parts and flips, the central
-          0.875 for testing, dropout.
+          0.875 for testing, warm-up, dropout.
 """
 
 from mcn_jax.config import default_config
@@ -31,4 +31,5 @@ def get_config():
     config.model.dense_features = 512
     config.optimizer.schedule_epochs = (30, 60, 90)
     config.optimizer.schedule_factor = 0.1
+    config.optimizer.warmup_epochs = 1
     return config

@@ -7,7 +7,7 @@ Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2
           WRN of the same printed width with --config.model.conv=conv --config.model.planes=1
 Ours:     8 layers, 4-4-8-16 maps, 64x64 pixels, 6 epochs of which the first as a U-MCN, cosine
-          schedule, one epoch of warm-up, and what is ours of its base.
+          schedule, and what is ours of its base.
 """
 
 import pathlib
@@ -23,5 +23,4 @@ def get_config():
     config.model.widths = (4, 4, 8, 16)
     config.binarize.start_epoch = 1
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_epochs = 1
     return config

@@ -8,8 +8,8 @@ Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same channels with --config.model.conv=conv
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2
           WRN of the same printed width with --config.model.conv=conv --config.model.planes=1
-Ours:     batch, momentum, weight decay, the factor of the rate every 30 epochs (0.2), no
-          augmentation, dropout.
+Ours:     batch, momentum, weight decay, the factor of the rate every 30 epochs (0.2), warm-up,
+          no augmentation, dropout.
 """
 
 import pathlib

@@ -24,7 +24,7 @@ NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
 
 # What a derived config changes of its base; every other file is a base.
 BINARIZED_EARLY = {"num_epochs": 8, "binarize.start_epoch": 2}
-COSINE = {"optimizer.schedule": "cosine", "optimizer.warmup_epochs": 1}
+COSINE = {"optimizer.schedule": "cosine"}
 NARROW = {"model.depth": 20, "model.widths": (4, 4, 8, 16)}
 FEW_DIGITS = {
     "data.train_split": "train[:10000]", "data.crop_padding": 0, "num_epochs": 5,
@@ -32,9 +32,18 @@ FEW_DIGITS = {
 }  # fmt: skip
 CENTER_LOSS = {
     "binarize.start_epoch": 0, "loss.center_loss_weight": 1e-3, "optimizer.schedule": "constant",
-    "optimizer.learning_rate": 0.01, "optimizer.m_learning_rate": 0.001,
+    "optimizer.warmup_epochs": 0,
 }  # fmt: skip
 ADADELTA = {"optimizer.name": "adadelta"}
+
+
+def rates(m_learning_rate):
+    return {
+        "optimizer.learning_rate": 10 * m_learning_rate,
+        "optimizer.m_learning_rate": m_learning_rate,
+    }
+
+
 DERIVED = {
     "cifar100": ("cifar10", {"data.name": "cifar100"}),
     "svhn": (
@@ -49,7 +58,7 @@ DERIVED = {
     "cifar10_20_32_64_128_256": ("cifar10_20_16_16_32_64", {"model.widths": (32, 64, 128, 256)}),
     "cifar10_20_64_64_128_256": ("cifar10_20_16_16_32_64", {"model.widths": (64, 64, 128, 256)}),
     "figure5": ("cifar10_20_16_16_32_64", ADADELTA),
-    "figure5_lambda": ("figure5", {"num_epochs": 20, **CENTER_LOSS}),
+    "figure5_lambda": ("figure5", {"num_epochs": 20, **CENTER_LOSS, **rates(0.001)}),
     "figure6": ("cifar10_20_16_16_32_64", {}),
     "figure7": ("cifar10_20_16_16_32_64", {}),
     "figure9": ("imagenet100", {}),
@@ -80,9 +89,9 @@ DERIVED = {
             **BINARIZED_EARLY, **COSINE,
         },
     ),
-    "figure5_cpu": ("mnist_cpu", {**FEW_DIGITS, **ADADELTA}),
+    "figure5_cpu": ("mnist_cpu", {**FEW_DIGITS, **ADADELTA, **rates(0.1)}),
     "figure5_lambda_cpu": (
-        "figure5_cpu", {"num_epochs": 3, "optimizer.warmup_epochs": 0, **CENTER_LOSS}
+        "figure5_cpu", {"num_epochs": 3, **CENTER_LOSS, **rates(0.01)}
     ),
     "figure6_cpu": ("cifar10_cpu", {}),
     "figure7_cpu": ("mnist_cpu", FEW_DIGITS),
