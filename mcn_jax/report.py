@@ -225,7 +225,7 @@ def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|").replace("_", "\\_").replace("*", "\\*")
 
 
-def _print(rows: Sequence[dict[str, str]], console: rich.console.Console) -> None:
+def print_table(rows: Sequence[dict[str, str]], console: rich.console.Console) -> None:
     """One table, or where the terminal is too narrow for that, a list for each row."""
     together = rich.table.Table(*rows[0])
     for row in rows:
@@ -284,7 +284,7 @@ def main(arguments: Sequence[str]) -> None:
         if options.json and options.json.is_dir():
             raise InputError(f"--json={options.json} is a directory; name a file")
         groups = group_runs([read_run(workdir) for workdir in options.workdirs])
-        _print(table(groups), console)
+        print_table(table(groups), console)
         paths = write_report(groups, options.out)
         if options.json:
             write_atomically(options.json, json.dumps(summary(groups), indent=2) + "\n")
