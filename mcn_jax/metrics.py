@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard events, the terminal and curves.png."""
+"""What a run tells: metrics.jsonl, TensorBoard events and the terminal."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import rich.table
 from tensorboardX import SummaryWriter
 
 from mcn_jax.errors import InputError
-from mcn_jax.workdir import cut_metrics, read_metrics
+from mcn_jax.workdir import cut_metrics
 
 
 class MetricsWriter:
@@ -141,30 +141,3 @@ def print_result(result: dict[str, Any], workdir: pathlib.Path) -> None:
     )
     table.add_row("time", f"{result['wall_seconds']:,.0f} s")
     rich.console.Console(highlight=False).print(table)
-
-
-def plot_curves(workdir: pathlib.Path) -> None:
-    """Draws WORKDIR/curves.png, loss and accuracy over epochs, from metrics.jsonl.
-
-    Training is a solid line and test a dashed one, so that the figure reads without colour.
-    """
-    import matplotlib.figure  # here, because it is slow to import and used once a run
-
-    epochs = [r for r in read_metrics(workdir / "metrics.jsonl") if r["kind"] == "epoch"]
-    x = [record["epoch"] + 1 for record in epochs]
-    figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
-    loss_axes, accuracy_axes = figure.subplots(1, 2)
-    for axes, name, scale in ((loss_axes, "loss", 1), (accuracy_axes, "accuracy", 100)):
-        for split, style, color in (("train", "-", "tab:blue"), ("test", "--", "black")):
-            values = [scale * record[f"{split}_{name}"] for record in epochs]
-            axes.plot(x, values, style, color=color, label=split)
-        binary_from = next((r["epoch"] for r in epochs if r["binarized"]), 0)
-        if binary_from:
-            axes.axvline(binary_from + 0.5, color="gray", linestyle=":", label="binary from here")
-        axes.set_xlabel("epoch")
-        axes.grid(visible=True, alpha=0.3)
-        axes.legend()
-    loss_axes.set_yscale("log")
-    loss_axes.set_ylabel("softmax loss (nats)")
-    accuracy_axes.set_ylabel("accuracy (%)")
-    figure.savefig(workdir / "curves.png", dpi=120)

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from mcn_jax import layers, metrics, models, optim, parallel
+from mcn_jax import figures, layers, metrics, models, optim, parallel
 from mcn_jax.checkpoint import Checkpoints, saved_steps
 from mcn_jax.config import Config, validate, validate_for_data
 from mcn_jax.data import Dataset, make_source, open_dataset
@@ -85,7 +85,7 @@ def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> dict[str,
         with metrics.MetricsWriter(workdir, int(state.step)) as writer:
             state = _run_epochs(config, setup, state, start, checkpoints, writer)
             result = _result(config, dataset, state, writer.epochs())
-        metrics.plot_curves(workdir)
+        figures.save(figures.curves(writer.records), workdir / "curves", formats=("png",))
         # Last, because its presence says that the run has ended.
         write_atomically(workdir / "result.json", json.dumps(result, indent=2) + "\n")
     return result

@@ -54,7 +54,7 @@ def check_workdir(workdir: pathlib.Path, config: Config, data: dict[str, Any]) -
                 " or use another --workdir"
             )
         return
-    record = _read_json(path)
+    record = read_json(path)
     try:
         before = flatten(from_config_dict(record["config"]))
         data_before = {name: record["data"][name] for name in data}
@@ -107,12 +107,17 @@ def write_config(
     write_atomically(workdir / "config.json", json.dumps(record, indent=2) + "\n")
 
 
-def _read_json(path: pathlib.Path) -> Any:
+def read_json(path: pathlib.Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        InputError: if it is no JSON.
+    """
     try:
         return json.loads(path.read_text())
     except ValueError as error:
         raise InputError(
-            f"{path} is damaged ({error}); delete it, or use another --workdir"
+            f"{path} is damaged ({error}); mend it, or use another work directory"
         ) from error
 
 
@@ -154,7 +159,9 @@ def read_metrics(path: pathlib.Path, last_step: int | None = None) -> list[dict[
         InputError: naming the line that is no JSON.
     """
     records = []
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    # Bytes that are no text become escapes, which are no JSON.
+    content = path.read_text(errors="backslashreplace") if path.exists() else ""
+    lines = content.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         if not line.endswith("\n"):
             break
@@ -162,7 +169,8 @@ def read_metrics(path: pathlib.Path, last_step: int | None = None) -> list[dict[
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(
-                f"{path}, line {number}, is damaged ({error}); mend it, or use another --workdir"
+                f"{path}, line {number}, is damaged ({error}); mend it, or use another work"
+                " directory"
             ) from error
         if last_step is not None and record["step"] > last_step:
             break
@@ -180,4 +188,4 @@ def cut_metrics(path: pathlib.Path, last_step: int) -> list[dict[str, Any]]:
 def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The result.json of a run that has ended; None of one that has not."""
     path = workdir / "result.json"
-    return _read_json(path) if path.exists() else None
+    return read_json(path) if path.exists() else None

@@ -51,3 +51,29 @@ def one_device(monkeypatch):
     from mcn_jax import parallel
 
     monkeypatch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def report_runs(data_dir, tmp_path_factory):
+    """{name: work directory} of small runs that reports compare, trained once a session."""
+    import dataclasses
+
+    from mcn_jax import parallel
+    from mcn_jax.config import BinarizeConfig, LossConfig
+    from mcn_jax.train import train_and_evaluate
+    from small_runs import digits_config
+
+    base = digits_config(data_dir, num_epochs=2, binarize=BinarizeConfig(start_epoch=0))
+    changes = {
+        "seed_0": {},
+        "seed_1": {"seed": 1},
+        "theta_0": {"loss": LossConfig(theta=0.0)},
+        "centers_3": {"binarize": BinarizeConfig(start_epoch=0, num_centers=3)},
+        "umcn": {"binarize": BinarizeConfig(start_epoch=0, enabled=False)},
+    }
+    root = tmp_path_factory.mktemp("report_runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:1])
+        for name, fields in changes.items():
+            train_and_evaluate(dataclasses.replace(base, **fields), root / name)
+    return {name: root / name for name in changes}

@@ -1,7 +1,6 @@
 import json
 import struct
 
-import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from mcn_jax import metrics
@@ -70,13 +69,3 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
     output = capsys.readouterr().out
     assert "epoch 2/4  loss 0.5000" in output
     assert "11/40" in output
-
-
-@pytest.mark.parametrize("binary_from", [0, 2])
-def test_curves_of_a_run(tmp_path, binary_from):
-    with metrics.MetricsWriter(tmp_path, 0) as writer:
-        for epoch in range(4):
-            record = EPOCH | {"step": epoch, "epoch": epoch, "binarized": epoch >= binary_from}
-            writer.write(record)
-    metrics.plot_curves(tmp_path)
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
