@@ -107,13 +107,13 @@ class Config:
     """A whole run."""
 
     seed: int = 0  # of every random choice, 0 to 2^32 - 1
-    init_from: str = ""  # work directory of a run, from whose last checkpoint this one starts
     batch_size: int = 128  # images a step, over all devices
     eval_batch_size: int = 1000  # images an evaluation step, over all devices; any value
     num_epochs: int = 200  # passes over the training split
     log_every_steps: int = 100  # steps between step records in metrics.jsonl
     dtype: str = "float32"  # of the computation: "float32", "bfloat16" or "float64"
     param_dtype: str = "float32"  # of parameters and statistics: "float32" or "float64"
+    init_from: str = ""  # work directory of a run, from whose last checkpoint this one starts
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     binarize: BinarizeConfig = BinarizeConfig()

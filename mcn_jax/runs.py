@@ -196,10 +196,12 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 
 
 def method(setting: Mapping[str, Any]) -> str:
-    """ "MCN", "U-MCN", "CNN", or the name of another convolution."""
+    """ "MCN", "U-MCN"; of ordinary convolutions "WRN" or "CNN"; or the name of another one."""
     if setting["model.conv"] == "mcconv":
         return "MCN" if setting["binarize.enabled"] else "U-MCN"
-    return "CNN" if setting["model.conv"] == "conv" else str(setting["model.conv"])
+    if setting["model.conv"] == "conv":
+        return "WRN" if setting["model.name"] == "wide_resnet" else "CNN"
+    return str(setting["model.conv"])
 
 
 def network(setting: Mapping[str, Any]) -> str:

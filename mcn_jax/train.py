@@ -86,6 +86,8 @@ def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> dict[str,
             state = _run_epochs(config, setup, state, start, checkpoints, writer)
             result = _result(config, dataset, state, writer.epochs())
         figures.save(figures.curves(writer.records), workdir / "curves", formats=("png",))
+        if figures.of_kind(writer.records, "health"):
+            figures.save(figures.health(writer.records), workdir / "health", formats=("png",))
         # Last, because its presence says that the run has ended.
         write_atomically(workdir / "result.json", json.dumps(result, indent=2) + "\n")
     return result

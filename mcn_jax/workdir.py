@@ -156,7 +156,7 @@ def read_metrics(path: pathlib.Path, last_step: int | None = None) -> list[dict[
     A last line without its end, which a kill cut short, is left out.
 
     Raises:
-        InputError: naming the line that is no JSON.
+        InputError: naming the line that is no record.
     """
     records = []
     # Bytes that are no text become escapes, which are no JSON.
@@ -167,12 +167,14 @@ def read_metrics(path: pathlib.Path, last_step: int | None = None) -> list[dict[
             break
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+            is_later = last_step is not None and record["step"] > last_step
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else error
             raise InputError(
-                f"{path}, line {number}, is damaged ({error}); mend it, or use another work"
+                f"{path}, line {number}, is damaged ({reason}); mend it, or use another work"
                 " directory"
             ) from error
-        if last_step is not None and record["step"] > last_step:
+        if is_later:
             break
         records.append(record)
     return records

@@ -13,7 +13,10 @@ import pathlib
 import shutil
 import statistics
 
+from mcn_jax import figures, runs
 from mcn_jax.config import DataConfig
+from mcn_jax.runs import group_runs, read_run
+from mcn_jax.workdir import read_metrics
 
 RESULTS = pathlib.Path(__file__).parent
 README = RESULTS.parent / "README.md"
@@ -33,30 +36,27 @@ ROWS = (
 
 
 def add(workdir: pathlib.Path, name: str) -> None:
-    """Copies the records of one finished run."""
+    """Copies the records of one finished run, and draws its curves and its filters' health."""
     if not (workdir / "result.json").exists():
         raise SystemExit(f"{workdir} has no result.json: its run has not ended")
     target = RESULTS / name
     target.mkdir(exist_ok=True)
-    for file in ("metrics.jsonl", "result.json", "curves.png"):
+    for file in ("metrics.jsonl", "result.json"):
         shutil.copy(workdir / file, target / file)
     record = json.loads((workdir / "config.json").read_text())
     default = DataConfig()
     places = {name: getattr(default, name) for name in ("archive_dir", "data_dir", "root")}
     record["config"]["data"] |= places
     (target / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+    records = read_metrics(target / "metrics.jsonl")
+    figures.save(figures.curves(records), target / "curves", formats=("png",))
+    if figures.of_kind(records, "health"):
+        figures.save(figures.health(records), target / "health", formats=("png",))
 
 
 def read(name: str, file: str) -> dict:
     """One of the JSON files of a record."""
     return json.loads((RESULTS / name / file).read_text())
-
-
-def method_of(config: dict) -> str:
-    """What a config trains: "MCN", "U-MCN" or "CNN"."""
-    if config["model"]["conv"] != "mcconv":
-        return "CNN"
-    return "MCN" if config["binarize"]["enabled"] else "U-MCN"
 
 
 def short_revision(revision: str | None) -> str:
@@ -70,24 +70,24 @@ def row(data: str, method: str, paper: str, names: tuple[str, ...]) -> str:
     """One line of the table."""
     if not names:
         return f"| {data} | {method} | {paper} | not run | | | | | | |"
-    results = [read(name, "result.json") for name in names]
+    try:
+        [group] = group_runs(read_run(RESULTS / name) for name in names)
+    except ValueError as error:
+        # Seeds of one cell share everything else.
+        raise SystemExit(f"{', '.join(names)} are not seeds of one config: {error}") from error
+    if runs.method(group.setting) != method:  # the method is what its column says
+        raise SystemExit(f"results/{names[0]} is a {runs.method(group.setting)}, not a {method}")
     records = [read(name, "config.json") for name in names]
-    accuracies = [100 * result["final_test_accuracy"] for result in results]
+    accuracies = [100 * accuracy for accuracy in group.results("final_test_accuracy")]
     spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
     ours = f"{statistics.mean(accuracies):.2f}{spread} (n = {len(accuracies)})"
-    bits, float_bits = results[0]["filter_bits"], results[0]["float32_filter_bits"]
-    seconds = statistics.mean(result["wall_seconds"] for result in results)
-    first = records[0]["config"]
-    for name, record in zip(names, records, strict=True):
-        # Seeds of one cell share everything else, and the method is what its column says.
-        if record["config"] | {"seed": 0} != first | {"seed": 0}:
-            raise SystemExit(f"results/{name} was run with another config than results/{names[0]}")
-        if method_of(record["config"]) != method:
-            raise SystemExit(f"results/{name} is a {method_of(record['config'])}, not a {method}")
+    bits, float_bits = (group.results(n)[0] for n in ("filter_bits", "float32_filter_bits"))
+    seconds = statistics.mean(group.results("wall_seconds"))
     revisions = sorted({short_revision(record["git_revision"]) for record in records})
     logs = " ".join(f"[{i}](results/{name})" for i, name in enumerate(names))
-    epochs = first["num_epochs"]
-    hardware = f"{records[0]['cpu_count']} CPU cores"
+    epochs = group.setting["num_epochs"]
+    cores = records[0]["cpu_count"]
+    hardware = f"{cores} CPU core{'s' if cores > 1 else ''}"
     return (
         f"| {data} | {method} | {paper} | {ours} | {bits:,} | {float_bits // bits}x | {epochs}"
         f" | {seconds:,.0f} s | {hardware}; {', '.join(revisions)} | {logs} |"

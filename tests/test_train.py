@@ -124,7 +124,19 @@ def test_files_of_a_run_and_what_they_say(data_dir, tmp_path, one_device):
     # Epochs before binarization do not count as the best of an MCN.
     assert result["best_test_accuracy"] == max(r["test_accuracy"] for r in epochs[2:])
     assert epochs[-1]["train_loss"] < 0.9 * epochs[0]["train_loss"]
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    health = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "health"]
+    assert [r["epoch"] for r in health] == [2, 3]
+    assert ["flip_ratio" in r for r in epochs] == [False, False, True, True]
+    state = last_state(tmp_path, config)
+    for layer in ("conv_1", "conv_2"):
+        latent = state.params[layer]["latent_filters"]
+        is_higher = latent >= state.centers[layer]["centers"].mean()
+        assert health[-1][f"{layer}/share_1"] == pytest.approx(is_higher.mean())
+        assert health[-1][f"{layer}/m_max"] == state.params[layer]["m_filters"].max()
+        # A filter weight of the first layer, of which there are 72, or of the second, 288.
+        assert 0 < health[0][f"{layer}/flip_ratio"] < 0.3
+    for name in ("curves.png", "health.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
     record = json.loads((tmp_path / "config.json").read_text())
     assert record["config"]["loss"]["theta"] == 1e-3

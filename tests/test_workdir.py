@@ -7,7 +7,7 @@ import pytest
 
 from mcn_jax.config import Config, DataConfig
 from mcn_jax.errors import InputError
-from mcn_jax.workdir import check_workdir, read_result, write_config
+from mcn_jax.workdir import check_workdir, read_metrics, read_result, write_config
 
 DATA = {"train_examples": 1437, "class_names": ["0", "1"]}
 
@@ -78,3 +78,11 @@ def test_a_damaged_result_is_named(tmp_path):
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(InputError, match=r"result.json is damaged"):
         read_result(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["{", '{"kind": "epoch"}', "7", '{"step": "x"}', "\\xff"])
+def test_a_line_of_the_metrics_that_is_no_record_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "step", "step": 1}\n' + line + "\n")
+    with pytest.raises(InputError, match=r"metrics.jsonl, line 2, is damaged"):
+        read_metrics(path, last_step=5)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 import paper
-from mcn_jax.ops.binarize import binarize, kmeans_centers, nearest_center
+from mcn_jax.ops.binarize import binarize, kmeans_centers, nearest_center, nearest_index
 
 
 def random_values(seed, shape):
@@ -69,6 +69,14 @@ def test_kmeans_keeps_its_digits_far_from_zero():
 def test_kmeans_refuses_impossible_numbers_of_centers(num_centers):
     with pytest.raises(ValueError, match=rf"num_centers={num_centers} must lie in 1..3"):
         kmeans_centers(jnp.arange(3.0), num_centers)
+
+
+def test_the_index_is_that_of_the_nearest_center_ties_included():
+    centers = np.array([-1.0, 0.0, 0.5, 2.0], np.float32)
+    values = np.array([[-9, -0.5, -0.51, 0.25], [0.24, 1.25, 1.2, 9]], np.float32)
+    index = np.asarray(nearest_index(values, centers))
+    np.testing.assert_array_equal(index, [[0, 1, 0, 2], [1, 3, 2, 3]])
+    np.testing.assert_array_equal(nearest_center(values, centers), centers[index])
 
 
 def test_nearest_center_at_ties_and_bounds():
