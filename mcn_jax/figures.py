@@ -8,6 +8,7 @@ import io
 import math
 import pathlib
 import statistics
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -312,4 +313,5 @@ def _legend_below(figure: "Figure", axes: "Axes") -> None:
     handles, labels = axes.get_legend_handles_labels()
     characters = 12 * figure.get_figwidth() - 6
     columns = max(1, int(characters // (max(map(len, labels)) + 8)))
+    labels = [textwrap.fill(label, int(characters)) for label in labels]
     figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))

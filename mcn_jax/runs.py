@@ -230,26 +230,38 @@ def differing_fields(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name for each setting in a legend: its method, and what else tells it from the others."""
-    fields = differing_fields(settings)
-    short = {name: name.rpartition(".")[2] for name in fields}
+    """A name for each setting in a legend, no longer than tells it from the others: its method,
+    data set and network where these differ, and fields that differ among those with one name."""
     names = [[method(setting)] for setting in settings]
     for describe in (lambda setting: str(setting["data.name"]), network):
         if len({describe(setting) for setting in settings}) > 1:
             for name, setting in zip(names, settings, strict=True):
                 name.append(describe(setting))
-    for name, setting in zip(names, settings, strict=True):
-        for field in fields:
-            value = setting.get(field)
-            if field == "loss.center_loss_weight":
-                name.append(f"center loss, lambda {value:g}" if value else "no center loss")
-            elif field == "init_from":
-                name.append("fine-tuned" if value else "from scratch")
-            else:
-                unique = list(short.values()).count(short[field]) == 1
-                shown = SHORT_NAMES.get(field, short[field] if unique else field)
-                name.append(f"{shown} {text(value)}")
-    return [", ".join(name) for name in names]
+    bases = [", ".join(name) for name in names]
+    alike: dict[str, list[Mapping[str, Any]]] = {}
+    for base, setting in zip(bases, settings, strict=True):
+        alike.setdefault(base, []).append(setting)
+    return [
+        ", ".join((base, *_told_apart(setting, alike[base])))
+        for base, setting in zip(bases, settings, strict=True)
+    ]
+
+
+def _told_apart(setting: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In words, the fields of a setting that differ among settings."""
+    fields = differing_fields(alike)
+    short = [name.rpartition(".")[2] for name in fields]
+    words = []
+    for field, last in zip(fields, short, strict=True):
+        value = setting.get(field)
+        if field == "loss.center_loss_weight":
+            words.append(f"center loss, lambda {value:g}" if value else "no center loss")
+        elif field == "init_from":
+            words.append("fine-tuned" if value else "from scratch")
+        else:
+            name = SHORT_NAMES.get(field, last if short.count(last) == 1 else field)
+            words.append(f"{name} {text(value)}")
+    return words
 
 
 def text(value: Any) -> str:

@@ -145,12 +145,12 @@ def test_labels_name_what_tells_settings_apart(report_runs, tmp_path):
     assert labels(settings) == [
         "MCN, no center loss, momentum 0.9",
         "MCN, center loss, lambda 0.001, momentum 0.5",
-        "U-MCN, no center loss, momentum 0.9",
+        "U-MCN",
     ]
     named = copy(source, tmp_path / "b", optimizer__name="adam", model__name="wide_resnet")
     deeper = copy(source, tmp_path / "c", model__depth=28, model__name="wide_resnet")
     assert labels([group.setting for group in groups_of(named, deeper)]) == [
-        "MCN, wide_resnet 20 layers 2-4, name adam", "MCN, wide_resnet 28 layers 2-4, name sgd",
+        "MCN, wide_resnet 20 layers 2-4", "MCN, wide_resnet 28 layers 2-4",
     ]  # fmt: skip
 
 
