@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mcn_jax.checkpoint import Checkpoints, named_leaves
-from mcn_jax.config import BinarizeConfig, LossConfig, OptimizerConfig
+from mcn_jax.config import BinarizeConfig, LossConfig, ModelConfig, OptimizerConfig
 from mcn_jax.errors import InputError
 from mcn_jax.layers import binary_filters
 from mcn_jax.ops.mcconv import FORMS
@@ -228,3 +228,32 @@ def test_eight_devices_train_to_the_same_accuracy_as_one(data_dir, tmp_path, mon
     assert one["final_test_accuracy"] > 0.3  # far above chance: there is something to compare
     assert abs(eight["final_test_accuracy"] - one["final_test_accuracy"]) <= 0.05
     assert eight["test_examples"] == one["test_examples"] == 360
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("planes", "num_centers", "optimizer"),
+    [
+        (8, 2, OptimizerConfig(learning_rate=0.05, schedule="constant", warmup_epochs=1)),
+        (3, 8, OptimizerConfig(learning_rate=0.05, schedule="constant", warmup_epochs=1)),
+        (4, 2, OptimizerConfig(name="adadelta", learning_rate=1.0, schedule="constant")),
+    ],
+    ids=["K=8", "K=3, U=8", "adadelta"],
+)
+def test_other_planes_centers_and_optimizers_learn(
+    planes, num_centers, optimizer, data_dir, tmp_path, one_device
+):
+    config = digits_config(
+        data_dir,
+        num_epochs=3,
+        model=ModelConfig(widths=(2, 4), planes=planes, dense_features=32, dropout_rate=0.2),
+        binarize=BinarizeConfig(start_epoch=1, num_centers=num_centers),
+        optimizer=optimizer,
+    )
+    result = train_and_evaluate(config, tmp_path)
+    assert result["final_test_accuracy"] > 0.6  # ten classes
+    state = last_state(tmp_path, config)
+    assert state.params["conv_2"]["m_filters"].shape == (3, 3, planes)
+    filters = binary_filters(state.params, state.centers)["conv_2"]
+    assert filters.shape == (3, 3, 2 * planes, 4)
+    assert len(np.unique(filters)) == num_centers
