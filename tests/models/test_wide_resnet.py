@@ -410,9 +410,9 @@ def test_layers_are_found_by_their_nested_names():
     params = drawn_variables(network, jnp.zeros(RGB))["params"]
     centers = layers.updated_centers(params, 2)
     paths = [
-        ("stage_1_block_1", "conv_1"), ("stage_1_block_1", "conv_2"),
+        ("stem",), ("stage_1_block_1", "conv_1"), ("stage_1_block_1", "conv_2"),
         ("stage_2_block_1", "conv_1"), ("stage_2_block_1", "conv_2"),
-        ("stage_3_block_1", "conv_1"), ("stage_3_block_1", "conv_2"), ("stem",),
+        ("stage_3_block_1", "conv_1"), ("stage_3_block_1", "conv_2"),
     ]  # fmt: skip
     assert list(layers.modulated_layers(params)) == paths
     binary = layers.binary_filters(params, centers)
