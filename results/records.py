@@ -4,7 +4,8 @@
     python results/records.py table              prints the table of results
     python results/records.py write              puts this and the benchmarks' into README.md
 
-A copied config.json has the default data directories: where the data lay is no part of a result.
+A copied config.json has the default data directories and the bare name of the run that it started
+from: where these lay is no part of a result.
 """
 
 import argparse
@@ -32,8 +33,8 @@ ROWS = (
     ("MNIST, 20-40-80-160 maps", "MCN", "99.52", ()),
     ("CIFAR-10, 20 layers, 4-4-8-16 maps, 12 epochs", "MCN", "", ("cifar10_cpu_mcn",)),
     ("", "U-MCN", "", ("cifar10_cpu_umcn",)),
-    ("CIFAR-10, 20 layers, 16-16-32-64 maps", "MCN", "92.08", ()),
-    ("", "U-MCN", "93.69", ()),
+    ("CIFAR-10, 20 layers, 16-16-32-64 maps", "MCN", "92.08 (book)", ()),
+    ("", "U-MCN", "93.69 (book)", ()),
     ("CIFAR-10, 34 layers, 64-64-128-256 maps", "MCN", "95.39", ()),
     ("", "U-MCN", "95.75", ()),
 )
@@ -51,6 +52,9 @@ def add(workdir: pathlib.Path, name: str) -> None:
     default = DataConfig()
     places = {name: getattr(default, name) for name in ("archive_dir", "data_dir", "root")}
     record["config"]["data"] |= places
+    if record.get("init_from"):
+        source = pathlib.Path(record["init_from"]["workdir"]).name
+        record["config"]["init_from"] = record["init_from"]["workdir"] = source
     (target / "config.json").write_text(json.dumps(record, indent=2) + "\n")
     records = read_metrics(target / "metrics.jsonl")
     figures.save(figures.curves(records), target / "curves", formats=("png",))
