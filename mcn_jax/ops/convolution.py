@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mcn_jax.ops.chunks import images_at_a_time
+
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-# Of the patches that the filter gradient holds at a time on a CPU: about what its cache keeps.
-CHUNK_BYTES = 2**21
 
 
 def convolve(
@@ -67,8 +67,7 @@ def _filter_gradient_by_patches(features, cotangent, kernel_size, strides, paddi
     pads = lax.padtype_to_pads(features.shape[1:3], kernel_size, strides, padding)
     taps = math.prod(kernel_size)
     image_bytes = height * width * taps * channels * features.dtype.itemsize
-    most = max(1, CHUNK_BYTES // image_bytes)
-    chunk = max(size for size in range(1, min(n, most) + 1) if n % size == 0)
+    chunk = images_at_a_time(n, image_bytes)
 
     def patches_of(images):
         images = jnp.pad(images, ((0, 0), *pads, (0, 0)))

@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from mcn_jax.ops import factored
 from mcn_jax.ops.binarize import nearest_center
 from mcn_jax.ops.convolution import convolve, filter_gradient
 from mcn_jax.ops.modulate import reconstructed_filters
@@ -61,7 +63,42 @@ def _direct_backward(spec, features, filters, m_sum_filters, m_filters, cotangen
     return d_features, d_filters, d_m
 
 
-FORMS = {"direct": Form(_direct_forward, _direct_backward)}
+def _best(platform: str, filters, m_filters) -> Form:
+    """The faster form. Elsewhere than on a CPU, and of a single input map, only the direct one has
+    been measured to be."""
+    single_map = filters.shape[2] == m_filters.shape[-1]
+    return FORMS["factored" if platform == "cpu" and not single_map else "direct"]
+
+
+def _auto_forward(spec, features, filters, m_filters):
+    on_cpu, elsewhere = (_best(platform, filters, m_filters) for platform in ("cpu", "other"))
+    return lax.platform_dependent(
+        features,
+        filters,
+        m_filters,
+        cpu=functools.partial(on_cpu.forward, spec),
+        default=functools.partial(elsewhere.forward, spec),
+    )
+
+
+def _auto_backward(spec, features, filters, m_sum_filters, m_filters, cotangent):
+    on_cpu, elsewhere = (_best(platform, filters, m_filters) for platform in ("cpu", "other"))
+    return lax.platform_dependent(
+        features,
+        filters,
+        m_sum_filters,
+        m_filters,
+        cotangent,
+        cpu=functools.partial(on_cpu.backward, spec),
+        default=functools.partial(elsewhere.backward, spec),
+    )
+
+
+FORMS = {
+    "auto": Form(_auto_forward, _auto_backward),
+    "direct": Form(_direct_forward, _direct_backward),
+    "factored": Form(factored.forward, factored.backward),
+}
 
 
 def mcconv(
@@ -73,7 +110,7 @@ def mcconv(
     strides: tuple[int, int] = (1, 1),
     padding: str = "SAME",
     m_gradient: str = "binary",
-    form: str = "direct",
+    form: str = "auto",
 ) -> jax.Array:
     """Convolution with modulated binary filters (Wang et al. 2018, Eqs. 3 to 9 and 12, 16).
 
@@ -96,7 +133,8 @@ def mcconv(
         strides: steps in y and x, in pixels.
         padding: "SAME" or "VALID".
         m_gradient: "binary" or "latent".
-        form: a name in `FORMS`; all compute the same function.
+        form: a name in `FORMS`; all compute the same function. "auto" takes the faster of the
+            others.
 
     Returns:
         [N, Y', X', H*K].

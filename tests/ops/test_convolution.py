@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcn_jax.ops import convolution
+from mcn_jax.ops import chunks, convolution
 
 
 def written_out(features, cotangent, taps, strides, padding):
@@ -47,7 +47,7 @@ def test_filter_gradient(shape, taps, strides, padding, images_a_chunk, monkeypa
         output = convolution.convolve(jnp.asarray(features), filters, strides, padding)
         cotangent = generator.normal(size=output.shape)
         patch_bytes = output.shape[1] * output.shape[2] * taps**2 * shape[-1] * 8
-        monkeypatch.setattr(convolution, "CHUNK_BYTES", images_a_chunk * patch_bytes)
+        monkeypatch.setattr(chunks, "CHUNK_BYTES", images_a_chunk * patch_bytes)
         gradient = convolution.filter_gradient(
             jnp.asarray(features), jnp.asarray(cotangent), (taps, taps), strides, padding
         )

@@ -33,6 +33,7 @@ def value_and_gradients(features, latent, m, centers, **options):
         return output, cotangent, vjp(jnp.asarray(cotangent))
 
 
+@pytest.mark.parametrize("form", ["auto", "direct", "factored"])
 @pytest.mark.parametrize("m_gradient", ["binary", "latent"])
 @pytest.mark.parametrize("binarized", [True, False])
 @pytest.mark.parametrize(
@@ -47,13 +48,13 @@ def value_and_gradients(features, latent, m, centers, **options):
     ],
 )
 def test_forward_and_gradients_are_those_of_the_paper(
-    taps, stride, padding, planes, binarized, m_gradient
+    taps, stride, padding, planes, binarized, m_gradient, form
 ):
     features, latent, m = arrays(taps=taps, planes=planes)
     centers = CENTERS if binarized else None
     output, cotangent, gradients = value_and_gradients(
         features, latent, m, centers,
-        strides=(stride, stride), padding=padding, m_gradient=m_gradient,
+        strides=(stride, stride), padding=padding, m_gradient=m_gradient, form=form,
     )  # fmt: skip
 
     filters = paper.binary(latent, CENTERS) if binarized else latent
@@ -134,7 +135,7 @@ def test_bfloat16_features_with_float32_filters():
     [
         ({"padding": "FULL"}, "padding='FULL' must be one of SAME, VALID"),
         ({"m_gradient": "exact"}, "m_gradient='exact' must be one of binary, latent"),
-        ({"form": "fast"}, "form='fast' must be one of direct"),
+        ({"form": "fast"}, "form='fast' must be one of auto, direct, factored"),
         ({"taps": 2}, "filters of 2x2 taps: MCconv needs an odd square"),
         ({"drop_channel": True}, "7 channels of features for filters of 8"),
         ({"planes_of_m": 3}, "8 channels are no whole number of maps of 3 planes"),

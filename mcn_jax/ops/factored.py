@@ -1,0 +1,195 @@
+"""MCconv with a quarter of the multiply-adds of the convolution with reconstructed filters.
+
+All K planes of an output map share one binary filter; only the weights of the taps differ:
+
+    output[h, k] = sum over taps t of M[t, k] * (shift_t(features) @ filters[t, :, h])
+
+What is in brackets does not depend on k. So the features are multiplied once by the filters of all
+taps, [pixels, C] @ [C, T*H]; the product of each tap is shifted to the output pixels that it
+belongs to; and M, as a matrix [T, K], mixes T shifted products into K planes. The backward pass
+runs the other way: M spreads the cotangent over the taps, each is shifted back, and two matrix
+products make the gradients of features and filters of it. The gradient of M is the product of the
+shifted products, computed anew, and the cotangent.
+
+With strides (s, s) a tap reads every s-th pixel in y and x, one of s*s phases of the image. Each
+phase is multiplied by the filters of its own taps; with stride 1 the image is the only phase.
+
+What lies between has T*H channels, more than input and output together. It is made for a few images
+at a time, so that it stays in cache and costs no memory.
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mcn_jax.ops.chunks import images_at_a_time, scan_chunks
+
+
+class _Tap(NamedTuple):
+    """A row or column of taps. `padding`, at the low and the high end and often negative, takes
+    its phase of the image to the output pixels that read it."""
+
+    phase: int
+    padding: tuple[int, int]
+
+    @property
+    def back(self) -> tuple[int, int]:
+        """The padding that undoes `padding`, and is its transpose."""
+        return -self.padding[0], -self.padding[1]
+
+
+class _Taps(NamedTuple):
+    """All taps of a kernel on an image of `size`, in y and in x."""
+
+    size: tuple[int, int]
+    out_size: tuple[int, int]
+    strides: tuple[int, int]
+    rows: list[_Tap]
+    columns: list[_Tap]
+
+    def by_phase(self) -> dict[tuple[int, int], list[tuple[int, int]]]:
+        """{phase in y and x: (i, j) of the taps that read it}."""
+        found: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for (i, row), (j, column) in itertools.product(
+            enumerate(self.rows), enumerate(self.columns)
+        ):
+            found.setdefault((row.phase, column.phase), []).append((i, j))
+        return found
+
+
+def forward(spec, features, filters, m_filters):
+    """See `mcn_jax.ops.mcconv`."""
+    taps = _taps(features.shape[1:3], filters.shape[:2], spec.strides, spec.padding)
+    filters, m_TK = filters.astype(features.dtype), _matrix(m_filters, features.dtype)
+    planes, maps = m_TK.shape[1], filters.shape[-1]
+
+    def of_chunk(nothing, images):
+        products_TNYXH = _shifted_products(images, filters, taps)
+        mixed_KP = m_TK.T @ products_TNYXH.reshape(len(m_TK), -1)
+        mixed_KNYXH = mixed_KP.reshape(planes, -1, *taps.out_size, maps)
+        return nothing, jnp.moveaxis(mixed_KNYXH, 0, -1).reshape(-1, *out_shape[1:])
+
+    out_shape = (len(features), *taps.out_size, maps * planes)
+    buffer = jnp.broadcast_to(features[0, 0, 0, 0], out_shape)
+    chunk = _chunk(features, filters, taps)
+    return scan_chunks(of_chunk, None, [features], buffer, chunk)[1]
+
+
+def backward(spec, features, filters, m_sum_filters, m_filters, cotangent):
+    """See `mcn_jax.ops.mcconv`."""
+    taps = _taps(features.shape[1:3], filters.shape[:2], spec.strides, spec.padding)
+    filters_dtype, dtype = filters.dtype, features.dtype
+    filters, m_sum_filters = filters.astype(dtype), m_sum_filters.astype(dtype)
+    m_TK = _matrix(m_filters, dtype)
+    # Half precision is summed in float32.
+    sum_dtype = jnp.promote_types(dtype, jnp.float32)
+
+    def add(sums, images, cotangents):
+        # Planes first, which the barrier keeps from being read a plane at a time ever again.
+        g_KP = lax.optimization_barrier(cotangents.reshape(-1, m_TK.shape[1]).T)
+        products_TP = _shifted_products(images, m_sum_filters, taps).reshape(len(m_TK), -1)
+        d_m_TK = jnp.matmul(products_TP, g_KP.T, preferred_element_type=sum_dtype)
+        spread_TP = m_TK @ g_KP
+        spread_TNYXH = spread_TP.reshape(-1, len(images), *taps.out_size, filters.shape[-1])
+        d_images, d_filters = _gradients_of_products(images, filters, spread_TNYXH, taps, sum_dtype)
+        return (sums[0] + d_filters, sums[1] + d_m_TK), d_images
+
+    chunk = _chunk(features, filters, taps)
+    zeros = jnp.zeros(filters.shape, sum_dtype), jnp.zeros(m_TK.shape, sum_dtype)
+    buffer = jnp.broadcast_to(cotangent[0, 0, 0, 0], features.shape)
+    (d_filters, d_m), d_features = scan_chunks(add, zeros, [features, cotangent], buffer, chunk)
+    return d_features, d_filters.astype(filters_dtype), d_m.reshape(m_filters.shape)
+
+
+def _shifted_products(images, filters, taps: _Taps):
+    """[N, Y, X, C] and [W, W, C, H] -> [T, N, Y', X', H], what each tap adds to each output pixel
+    before M weighs it."""
+    height, width = taps.strides
+    products = {}
+    for (y, x), its_taps in taps.by_phase().items():
+        phase = images[:, y::height, x::width]
+        together = phase @ _side_by_side(filters, its_taps)
+        for tap, product in zip(its_taps, jnp.split(together, len(its_taps), axis=-1), strict=True):
+            products[tap] = _pad(product, taps.rows[tap[0]].padding, taps.columns[tap[1]].padding)
+    # Without the barrier XLA shifts and multiplies by M one element at a time.
+    return lax.optimization_barrier(jnp.stack([products[tap] for tap in sorted(products)]))
+
+
+def _gradients_of_products(images, filters, spread_TNYXH, taps: _Taps, sum_dtype):
+    """Gradients of images and filters through `_shifted_products`."""
+    height, width = taps.strides
+    d_images = jnp.zeros((), images.dtype)
+    d_filters: dict[tuple[int, int], jax.Array] = {}
+    for (y, x), its_taps in taps.by_phase().items():
+        phase = images[:, y::height, x::width]
+        d_products = []
+        for i, j in its_taps:
+            spread = spread_TNYXH[i * len(taps.columns) + j]
+            d_products.append(_pad(spread, taps.rows[i].back, taps.columns[j].back))
+        together = jnp.concatenate(d_products, axis=-1)
+        d_phase = together @ _side_by_side(filters, its_taps).T
+        d_side_by_side = jnp.matmul(
+            phase.reshape(-1, phase.shape[-1]).T,
+            together.reshape(-1, together.shape[-1]),
+            preferred_element_type=sum_dtype,
+        )
+        parts = jnp.split(d_side_by_side, len(its_taps), axis=-1)
+        d_filters |= dict(zip(its_taps, parts, strict=True))
+        d_images += _onto_image(d_phase, (y, x), taps)
+    stacked = jnp.stack([d_filters[tap] for tap in sorted(d_filters)])
+    return d_images, stacked.reshape(filters.shape)
+
+
+def _taps(size, kernel_size, strides, padding) -> _Taps:
+    pads = lax.padtype_to_pads(size, kernel_size, strides, padding)
+    out_size, lines = [], []
+    for pixels, kernel, stride, (low, high) in zip(size, kernel_size, strides, pads, strict=True):
+        out_size.append((pixels + low + high - kernel) // stride + 1)
+        line = []
+        for tap in range(kernel):
+            # Output pixel o reads pixel stride * o + tap - low = stride * (o + shift) + phase.
+            shift, phase = divmod(tap - low, stride)
+            in_phase = len(range(phase, pixels, stride))
+            line.append(_Tap(phase, (-shift, out_size[-1] - in_phase + shift)))
+        lines.append(line)
+    return _Taps(size, tuple(out_size), strides, *lines)
+
+
+def _matrix(m_filters, dtype):
+    """M as [T, K]."""
+    return m_filters.reshape(-1, m_filters.shape[-1]).astype(dtype)
+
+
+def _side_by_side(filters, its_taps):
+    """[W, W, C, H] -> [C, len(its_taps) * H]."""
+    return jnp.concatenate([filters[tap] for tap in its_taps], axis=-1)
+
+
+def _pad(array, rows: tuple[int, int], columns: tuple[int, int]):
+    zero = jnp.zeros((), array.dtype)
+    return lax.pad(array, zero, ((0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)))
+
+
+def _onto_image(phase, place: tuple[int, int], taps: _Taps):
+    """[N, y, x, C] of one phase -> [N, Y, X, C], zero at the pixels of other phases."""
+    if taps.strides == (1, 1):
+        return phase
+    config = [(0, 0, 0)]
+    for pixels, start, size, stride in zip(
+        phase.shape[1:3], place, taps.size, taps.strides, strict=True
+    ):
+        covered = stride * (pixels - 1) + 1 if pixels else 0
+        config.append((start, size - start - covered, stride - 1))
+    return lax.pad(phase, jnp.zeros((), phase.dtype), (*config, (0, 0, 0)))
+
+
+def _chunk(features, filters, taps: _Taps) -> int:
+    """Images a chunk. Each chunk reads the filters again, so that it is no smaller than they."""
+    pixels = max(math.prod(taps.size), math.prod(taps.out_size))
+    itemsize = features.dtype.itemsize
+    image_bytes = pixels * filters.size // features.shape[-1] * itemsize
+    return images_at_a_time(len(features), image_bytes, at_least=filters.size * itemsize)

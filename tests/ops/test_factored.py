@@ -1,0 +1,115 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcn_jax.ops import chunks
+from mcn_jax.ops.mcconv import mcconv
+
+CENTERS = np.array([-0.4, 0.7])
+
+
+def output_and_gradients(arrays, cotangent_seed=9, **options):
+    """Of one form: output, d_features, d_latent, d_m."""
+    dtype = arrays[0].dtype
+    centers = jnp.asarray(CENTERS, dtype)
+    output, vjp = jax.vjp(lambda f, c, m: mcconv(f, c, centers, m, **options), *arrays)
+    cotangent = np.random.default_rng(cotangent_seed).normal(size=output.shape)
+    return output, *vjp(jnp.asarray(cotangent, dtype))
+
+
+def random_arrays(seed, images, size, in_maps, out_maps, planes, taps, dtype=np.float64):
+    generator = np.random.default_rng(seed)
+    features = generator.normal(size=(images, *size, in_maps * planes))
+    latent = generator.normal(size=(taps, taps, in_maps * planes, out_maps))
+    m = np.abs(generator.normal(size=(taps, taps, planes)))
+    return tuple(jnp.asarray(a, dtype) for a in (features, latent, m))
+
+
+def distance(a, b):
+    """||a - b|| / ||b||, and where b is zero, whether a is."""
+    return jnp.linalg.norm(a - b) / jnp.maximum(jnp.linalg.norm(b), 1e-30)
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    seed=st.integers(0, 2**31),
+    images=st.integers(1, 5),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    in_maps=st.integers(1, 3),
+    out_maps=st.integers(1, 4),
+    planes=st.sampled_from([1, 2, 4, 8]),
+    taps=st.sampled_from([1, 3, 5]),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.sampled_from(["SAME", "VALID"]),
+    m_gradient=st.sampled_from(["binary", "latent"]),
+    images_a_chunk=st.integers(1, 5),
+)
+def test_it_is_the_direct_form_for_any_shape(
+    seed, images, size, in_maps, out_maps, planes, taps, strides, padding, m_gradient,
+    images_a_chunk,
+):  # fmt: skip
+    if padding == "VALID":
+        size = tuple(max(pixels, taps) for pixels in size)
+    options = {"strides": strides, "padding": padding, "m_gradient": m_gradient}
+    with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
+        arrays = random_arrays(seed, images, size, in_maps, out_maps, planes, taps)
+        image_bytes = taps**2 * out_maps * size[0] * size[1] * 8
+        patch.setattr(chunks, "CHUNK_BYTES", images_a_chunk * image_bytes)
+        ours = output_and_gradients(arrays, form="factored", **options)
+        expected = output_and_gradients(arrays, form="direct", **options)
+        for a, b in zip(ours, expected, strict=True):
+            assert a.shape == b.shape
+            assert a.dtype == b.dtype
+            assert distance(a, b) <= 1e-12
+
+
+@pytest.mark.parametrize("planes", [1, 2, 4, 8])
+@pytest.mark.parametrize(("strides", "padding"), [((1, 1), "SAME"), ((2, 2), "VALID")])
+def test_it_is_the_direct_form_in_float32(planes, strides, padding):
+    arrays = random_arrays(3, 8, (15, 14), 16 // planes, 12, planes, 3, np.float32)
+    options = {"strides": strides, "padding": padding}
+    ours = output_and_gradients(arrays, form="factored", **options)
+    expected = output_and_gradients(arrays, form="direct", **options)
+    for a, b, limit in zip(ours, expected, (1e-5, 1e-5, 1e-5, 1e-4), strict=True):
+        assert distance(a, b) <= limit
+
+
+def test_half_precision_loses_no_more_than_its_rounding():
+    exact = random_arrays(4, 8, (12, 12), 4, 8, 4, 3, np.float32)
+    features, latent, m = exact
+    half = output_and_gradients((features.astype(jnp.bfloat16), latent, m), form="factored")
+    expected = output_and_gradients(exact, form="direct")
+    for a, b in zip(half, expected, strict=True):
+        assert distance(a.astype(jnp.float32), b) <= 0.01
+
+
+@pytest.mark.parametrize(
+    ("images", "image_bytes", "at_least", "expected"),
+    [
+        (128, 2**20, 0, 4),
+        (126, 2**20, 0, 3),
+        (127, 2**20, 0, 1),
+        (8, 2**10, 0, 8),
+        (8, 2**30, 0, 1),
+        (64, 2**20, 2**25, 32),
+    ],
+)
+def test_chunks_divide_the_batch_and_fit(images, image_bytes, at_least, expected):
+    assert chunks.images_at_a_time(images, image_bytes, at_least=at_least) == expected
+
+
+def test_the_intermediates_of_a_large_batch_take_no_memory():
+    """The products of all images together would be nine fourths of the output."""
+    features, latent, m = random_arrays(5, 64, (32, 32), 8, 8, 4, 3, np.float32)
+
+    def temporary_bytes(form):
+        def loss(features, latent, m):
+            return jnp.sum(mcconv(features, latent, None, m, form=form) ** 2)
+
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(features, latent, m).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes("factored") <= 1.1 * temporary_bytes("direct")
