@@ -6,7 +6,7 @@ CONFIG ?= digits
 ARGS ?=
 VENV := .venv/bin
 
-.PHONY: train test lint types slow help
+.PHONY: train test lint types slow bench help
 
 train: .venv/installed  ## train configs/$(CONFIG).py: make train CONFIG=mnist_cpu ARGS="--config.seed=1"
 	$(VENV)/python -m mcn_jax.main --config=configs/$(CONFIG).py --workdir=runs/$(CONFIG) $(ARGS)
@@ -16,6 +16,12 @@ test: .venv/installed  ## the tests that take seconds
 
 slow: .venv/installed  ## the tests that take minutes
 	$(VENV)/python -m pytest -q -m slow
+
+bench: .venv/installed  ## the benchmarks: tens of minutes on a machine that does nothing else
+	$(VENV)/python -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
+	$(VENV)/python benchmarks/mcconv.py
+	$(VENV)/python benchmarks/step.py
+	$(VENV)/python benchmarks/input.py
 
 lint: .venv/installed  ## style and format
 	$(VENV)/ruff check .

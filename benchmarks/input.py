@@ -13,10 +13,8 @@ import argparse
 import functools
 import io
 import itertools
-import json
 import multiprocessing
 import pathlib
-import platform
 import statistics
 import tempfile
 import time
@@ -25,75 +23,34 @@ import jax
 import numpy as np
 import rich.console
 import rich.table
+from measure import ROOT, add_out, alternated, ratio, write
+from networks import TrainingStep, load
 from PIL import Image
 
-from mcn_jax import models, optim, parallel
-from mcn_jax.config import Config, DataConfig, from_config_dict, load_config_file
-from mcn_jax.data import DATASETS, images, make_source, open_dataset
-from mcn_jax.data.batches import Batch, Split
+from mcn_jax import parallel
+from mcn_jax.config import Config, DataConfig
+from mcn_jax.data import images, make_source, open_dataset
 from mcn_jax.seeds import Purpose, example_generators
-from mcn_jax.state import create_state
-from mcn_jax.steps import StepSettings, step_inputs, train_step
-from mcn_jax.workdir import environment
+from mcn_jax.steps import step_inputs
 
-ROOT = pathlib.Path(__file__).parents[1]
 SIZE, MIN_AREA = 224, 0.08
-
-
-def seconds(function) -> float:
-    """Of one call, to the end of what it computes."""
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - start
 
 
 def resident(config_path: pathlib.Path, batch_size: int, repeats: int) -> dict:
     """Times of the input function and of a training step, both on one device."""
-    config = from_config_dict(load_config_file(config_path))
-    facts = DATASETS[config.data.name]
-    generator = np.random.default_rng(0)
-    count = facts.examples["train"]
-    split = Split(
-        jax.device_put(generator.integers(0, 256, (count, *facts.image_shape), np.uint8)),
-        jax.device_put(generator.integers(0, facts.classes, count).astype(np.int32)),
-    )
-    schedule = (config.optimizer, count // config.batch_size, config.num_epochs)
-    optimizer = optim.make_optimizer(*schedule)
-    model = models.make_model(config, facts.classes, binarized=True)
-    settings = StepSettings(
-        config=config, learning_rate=optim.learning_rate(*schedule), mean=facts.mean, std=facts.std
-    )
-    state = create_state(config, model, optimizer, facts.image_shape)
-    inputs = jax.jit(functools.partial(step_inputs, settings=settings))
-    step = jax.jit(
-        functools.partial(
-            train_step, model=model, optimizer=optimizer, settings=settings, binarized=True
-        ),
-        donate_argnums=0,
-    )
-
-    def batch() -> Batch:
-        rows = generator.choice(count, batch_size, replace=False).astype(np.int32)
-        return Batch(jax.device_put(rows), jax.device_put(np.arange(batch_size, dtype=np.int32)))
-
-    times = {"input function": [], "training step": []}
-    for repeat in range(repeats + 2):  # the first two compile and warm up
-        rows = batch()
-        first = seconds(functools.partial(inputs, split, rows, state.step))
-        start = time.perf_counter()
-        state, metrics = step(state, split, rows)
-        jax.block_until_ready((state, metrics))
-        second = time.perf_counter() - start
-        if repeat >= 2:
-            times["input function"].append(first)
-            times["training step"].append(second)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    step = TrainingStep(load(config_path), batch_size, binarized=True)
+    inputs = jax.jit(functools.partial(step_inputs, settings=step.settings))
+    functions = {
+        "input function": lambda: inputs(step.split, step.batch, step.state.step),
+        "training step": step,
+    }
+    times = alternated(functions, repeats)
     return {
         "config": str(config_path.relative_to(ROOT)),
         "batch_size": batch_size,
         "repeats": repeats,
-        "median_seconds": medians,
-        "ratio": statistics.median(a / b for a, b in zip(*times.values(), strict=True)),
+        "median_seconds": {name: statistics.median(times[name]) for name in times},
+        "ratio": ratio(times, *functions),
         "target": "at most 0.02",
     }
 
@@ -201,13 +158,11 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=512, help="different JPEGs, even")
     parser.add_argument("--batches", type=int, default=24, help="of 64 images in a measurement")
     parser.add_argument("--rounds", type=int, default=5, help="of the streamed measurement")
-    parser.add_argument("--out", default=str(ROOT / "results" / "benchmarks" / "input.json"))
+    add_out(parser, "input.json")
     options = parser.parse_args()
     record = {
         "streamed": streamed(options.photos, options.batches, options.rounds),
         "resident": resident(ROOT / options.config, options.batch_size, options.repeats),
-        "cpu": platform.processor(),
-        **environment(),
     }
     table = rich.table.Table("input", "a", "b", "a / b", "target")
     a, b = record["resident"]["median_seconds"].items()
@@ -223,9 +178,7 @@ def main() -> None:
         f"{record['streamed']['ratio']:.3f}", record["streamed"]["target"],
     )  # fmt: skip
     rich.console.Console(width=160, highlight=False).print(table)
-    out = pathlib.Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=2) + "\n")
+    write(options.out, record)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ class MCConv(nn.Module):
         num_centers: U; a filter costs ceil(log2 U) bits a weight.
         m_gradient: "binary" or "latent", the two readings of Eq. 16.
         m_noise: standard deviation of M around one at the start.
+        form: how it is computed, "auto" for the fastest; see `mcn_jax.ops.mcconv`.
         dtype: of the computation; None is that of the input.
         param_dtype: of the parameters.
     """
@@ -43,6 +44,7 @@ class MCConv(nn.Module):
     num_centers: int = 2
     m_gradient: str = "binary"
     m_noise: float = 0.1
+    form: str = "auto"
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -70,6 +72,7 @@ class MCConv(nn.Module):
             strides=(self.strides, self.strides),
             padding=self.padding,
             m_gradient=self.m_gradient,
+            form=self.form,
         )
 
 

@@ -75,7 +75,7 @@ def forward(spec, features, filters, m_filters):
 
     out_shape = (len(features), *taps.out_size, maps * planes)
     buffer = jnp.broadcast_to(features[0, 0, 0, 0], out_shape)
-    chunk = _chunk(features, filters, taps)
+    chunk = _chunk(features, filters, m_TK, taps)
     return scan_chunks(of_chunk, None, [features], buffer, chunk)[1]
 
 
@@ -98,7 +98,7 @@ def backward(spec, features, filters, m_sum_filters, m_filters, cotangent):
         d_images, d_filters = _gradients_of_products(images, filters, spread_TNYXH, taps, sum_dtype)
         return (sums[0] + d_filters, sums[1] + d_m_TK), d_images
 
-    chunk = _chunk(features, filters, taps)
+    chunk = _chunk(features, filters, m_TK, taps)
     zeros = jnp.zeros(filters.shape, sum_dtype), jnp.zeros(m_TK.shape, sum_dtype)
     buffer = jnp.broadcast_to(cotangent[0, 0, 0, 0], features.shape)
     (d_filters, d_m), d_features = scan_chunks(add, zeros, [features, cotangent], buffer, chunk)
@@ -187,9 +187,11 @@ def _onto_image(phase, place: tuple[int, int], taps: _Taps):
     return lax.pad(phase, jnp.zeros((), phase.dtype), (*config, (0, 0, 0)))
 
 
-def _chunk(features, filters, taps: _Taps) -> int:
-    """Images a chunk. Each chunk reads the filters again, so that it is no smaller than they."""
+def _chunk(features, filters, m_TK, taps: _Taps) -> int:
+    """Images a chunk. Of each there are the products, their gradients and the cotangent, planes
+    first. Each chunk reads the filters again, so that it is no smaller than they."""
     pixels = max(math.prod(taps.size), math.prod(taps.out_size))
+    channels = (2 * m_TK.shape[0] + m_TK.shape[1]) * filters.shape[-1]
     itemsize = features.dtype.itemsize
-    image_bytes = pixels * filters.size // features.shape[-1] * itemsize
-    return images_at_a_time(len(features), image_bytes, at_least=filters.size * itemsize)
+    at_least = filters.size * itemsize
+    return images_at_a_time(len(features), pixels * channels * itemsize, at_least=at_least)

@@ -22,6 +22,7 @@ from jax import lax
 from mcn_jax.ops import factored
 from mcn_jax.ops.binarize import nearest_center
 from mcn_jax.ops.convolution import convolve, filter_gradient
+from mcn_jax.ops.fastest import Shape, fastest_form, measured_platforms
 from mcn_jax.ops.modulate import reconstructed_filters
 
 PADDINGS = ("SAME", "VALID")
@@ -63,35 +64,34 @@ def _direct_backward(spec, features, filters, m_sum_filters, m_filters, cotangen
     return d_features, d_filters, d_m
 
 
-def _best(platform: str, filters, m_filters) -> Form:
-    """The faster form. Elsewhere than on a CPU, and of a single input map, only the direct one has
-    been measured to be."""
-    single_map = filters.shape[2] == m_filters.shape[-1]
-    return FORMS["factored" if platform == "cpu" and not single_map else "direct"]
-
-
 def _auto_forward(spec, features, filters, m_filters):
-    on_cpu, elsewhere = (_best(platform, filters, m_filters) for platform in ("cpu", "other"))
-    return lax.platform_dependent(
-        features,
-        filters,
-        m_filters,
-        cpu=functools.partial(on_cpu.forward, spec),
-        default=functools.partial(elsewhere.forward, spec),
-    )
+    arrays = features, filters, m_filters
+    forms = _fastest(spec, features, filters, m_filters)
+    passes = {platform: functools.partial(form.forward, spec) for platform, form in forms.items()}
+    return lax.platform_dependent(*arrays, **passes)
 
 
 def _auto_backward(spec, features, filters, m_sum_filters, m_filters, cotangent):
-    on_cpu, elsewhere = (_best(platform, filters, m_filters) for platform in ("cpu", "other"))
-    return lax.platform_dependent(
-        features,
-        filters,
-        m_sum_filters,
-        m_filters,
-        cotangent,
-        cpu=functools.partial(on_cpu.backward, spec),
-        default=functools.partial(elsewhere.backward, spec),
+    arrays = features, filters, m_sum_filters, m_filters, cotangent
+    forms = _fastest(spec, features, filters, m_filters)
+    passes = {platform: functools.partial(form.backward, spec) for platform, form in forms.items()}
+    return lax.platform_dependent(*arrays, **passes)
+
+
+def _fastest(spec, features, filters, m_filters) -> dict[str, Form]:
+    """The form to take on each platform that was measured, and by "default" elsewhere."""
+    planes = m_filters.shape[-1]
+    shape = Shape(
+        in_maps=filters.shape[2] // planes,
+        out_maps=filters.shape[3],
+        planes=planes,
+        size=features.shape[1],
+        stride=spec.strides[0],
     )
+    return {
+        platform: FORMS[fastest_form(platform, features.dtype.name, shape)]
+        for platform in (*measured_platforms(), "default")
+    }
 
 
 FORMS = {
@@ -133,8 +133,8 @@ def mcconv(
         strides: steps in y and x, in pixels.
         padding: "SAME" or "VALID".
         m_gradient: "binary" or "latent".
-        form: a name in `FORMS`; all compute the same function. "auto" takes the faster of the
-            others.
+        form: a name in `FORMS`; all compute the same function. "auto" takes what was
+            the fastest at the nearest shape measured, see `mcn_jax.ops.fastest`.
 
     Returns:
         [N, Y', X', H*K].

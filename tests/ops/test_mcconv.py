@@ -33,7 +33,7 @@ def value_and_gradients(features, latent, m, centers, **options):
         return output, cotangent, vjp(jnp.asarray(cotangent))
 
 
-@pytest.mark.parametrize("form", ["auto", "direct", "factored"])
+@pytest.mark.parametrize("form", ["direct", "factored"])
 @pytest.mark.parametrize("m_gradient", ["binary", "latent"])
 @pytest.mark.parametrize("binarized", [True, False])
 @pytest.mark.parametrize(

@@ -1,0 +1,198 @@
+"""One layer: MCconv direct, factored, and the ordinary convolution of the same channels.
+
+    python benchmarks/mcconv.py           prints a table, writes results/benchmarks/mcconv.json
+    python benchmarks/mcconv.py --tune    also writes mcn_jax/ops/fastest.json, by which
+                                          form="auto" chooses
+
+Every layer shape of the four widths of the authors' book on CIFAR-10, of an MCN of 4-4-8-16 maps
+and of the MNIST networks, with random data. Forward, and forward with the gradients of features,
+filters and M. Binarization is part of an MCconv's time. "auto" is the form that the table names.
+"""
+
+import argparse
+import json
+import statistics
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import rich.console
+import rich.table
+from measure import add_out, alternated, ratio, write
+
+from mcn_jax.ops import kmeans_centers
+from mcn_jax.ops.fastest import TABLE, Shape, fastest_form
+from mcn_jax.ops.mcconv import mcconv
+from mcn_jax.workdir import write_atomically
+
+CIFAR_WIDTHS = (
+    (4, 4, 8, 16), (16, 16, 32, 64), (16, 32, 64, 128), (32, 64, 128, 256), (64, 64, 128, 256),
+)  # fmt: skip
+MNIST_WIDTHS = ((5, 10, 20, 40), (10, 20, 40, 80), (20, 40, 80, 160))
+# K other than 4 is measured at these.
+OTHER_PLANES = (Shape(4, 4, 4, 32, 1), Shape(16, 16, 4, 16, 1), Shape(64, 64, 4, 8, 1))
+FORMS = ("direct", "factored")
+# What is asked of "auto" over the ordinary convolution, float32 on two CPU cores.
+TARGETS = {
+    Shape(16, 16, 4, 32, 1): 0.75, Shape(32, 32, 4, 16, 1): 0.85, Shape(64, 64, 4, 8, 1): 0.55,
+    Shape(256, 256, 4, 8, 1): 0.30,
+}  # fmt: skip
+TARGET_ELSEWHERE = 1.05
+
+
+def shapes() -> list[Shape]:
+    """All that are measured, each once."""
+    found = set()
+    for stem, one, two, three in CIFAR_WIDTHS:
+        found |= {
+            Shape(3, stem, 4, 32, 1), Shape(stem, one, 4, 32, 1), Shape(one, one, 4, 32, 1),
+            Shape(one, two, 4, 32, 2), Shape(two, two, 4, 16, 1),
+            Shape(two, three, 4, 16, 2), Shape(three, three, 4, 8, 1),
+        }  # fmt: skip
+    for widths in MNIST_WIDTHS:
+        maps = (1, *widths)
+        found |= {Shape(maps[i], maps[i + 1], 4, 32 >> i, 1) for i in range(4)}
+    found |= {shape._replace(planes=k) for shape in OTHER_PLANES for k in (1, 2, 8)}
+    return sorted(found)
+
+
+def multiply_adds(shape: Shape) -> int:
+    """Of the ordinary convolution of the same channels, forward, of one image."""
+    pixels = (shape.size // shape.stride) ** 2
+    return pixels * 9 * shape.planes**2 * shape.in_maps * shape.out_maps
+
+
+def measure(shape: Shape, batch: int, dtype: jnp.dtype, repeats: int) -> dict[str, Any]:
+    """Median seconds, ratios to the ordinary convolution, and bytes of temporary memory."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    size, strides = shape.size, (shape.stride, shape.stride)
+    channels, outputs = shape.in_maps * shape.planes, shape.out_maps * shape.planes
+    x = jax.random.normal(keys[0], (batch, size, size, channels), dtype)
+    latent = jax.random.normal(keys[1], (3, 3, channels, shape.out_maps))
+    centers = kmeans_centers(latent, 2)
+    m = jnp.abs(1 + 0.1 * jax.random.normal(keys[2], (3, 3, shape.planes)))
+    kernel = jax.random.normal(keys[3], (3, 3, channels, outputs))
+    out_size = -(-size // shape.stride)
+    cotangent = jax.random.normal(keys[4], (batch, out_size, out_size, outputs), dtype)
+    ordinary = nn.Conv(outputs, (3, 3), strides, use_bias=False, dtype=dtype)
+
+    functions = {"ordinary": (lambda x, k: ordinary.apply({"params": {"kernel": k}}, x), (kernel,))}
+    for form in FORMS:
+        functions[form] = (
+            lambda x, c, m, form=form: mcconv(x, c, centers, m, strides=strides, form=form),
+            (latent, m),
+        )
+    record: dict[str, Any] = {**shape._asdict(), "batch": batch}
+    for name in ("forward", "with gradient"):
+        calls, memory = {}, {}
+        for form, (function, parameters) in functions.items():
+
+            def value_and_gradient(cotangent, *arguments, function=function):
+                output, vjp = jax.vjp(function, *arguments)
+                return output, vjp(cotangent)
+
+            arguments = (x, *parameters)
+            if name == "with gradient":
+                function, arguments = value_and_gradient, (cotangent, *arguments)
+            compiled = jax.jit(function).lower(*arguments).compile()
+            memory[form] = compiled.memory_analysis().temp_size_in_bytes
+            calls[form] = lambda compiled=compiled, arguments=arguments: compiled(*arguments)
+        times = alternated(calls, repeats)
+        record[name] = {
+            "median_seconds": {form: statistics.median(times[form]) for form in times},
+            "over_ordinary": {form: ratio(times, form, "ordinary") for form in FORMS},
+            "factored_over_direct": ratio(times, "factored", "direct"),
+            "temporary_bytes": memory,
+        }
+    return record
+
+
+def batch_of(shape: Shape, work: float) -> int:
+    """The power of two, 4 to 128, whose convolution takes about `work` multiply-adds."""
+    batch = 4
+    while batch < 128 and 2 * batch * multiply_adds(shape) <= work:
+        batch *= 2
+    return batch
+
+
+def tune(records: list[dict[str, Any]], platform: str, dtype: str) -> None:
+    """Replaces the rows of this platform and dtype in the table of "auto"."""
+    rows = json.loads(TABLE.read_text()) if TABLE.exists() else []
+    rows = [row for row in rows if (row["platform"], row["dtype"]) != (platform, dtype)]
+    for record in records:
+        gain = record["with gradient"]["factored_over_direct"]
+        shape = {name: record[name] for name in Shape._fields}
+        form = "factored" if gain < 1 else "direct"
+        rows.append(
+            {"platform": platform, "dtype": dtype, **shape, "form": form}
+            | {"factored_over_direct": round(gain, 3)}
+        )
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    write_atomically(TABLE, f"[\n{lines}\n]\n")
+
+
+def print_table(records: list[dict[str, Any]], platform: str, dtype: str) -> None:
+    """Ratios to the ordinary convolution."""
+    table = rich.table.Table(
+        "maps", "K", "size", "stride", "batch", "direct, forward", "factored, forward",
+        "direct", "factored", "factored / direct", "auto", "auto / ordinary", "asked",
+    )  # fmt: skip
+    for record in records:
+        shape = Shape(**{name: record[name] for name in Shape._fields})
+        forward = record["forward"]["over_ordinary"]
+        whole = record["with gradient"]["over_ordinary"]
+        form = fastest_form(platform, dtype, shape)
+        limit = TARGETS.get(shape, TARGET_ELSEWHERE)
+        table.add_row(
+            f"{shape.in_maps}-{shape.out_maps}",
+            *map(str, (shape.planes, shape.size, shape.stride, record["batch"])),
+            *(f"{forward[name]:.2f}" for name in FORMS),
+            *(f"{whole[name]:.2f}" for name in FORMS),
+            f"{record['with gradient']['factored_over_direct']:.2f}",
+            form,
+            f"{whole[form]:.2f}",
+            f"{limit:.2f}",
+        )
+    rich.console.Console(width=160, highlight=False).print(table)
+
+
+def main() -> None:
+    """Measures all shapes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tune", action="store_true", help="write the table of form='auto'")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--repeats", type=int, default=20, help="turns that are counted")
+    parser.add_argument("--work", type=float, default=1e9, help="multiply-adds that a batch costs")
+    parser.add_argument("--maps", type=int, help="only shapes with as many output maps")
+    add_out(parser, "mcconv.json")
+    options = parser.parse_args()
+    if options.tune and options.maps:
+        parser.error("--tune needs all shapes: leave out --maps")
+    platform = jax.default_backend()
+    platform = "cuda" if platform == "gpu" else platform
+    records = []
+    for shape in shapes():
+        if options.maps in (None, shape.out_maps):
+            batch = batch_of(shape, options.work)
+            records.append(measure(shape, batch, jnp.dtype(options.dtype), options.repeats))
+            print(f"{shape}, batch {batch}", flush=True)
+    if options.tune:
+        tune(records, platform, options.dtype)
+    print_table(records, platform, options.dtype)
+    write(
+        options.out,
+        {
+            "platform": platform,
+            "device": jax.local_devices()[0].device_kind,
+            "dtype": options.dtype,
+            "repeats": options.repeats,
+            "layers": records,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Whole training steps, as the training loop runs them, on random data."""
+
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from mcn_jax import models, optim
+from mcn_jax.config import Config, from_config_dict, load_config_file
+from mcn_jax.data import DATASETS
+from mcn_jax.data.batches import Batch, Split
+from mcn_jax.state import create_state
+from mcn_jax.steps import StepSettings, train_step
+
+
+class TrainingStep:
+    """One compiled step of a config on one device; each call is the next step.
+
+    Attributes:
+        compiled: see `jax.stages.Compiled`.
+        split, batch, settings, state: its arguments; `state` is that after the last call.
+    """
+
+    def __init__(self, config: Config, batch_size: int, *, binarized: bool, form: str = "auto"):
+        """Builds and compiles.
+
+        Args:
+            config: of the run; its data set is replaced by random images of the same shape.
+            batch_size: takes the place of the config's.
+            binarized: whether it is a step of the binary epochs.
+            form: of MCconv.
+        """
+        facts = DATASETS[config.data.name]
+        generator = np.random.default_rng(0)
+        count = facts.examples["train"]
+        self.split = Split(
+            jax.device_put(generator.integers(0, 256, (count, *facts.image_shape), np.uint8)),
+            jax.device_put(generator.integers(0, facts.classes, count).astype(np.int32)),
+        )
+        rows = generator.choice(count, batch_size, replace=False).astype(np.int32)
+        positions = np.arange(batch_size, dtype=np.int32)
+        self.batch = Batch(jax.device_put(rows), jax.device_put(positions))
+        schedule = (config.optimizer, count // config.batch_size, config.num_epochs)
+        optimizer = optim.make_optimizer(*schedule)
+        model = models.make_model(config, facts.classes, binarized=binarized)
+        if config.model.conv == "mcconv":
+            model = model.clone(conv=functools.partial(model.conv, form=form))
+        rate = optim.learning_rate(*schedule)
+        self.settings = StepSettings(
+            config=config, learning_rate=rate, mean=facts.mean, std=facts.std
+        )
+        self.state = create_state(config, model, optimizer, facts.image_shape)
+        step = functools.partial(
+            train_step, model=model, optimizer=optimizer, settings=self.settings,
+            binarized=binarized,
+        )  # fmt: skip
+        lowered = jax.jit(step, donate_argnums=0).lower(self.state, self.split, self.batch)
+        self.compiled = lowered.compile()
+
+    def __call__(self) -> dict[str, jax.Array]:
+        """Runs a step and returns its metrics."""
+        self.state, metrics = self.compiled(self.state, self.split, self.batch)
+        return metrics
+
+
+def load(path: pathlib.Path, fields: Mapping[str, Any] | None = None) -> Config:
+    """A config with some fields changed, such as {"model.conv": "conv"}."""
+    config = load_config_file(path)
+    config.update_from_flattened_dict(dict(fields or {}))
+    return from_config_dict(config)
