@@ -111,6 +111,7 @@ class Config:
     eval_batch_size: int = 1000  # images an evaluation step, over all devices; any value
     num_epochs: int = 200  # passes over the training split
     log_every_steps: int = 100  # steps between step records in metrics.jsonl
+    steps_per_dispatch: int = 0  # resident data: most steps in one program; 0: CPU 1, others 32
     dtype: str = "float32"  # of the computation: "float32", "bfloat16" or "float64"
     param_dtype: str = "float32"  # of parameters and statistics: "float32" or "float64"
     init_from: str = ""  # work directory of a run, from whose last checkpoint this one starts
@@ -241,7 +242,7 @@ def validate(config: Config, num_devices: int = 1) -> None:
         "data.cutout", "data.mixup", "model.m_noise", "loss.theta",
         "loss.center_loss_weight", "binarize.start_epoch", "binarize.refresh_epochs",
         "optimizer.learning_rate", "optimizer.m_learning_rate", "optimizer.weight_decay",
-        "optimizer.warmup_epochs",
+        "optimizer.warmup_epochs", "steps_per_dispatch",
     ):  # fmt: skip
         _require(flat[name] >= 0, name, flat[name], "must not be negative")
     for name, value in flat.items():

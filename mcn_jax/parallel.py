@@ -45,13 +45,16 @@ def unreplicate(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0, ...], tree)
 
 
-def shard(tree: Any) -> Any:
-    """Divides a batch among the local devices: [B, ...] -> [devices, B / devices, ...]."""
+def shard(tree: Any, axis: int = 0) -> Any:
+    """Divides a batch among the local devices: [B, ...] -> [devices, B / devices, ...].
+
+    With axis=1 it divides each of several: [steps, B, ...] -> [devices, steps, B / devices, ...].
+    """
     num_devices = len(local_devices())
 
     def divided(x):
-        x = np.asarray(x)
-        return jax.device_put(x.reshape(num_devices, -1, *x.shape[1:]), _sharding())
+        parts = np.split(np.asarray(x), num_devices, axis)
+        return jax.device_put(np.stack(parts), _sharding())
 
     return jax.tree.map(divided, tree)
 

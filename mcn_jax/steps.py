@@ -116,6 +116,25 @@ def train_step(
     return new_state, metrics
 
 
+def train_steps(
+    state: TrainState, split: Split, batches: Batch, **arguments: Any
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Several steps in one program, so that the host is asked once for all of them.
+
+    Args:
+        state: before the first.
+        split: the training split.
+        batches: of this device, each array with a leading axis of steps.
+        **arguments: of `train_step`.
+
+    Returns:
+        The state after the last step, and the metrics of each: [steps].
+    """
+    return lax.scan(
+        lambda state, batch: train_step(state, split, batch, **arguments), state, batches
+    )
+
+
 def step_inputs(split: Split, batch: Batch, step: jax.Array, settings: StepSettings) -> Inputs:
     """What a training step is given of the data: rows of the split, augmented, normalised."""
     config = settings.config

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import pathlib
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from mcn_jax import figures, layers, metrics, models, optim, parallel
 from mcn_jax.checkpoint import Checkpoints, saved_steps
@@ -21,17 +23,20 @@ from mcn_jax.errors import InputError
 from mcn_jax.evaluate import evaluate
 from mcn_jax.health import filter_health
 from mcn_jax.state import TrainState, create_state
-from mcn_jax.steps import StepSettings, eval_step, train_step
+from mcn_jax.steps import StepSettings, eval_step, train_step, train_steps
 from mcn_jax.warm_start import WarmStart, warm_start
 from mcn_jax.workdir import check_workdir, read_result, write_atomically, write_config
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """The compiled steps of one part of the schedule: as a U-MCN, or with binary filters."""
+    """The compiled steps of one part of the schedule: as a U-MCN, or with binary filters.
+
+    train: one step, or as many as the source gives batches at a time.
+    """
 
     binarized: bool
-    train_step: Callable[..., Any]
+    train: Callable[..., Any]
     eval_step: Callable[..., Any]
 
 
@@ -137,11 +142,14 @@ class _Setup:
             "axis_name": parallel.AXIS,
         }
         train = functools.partial(
-            train_step, optimizer=self.optimizer, binarized=binarized, **common
+            train_steps if self.source.together > 1 else train_step,
+            optimizer=self.optimizer,
+            binarized=binarized,
+            **common,
         )
         return Phase(
             binarized=binarized,
-            train_step=parallel.parallel(train, donate_state=True),
+            train=parallel.parallel(train, donate_state=True),
             eval_step=parallel.parallel(functools.partial(eval_step, **common), donate_state=False),
         )
 
@@ -216,28 +224,31 @@ def _train_epoch(
 ) -> tuple[TrainState, dict[str, float]]:
     """One pass over the training split; returns the state and the means of its metrics."""
     sums: dict[str, float] = {}
-    first_step = epoch * setup.steps_per_epoch
+    steps = itertools.count(epoch * setup.steps_per_epoch + 1)
 
-    def account(step: int, values: Any) -> None:
-        scalars = {name: value.item() for name, value in parallel.unreplicate(values).items()}
-        _check_finite(scalars, step + 1)
-        for name in ("softmax_loss", "accuracy", "filter_loss", "center_loss"):
-            sums[name] = sums.get(name, 0.0) + scalars[name]
-        progress.step(epoch, scalars["softmax_loss"])
-        if (step + 1) % config.log_every_steps == 0:
-            writer.write({"kind": "step", "step": step + 1, "epoch": epoch, **scalars})
+    def account(values: Any) -> None:
+        host = {name: np.atleast_1d(v) for name, v in parallel.unreplicate(values).items()}
+        for index in range(setup.source.together):
+            step = next(steps)
+            scalars = {name: value[index].item() for name, value in host.items()}
+            _check_finite(scalars, step)
+            for name in ("softmax_loss", "accuracy", "filter_loss", "center_loss"):
+                sums[name] = sums.get(name, 0.0) + scalars[name]
+            progress.step(epoch, scalars["softmax_loss"])
+            if step % config.log_every_steps == 0:
+                writer.write({"kind": "step", "step": step, "epoch": epoch, **scalars})
 
-    # Metrics are read one step late, so that the device always has the next step at hand.
-    pending: tuple[int, Any] | None = None
-    for step, (split, batch) in enumerate(setup.source.train_batches(epoch), start=first_step):
-        state, values = phase.train_step(state, split, batch)
+    # Metrics are read one dispatch late, so that the device always has the next one at hand.
+    pending: Any = None
+    for split, batch in setup.source.train_batches(epoch):
+        state, values = phase.train(state, split, batch)
         if parallel.must_await_steps():
             jax.block_until_ready(values)
-        if pending:
-            account(*pending)
-        pending = (step, values)
-    if pending:
-        account(*pending)
+        if pending is not None:
+            account(pending)
+        pending = values
+    if pending is not None:
+        account(pending)
     return state, {name: total / setup.steps_per_epoch for name, total in sums.items()}
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import itertools
 import json
 
@@ -66,21 +67,43 @@ def test_a_run_stopped_after_any_epoch_ends_where_the_uninterrupted_one_ends(
         )
 
 
+def test_several_steps_in_one_program_are_the_same_steps(data_dir, tmp_path, one_device):
+    binarize = BinarizeConfig(enabled=False)
+    config = digits_config(data_dir, num_epochs=1, log_every_steps=5, binarize=binarize)
+    records, states = [], []
+    for steps in (1, 5):  # of the 44 steps of an epoch, four go together
+        workdir = tmp_path / str(steps)
+        config = dataclasses.replace(config, steps_per_dispatch=steps)
+        train_and_evaluate(config, workdir)
+        records.append(without_times(read_metrics(workdir / "metrics.jsonl")))
+        states.append(named_leaves(last_state(workdir, config)))
+    assert [r["step"] for r in records[0] if r["kind"] == "step"] == list(range(5, 44, 5))
+    # XLA may compile them another way, which leaves roundings.
+    for single, several in zip(*records, strict=True):
+        assert single.keys() == several.keys()
+        for name, value in single.items():
+            same = pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+            assert several[name] == same, name
+    for name, leaf in states[0].items():
+        np.testing.assert_allclose(states[1][name], leaf, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
 @pytest.mark.parametrize("num_centers", [2, 3])
 def test_every_step_keeps_m_non_negative_and_every_forward_pass_is_binary(
     num_centers, data_dir, tmp_path, monkeypatch, one_device
 ):
     recorded = []
 
-    def recording_forward(spec, features, filters, m_filters):
+    def recording_forward(forward, spec, features, filters, m_filters):
         def record(f, m):
             recorded.append((np.unique(f), m.min()))
 
         jax.debug.callback(record, filters, m_filters)
-        return direct.forward(spec, features, filters, m_filters)
+        return forward(spec, features, filters, m_filters)
 
-    direct = FORMS["direct"]
-    monkeypatch.setitem(FORMS, "direct", direct._replace(forward=recording_forward))
+    for name in ("direct", "factored"):
+        forward = functools.partial(recording_forward, FORMS[name].forward)
+        monkeypatch.setitem(FORMS, name, FORMS[name]._replace(forward=forward))
     config = digits_config(
         data_dir,
         num_epochs=3,

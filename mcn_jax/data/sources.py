@@ -28,10 +28,17 @@ PLACED_AHEAD = 2  # streamed batches that are on their way to the devices while 
 
 
 class Source(Protocol):
-    """Batches on the devices, as arguments of the mapped steps."""
+    """Batches on the devices, as arguments of the mapped steps.
+
+    Attributes:
+        together: training batches that are given at a time.
+    """
+
+    together: int
 
     def train_batches(self, epoch: int) -> Iterator[tuple[Split, Batch]]:
-        """The whole batches of an epoch; examples beyond the last one wait for the next epoch."""
+        """The whole batches of an epoch; examples beyond the last one wait for the next epoch.
+        Where several are given at a time, they have an axis of steps behind that of devices."""
 
     def test_batches(self, epoch: int) -> Iterator[tuple[Split, EvalBatch]]:
         """The test split, every example in one batch; read after the training of `epoch`."""
@@ -61,6 +68,9 @@ class ResidentSource:
         """Reads both splits."""
         self._config = config
         self._examples = (len(dataset.train), len(dataset.test))
+        self._steps = self._examples[0] // config.batch_size
+        most = config.steps_per_dispatch or default_steps_per_dispatch()
+        self.together = greatest_divisor(self._steps, most)
         self._train = parallel.replicate(dataset.train.read_all())
         self._test = parallel.replicate(dataset.test.read_all())
 
@@ -68,9 +78,16 @@ class ResidentSource:
         """See `Source`."""
         config = self._config
         positions = np.arange(config.batch_size, dtype=np.int32)
-        for step in range(self._examples[0] // config.batch_size):
-            rows = train_rows(config, self._examples[0], epoch, step)
-            yield self._train, parallel.shard(Batch(rows, positions))
+        for first in range(0, self._steps, self.together):
+            batches = [
+                Batch(train_rows(config, self._examples[0], epoch, first + step), positions)
+                for step in range(self.together)
+            ]
+            if self.together == 1:
+                yield self._train, parallel.shard(batches[0])
+            else:
+                stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
+                yield self._train, parallel.shard(stacked, axis=1)
 
     def test_batches(self, epoch: int) -> Iterator[tuple[Split, EvalBatch]]:
         """See `Source`."""
@@ -90,6 +107,8 @@ class StreamedSource:
     that the workers start once. Asked for another place than its next, it starts anew there.
     Each process of a run on several hosts reads its own part of every batch.
     """
+
+    together = 1
 
     def __init__(self, config: Config, dataset: Dataset):
         """Starts nothing yet."""
@@ -148,6 +167,16 @@ class StreamedSource:
         if self._stream is not None:
             self._stream.close()
         self._stream, self._next = None, -1
+
+
+def default_steps_per_dispatch() -> int:
+    """On a CPU a step takes longer than to ask for it."""
+    return 1 if jax.default_backend() == "cpu" else 32
+
+
+def greatest_divisor(number: int, most: int) -> int:
+    """Of a number, up to `most`; at least 1."""
+    return max(d for d in range(1, min(number, most) + 1) if number % d == 0)
 
 
 SOURCES: dict[str, Callable[[Config, Dataset], Source]] = {

@@ -88,6 +88,25 @@ def test_both_sources_give_the_same_batches(data_dir):
     streamed.close()
 
 
+def test_batches_of_one_dispatch_are_those_of_single_steps(data_dir):
+    config = digits_config(data_dir)
+    dataset = data.open_dataset(config.data)
+    single = sources.ResidentSource(config, dataset)
+    several = sources.ResidentSource(dataclasses.replace(config, steps_per_dispatch=12), dataset)
+    assert (single.together, several.together) == (1, 11)  # of 44 steps
+    expected = iter(single.train_batches(1))
+    count = 0
+    for split, batches in several.train_batches(1):
+        for step in range(several.together):
+            batch = jax.tree.map(lambda x, step=step: x[:, step], batches)
+            for ours, theirs in zip(
+                examples_of((split, batch)), examples_of(next(expected)), strict=True
+            ):
+                np.testing.assert_array_equal(ours, theirs)
+            count += 1
+    assert count == 44
+
+
 @pytest.mark.parametrize("name", ["resident", "streamed"])
 def test_an_epoch_is_its_permutation_of_the_training_split(name, data_dir):
     config = with_data(digits_config(data_dir), workers=1)
