@@ -23,6 +23,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run's files go; default: runs/ and the name of the config file."
 )
+_PROFILE = flags.DEFINE_bool(
+    "profile", False, "Write traces of a few training steps to WORKDIR/profile."
+)
 
 
 def _check_arguments(arguments: list[str]) -> None:
@@ -71,7 +74,7 @@ def main(argv: list[str]) -> None:
         config, workdir = _load_config()
         validate(config)
         jax.config.update("jax_enable_x64", "float64" in (config.dtype, config.param_dtype))
-        result = train_and_evaluate(config, workdir)
+        result = train_and_evaluate(config, workdir, profile=_PROFILE.value)
     except (InputError, FloatingPointError, OSError) as error:
         sys.exit(f"mcn_jax: error: {error}")
     metrics.print_result(result, workdir)

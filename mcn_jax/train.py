@@ -22,6 +22,7 @@ from mcn_jax.data import Dataset, make_source, open_dataset
 from mcn_jax.errors import InputError
 from mcn_jax.evaluate import evaluate
 from mcn_jax.health import filter_health
+from mcn_jax.profiling import StepTrace
 from mcn_jax.state import TrainState, create_state
 from mcn_jax.steps import StepSettings, eval_step, train_step, train_steps
 from mcn_jax.warm_start import WarmStart, warm_start
@@ -40,12 +41,16 @@ class Phase:
     eval_step: Callable[..., Any]
 
 
-def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
+def train_and_evaluate(
+    config: Config, workdir: str | pathlib.Path, *, profile: bool = False
+) -> dict[str, Any]:
     """Trains to the end of the schedule, or goes on where a run in the same directory stopped.
 
     Args:
         config: of the run.
         workdir: gets the files that the README lists. If its run has ended, nothing is done.
+        profile: also write traces of a few steps to its directory `profile`, of the first epoch
+            that is trained without and with binary filters.
 
     Returns:
         The content of result.json.
@@ -88,7 +93,8 @@ def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> dict[str,
         if steps:
             state = checkpoints.restore(steps[-1], state)
         with metrics.MetricsWriter(workdir, int(state.step)) as writer:
-            state = _run_epochs(config, setup, state, start, checkpoints, writer)
+            traces = workdir / "profile" if profile else None
+            state = _run_epochs(config, setup, state, start, checkpoints, writer, traces)
             result = _result(config, dataset, state, writer.epochs())
         figures.save(figures.curves(writer.records), workdir / "curves", formats=("png",))
         if figures.of_kind(writer.records, "health"):
@@ -161,8 +167,10 @@ def _run_epochs(
     start: WarmStart | None,
     checkpoints: Checkpoints,
     writer: metrics.MetricsWriter,
+    traces: pathlib.Path | None,
 ) -> TrainState:
     """Trains from the epoch that `host_state` stands at to the last; returns the last state."""
+    traced: set[bool] = set()  # phases
     first_epoch = int(host_state.step) // setup.steps_per_epoch
     seconds_before = writer.last_epoch()["wall_seconds"] if first_epoch else 0.0
     start_time = time.perf_counter()
@@ -182,7 +190,11 @@ def _run_epochs(
                 state = parallel.replicate(host_state)
             params_before = host_state.params
             epoch_start = time.perf_counter()
-            state, means = _train_epoch(config, setup, phase, state, epoch, writer, progress)
+            trace = StepTrace(None)
+            if traces and phase.binarized not in traced:
+                trace = StepTrace(traces / ("binary" if phase.binarized else "float"))
+                traced.add(phase.binarized)
+            state, means = _train_epoch(config, setup, phase, state, epoch, writer, progress, trace)
             train_seconds = time.perf_counter() - epoch_start
             test = evaluate(phase.eval_step, state, setup.source.test_batches(epoch))
             host_state = parallel.unreplicate(state)
@@ -221,6 +233,7 @@ def _train_epoch(
     epoch: int,
     writer: metrics.MetricsWriter,
     progress: metrics.Progress,
+    trace: StepTrace,
 ) -> tuple[TrainState, dict[str, float]]:
     """One pass over the training split; returns the state and the means of its metrics."""
     sums: dict[str, float] = {}
@@ -240,13 +253,16 @@ def _train_epoch(
 
     # Metrics are read one dispatch late, so that the device always has the next one at hand.
     pending: Any = None
-    for split, batch in setup.source.train_batches(epoch):
+    for dispatch, (split, batch) in enumerate(setup.source.train_batches(epoch)):
+        trace.before(dispatch, state)
         state, values = phase.train(state, split, batch)
+        trace.after(dispatch, values)
         if parallel.must_await_steps():
             jax.block_until_ready(values)
         if pending is not None:
             account(pending)
         pending = values
+    trace.close()
     if pending is not None:
         account(pending)
     return state, {name: total / setup.steps_per_epoch for name, total in sums.items()}

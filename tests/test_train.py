@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import gzip
 import itertools
 import json
 
@@ -74,7 +75,7 @@ def test_several_steps_in_one_program_are_the_same_steps(data_dir, tmp_path, one
     for steps in (1, 5):  # of the 44 steps of an epoch, four go together
         workdir = tmp_path / str(steps)
         config = dataclasses.replace(config, steps_per_dispatch=steps)
-        train_and_evaluate(config, workdir)
+        train_and_evaluate(config, workdir, profile=steps == 1)
         records.append(without_times(read_metrics(workdir / "metrics.jsonl")))
         states.append(named_leaves(last_state(workdir, config)))
     assert [r["step"] for r in records[0] if r["kind"] == "step"] == list(range(5, 44, 5))
@@ -86,6 +87,11 @@ def test_several_steps_in_one_program_are_the_same_steps(data_dir, tmp_path, one
             assert several[name] == same, name
     for name, leaf in states[0].items():
         np.testing.assert_allclose(states[1][name], leaf, rtol=1e-3, atol=1e-5, err_msg=name)
+
+    assert not (tmp_path / "5" / "profile").exists()
+    [trace] = (tmp_path / "1" / "profile" / "float").rglob("perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert any("dot" in event.get("name", "") for event in events)
 
 
 @pytest.mark.parametrize("num_centers", [2, 3])
