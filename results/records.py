@@ -1,6 +1,7 @@
 """The records of finished runs and measurements, and the README's tables made from them.
 
-    python results/records.py add WORKDIR NAME   copies a run's records to results/NAME
+    python results/records.py add WORKDIR NAME   copies a run's records to results/NAME; --bare
+                                                 without figures
     python results/records.py table              prints the table of results
     python results/records.py write              puts this and the benchmarks' into README.md
 
@@ -40,12 +41,13 @@ ROWS = (
 )
 
 
-def add(workdir: pathlib.Path, name: str) -> None:
-    """Copies the records of one finished run, and draws its curves and its filters' health."""
+def add(workdir: pathlib.Path, name: str, *, draws: bool) -> None:
+    """Copies the records of one finished run, and draws its curves and its filters' health unless
+    `draws` is False."""
     if not (workdir / "result.json").exists():
         raise SystemExit(f"{workdir} has no result.json: its run has not ended")
     target = RESULTS / name
-    target.mkdir(exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     for file in ("metrics.jsonl", "result.json"):
         shutil.copy(workdir / file, target / file)
     record = json.loads((workdir / "config.json").read_text())
@@ -56,6 +58,8 @@ def add(workdir: pathlib.Path, name: str) -> None:
         source = pathlib.Path(record["init_from"]["workdir"]).name
         record["config"]["init_from"] = record["init_from"]["workdir"] = source
     (target / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+    if not draws:
+        return
     records = read_metrics(target / "metrics.jsonl")
     figures.save(figures.curves(records), target / "curves", formats=("png",))
     if figures.of_kind(records, "health"):
@@ -157,11 +161,12 @@ if __name__ == "__main__":
     adding = commands.add_parser("add", help="copy the records of a finished run")
     adding.add_argument("workdir", type=pathlib.Path)
     adding.add_argument("name")
+    adding.add_argument("--bare", action="store_true", help="no figures, for a run of a sweep")
     commands.add_parser("table", help="print the table")
     commands.add_parser("write", help="put the tables into README.md")
     arguments = parser.parse_args()
     if arguments.command == "add":
-        add(arguments.workdir, arguments.name)
+        add(arguments.workdir, arguments.name, draws=not arguments.bare)
     elif arguments.command == "table":
         print(table())
     else:

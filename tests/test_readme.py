@@ -59,19 +59,27 @@ def test_every_record_is_in_the_table_or_in_the_documentation():
 
 def test_accuracies_in_the_documentation_are_those_of_the_records():
     records = load(ROOT / "results" / "records.py")
-    text = (ROOT / "docs" / "method.md").read_text()
-    rows = re.findall(r"\| ([\d.]+) \| (\w+)[^|]* \| ([\d.]+) ± ([\d.]+) \| (.*) \|", text)
-    assert len(rows) == 3
-    for rate, warmup, mean, deviation, links in rows:
-        names = re.findall(r"results/([\w.]+)", links)
+    rows = re.findall(
+        r"\| (.+?) \| ([\d.]+) ± ([\d.]+) \| ((?:\[\d\]\(\.\./results/[^)]+\) ?)+) \|",
+        (ROOT / "docs" / "method.md").read_text(),
+    )
+    assert len(rows) == 5
+    for setting, mean, deviation, links in rows:
+        names = re.findall(r"results/([^)]+)", links)
         accuracies = [100 * records.read(n, "result.json")["final_test_accuracy"] for n in names]
         assert f"{statistics.mean(accuracies):.2f}" == mean
         assert f"{statistics.stdev(accuracies):.2f}" == deviation
         configs = [records.read(name, "config.json")["config"] for name in names]
         assert [config["seed"] for config in configs] == [0, 1, 2]
+        cells = setting.split(" | ")
         for config in configs:
-            assert config["optimizer"]["learning_rate"] == float(rate)
-            assert config["optimizer"]["warmup_epochs"] == (0 if warmup == "none" else int(warmup))
+            if len(cells) == 1:
+                assert config["model"]["m_noise"] == float(cells[0])
+            else:
+                rate, warmup = cells
+                epochs = 0 if warmup == "none" else int(warmup.split()[0])
+                assert config["optimizer"]["learning_rate"] == float(rate)
+                assert config["optimizer"]["warmup_epochs"] == epochs
 
 
 def test_local_links_lead_somewhere():
