@@ -102,7 +102,11 @@ def backward(spec, features, filters, m_sum_filters, m_filters, cotangent):
     zeros = jnp.zeros(filters.shape, sum_dtype), jnp.zeros(m_TK.shape, sum_dtype)
     buffer = jnp.broadcast_to(cotangent[0, 0, 0, 0], features.shape)
     (d_filters, d_m), d_features = scan_chunks(add, zeros, [features, cotangent], buffer, chunk)
-    return d_features, d_filters.astype(filters_dtype), d_m.reshape(m_filters.shape)
+    return (
+        d_features,
+        d_filters.astype(filters_dtype),
+        d_m.reshape(m_filters.shape).astype(m_filters.dtype),
+    )
 
 
 def _shifted_products(images, filters, taps: _Taps):

@@ -5,7 +5,7 @@ only filters that are already binary; binarization and the choice of gradient st
 
     forward(spec, features, filters, m_filters) -> output
     backward(spec, features, filters, m_sum_filters, m_filters, cotangent)
-        -> (d_features, d_filters, d_m)
+        -> (d_features, d_filters, d_m), each in the dtype of its array
 
 `m_sum_filters` are the filters that Eq. 16 sums over: the binary or the latent ones.
 """
@@ -61,7 +61,7 @@ def _direct_backward(spec, features, filters, m_sum_filters, m_filters, cotangen
     dq_WWCHK = dq_WWCO.reshape(*filters.shape, m_filters.shape[-1])
     d_filters = jnp.einsum("xychk,xyk->xych", dq_WWCHK, m_filters)
     d_m = jnp.einsum("xychk,xych->xyk", dq_WWCHK, m_sum_filters)
-    return d_features, d_filters, d_m
+    return d_features, d_filters, d_m.astype(m_filters.dtype)
 
 
 def _auto_forward(spec, features, filters, m_filters):
@@ -174,12 +174,7 @@ def _mcconv_bwd(spec, residuals, cotangent):
         spec, features, filters, m_sum_filters, m_filters, cotangent
     )
     d_centers = None if centers is None else jnp.zeros_like(centers)
-    return (
-        d_features,
-        d_latent.astype(latent_filters.dtype),
-        d_centers,
-        d_m.astype(m_filters.dtype),
-    )
+    return d_features, d_latent, d_centers, d_m
 
 
 _mcconv.defvjp(_mcconv_fwd, _mcconv_bwd)
