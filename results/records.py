@@ -34,6 +34,7 @@ ROWS = (
     ("MNIST, 20-40-80-160 maps", "MCN", "99.52", ()),
     ("CIFAR-10, 20 layers, 4-4-8-16 maps, 12 epochs", "MCN", "", ("cifar10_cpu_mcn",)),
     ("", "U-MCN", "", ("cifar10_cpu_umcn",)),
+    ("CIFAR-100, 20 layers, 4-4-8-16 maps, 8 epochs", "MCN", "", ("cifar100_cpu_mcn",)),
     ("CIFAR-10, 20 layers, 16-16-32-64 maps", "MCN", "92.08 (book)", ()),
     ("", "U-MCN", "93.69 (book)", ()),
     ("CIFAR-10, 34 layers, 64-64-128-256 maps", "MCN", "95.39", ()),
