@@ -20,6 +20,7 @@ from mcn_jax.config import Config
 from mcn_jax.data.batches import Batch, EvalBatch, Split
 from mcn_jax.data.dataset import Dataset, Examples
 from mcn_jax.errors import InputError
+from mcn_jax.ops.chunks import greatest_divisor
 from mcn_jax.seeds import Purpose, epoch_order, example_generators
 
 RESIDENT_BYTES = 2e9  # of a split, on all devices that share a memory
@@ -172,11 +173,6 @@ class StreamedSource:
 def default_steps_per_dispatch() -> int:
     """On a CPU a step takes longer than to ask for it."""
     return 1 if jax.default_backend() == "cpu" else 32
-
-
-def greatest_divisor(number: int, most: int) -> int:
-    """Of a number, up to `most`; at least 1."""
-    return max(d for d in range(1, min(number, most) + 1) if number % d == 0)
 
 
 SOURCES: dict[str, Callable[[Config, Dataset], Source]] = {

@@ -18,8 +18,12 @@ def images_at_a_time(images: int, image_bytes: int, at_least: int = 0) -> int:
         image_bytes: of the intermediates of one image.
         at_least: bytes that they may have in any case; else it is `CHUNK_BYTES`.
     """
-    most = max(1, max(CHUNK_BYTES, at_least) // image_bytes)
-    return max(size for size in range(1, min(images, most) + 1) if images % size == 0)
+    return greatest_divisor(images, max(CHUNK_BYTES, at_least) // image_bytes)
+
+
+def greatest_divisor(number: int, most: int) -> int:
+    """Of a number, up to `most`; at least 1."""
+    return max(d for d in range(1, max(1, min(number, most)) + 1) if number % d == 0)
 
 
 def scan_chunks(

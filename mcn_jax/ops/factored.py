@@ -89,8 +89,7 @@ def backward(spec, features, filters, m_sum_filters, m_filters, cotangent):
     sum_dtype = jnp.promote_types(dtype, jnp.float32)
 
     def add(sums, images, cotangents):
-        # Planes first, which the barrier keeps from being read a plane at a time ever again.
-        g_KP = lax.optimization_barrier(cotangents.reshape(-1, m_TK.shape[1]).T)
+        g_KP = cotangents.reshape(-1, m_TK.shape[1]).T
         products_TP = _shifted_products(images, m_sum_filters, taps).reshape(len(m_TK), -1)
         d_m_TK = jnp.matmul(products_TP, g_KP.T, preferred_element_type=sum_dtype)
         spread_TP = m_TK @ g_KP
@@ -119,8 +118,7 @@ def _shifted_products(images, filters, taps: _Taps):
         together = phase @ _side_by_side(filters, its_taps)
         for tap, product in zip(its_taps, jnp.split(together, len(its_taps), axis=-1), strict=True):
             products[tap] = _pad(product, taps.rows[tap[0]].padding, taps.columns[tap[1]].padding)
-    # Without the barrier XLA shifts and multiplies by M one element at a time.
-    return lax.optimization_barrier(jnp.stack([products[tap] for tap in sorted(products)]))
+    return jnp.stack([products[tap] for tap in sorted(products)])
 
 
 def _gradients_of_products(images, filters, spread_TNYXH, taps: _Taps, sum_dtype):

@@ -19,15 +19,11 @@ def reconstructed_filters(filters: jax.Array, m_filters: jax.Array) -> jax.Array
 
 
 def _per_plane(latent_filters, binary_filters, m_filters):
-    # The square multiplied out: sums over the filters of a tap do not depend on the plane, so that
-    # nothing K times as large as the filters is made.
-    def of_tap(a, b):
-        return jnp.sum(a * b, axis=(2, 3))[..., None]
-
-    latent_sq = of_tap(latent_filters, latent_filters)
-    product = of_tap(latent_filters, binary_filters)
-    binary_sq = of_tap(binary_filters, binary_filters)
-    return jnp.sum(latent_sq - 2 * m_filters * product + m_filters**2 * binary_sq)
+    # A sum for each plane, because one over all of them makes an array of K times the filters.
+    return sum(
+        jnp.sum((latent_filters - binary_filters * m_filters[:, :, None, None, k]) ** 2)
+        for k in range(m_filters.shape[-1])
+    )
 
 
 def _plane_sum(latent_filters, binary_filters, m_filters):
