@@ -19,6 +19,14 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs():
+    """Forgets those of a module after it: each maps memory several times, and a process that
+    reaches the kernel's limit of mappings is killed in the middle of the next compilation."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """Where the tests prepare data sets, once a session."""
