@@ -21,6 +21,7 @@ bench: .venv/installed  ## the benchmarks: tens of minutes on a machine that doe
 	$(VENV)/python -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
 	$(VENV)/python benchmarks/mcconv.py
 	$(VENV)/python benchmarks/step.py
+	$(VENV)/python benchmarks/roofline.py
 	$(VENV)/python benchmarks/input.py
 
 lint: .venv/installed  ## style and format

@@ -22,6 +22,7 @@ import rich.table
 from measure import add_out, alternated, ratio, write
 
 from mcn_jax.ops import kmeans_centers
+from mcn_jax.ops.costs import multiply_adds
 from mcn_jax.ops.fastest import TABLE, Shape, fastest_form
 from mcn_jax.ops.mcconv import mcconv
 from mcn_jax.workdir import write_atomically
@@ -55,12 +56,6 @@ def shapes() -> list[Shape]:
         found |= {Shape(maps[i], maps[i + 1], 4, 32 >> i, 1) for i in range(4)}
     found |= {shape._replace(planes=k) for shape in OTHER_PLANES for k in (1, 2, 8)}
     return sorted(found)
-
-
-def multiply_adds(shape: Shape) -> int:
-    """Of the ordinary convolution of the same channels, forward, of one image."""
-    pixels = (shape.size // shape.stride) ** 2
-    return pixels * 9 * shape.planes**2 * shape.in_maps * shape.out_maps
 
 
 def measure(shape: Shape, batch: int, dtype: jnp.dtype, repeats: int) -> dict[str, Any]:
@@ -111,9 +106,14 @@ def measure(shape: Shape, batch: int, dtype: jnp.dtype, repeats: int) -> dict[st
 def batch_of(shape: Shape, work: float) -> int:
     """The power of two, 4 to 128, whose convolution takes about `work` multiply-adds."""
     batch = 4
-    while batch < 128 and 2 * batch * multiply_adds(shape) <= work:
+    while batch < 128 and 2 * batch * multiply_adds(shape, "direct") <= work:
         batch *= 2
     return batch
+
+
+def jax_platform() -> str:
+    """The platform as `lax.platform_dependent` and the table of "auto" call it."""
+    return "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
 
 
 def tune(records: list[dict[str, Any]], platform: str, dtype: str) -> None:
@@ -171,8 +171,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.tune and options.maps:
         parser.error("--tune needs all shapes: leave out --maps")
-    platform = jax.default_backend()
-    platform = "cuda" if platform == "gpu" else platform
+    platform = jax_platform()
     records = []
     for shape in shapes():
         if options.maps in (None, shape.out_maps):

@@ -1,0 +1,119 @@
+"""How near a layer comes to what the machine can do: `python benchmarks/roofline.py`.
+
+First the machine's own best: FLOP/s of a large matrix product, bytes/s of reading and writing an
+array larger than any cache. Then, for layers of the authors' four widths, forward with gradients:
+the FLOP that a form has to compute and the bytes that must move at least (features, output and
+cotangent, each once a pass), over the time it took. "Of attainable" is the time that the slower of
+the two would take at the machine's best, over the measured one.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import rich.console
+import rich.table
+from mcconv import batch_of, jax_platform, measure
+from measure import add_out, seconds, write
+
+from mcn_jax.ops.costs import multiply_adds
+from mcn_jax.ops.fastest import Shape, fastest_form
+
+SHAPES = tuple(
+    Shape(maps, maps, 4, size, 1)
+    for maps, size in (
+        (16, 32), (32, 32), (64, 32), (32, 16), (64, 16), (128, 16), (64, 8), (128, 8), (256, 8),
+    )
+)  # fmt: skip
+COPY_BYTES = 2**28
+
+
+def peak_flops(dtype: jnp.dtype, repeats: int) -> float:
+    """FLOP/s of the fastest of some large matrix products."""
+    rates = []
+    for size in (1024, 2048, 4096):
+        a, b = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in (0, 1))
+        product = jax.jit(jnp.matmul)
+        rates.append(2 * size**3 / _best(lambda f=product, a=a, b=b: f(a, b), repeats))
+    return max(rates)
+
+
+def peak_bandwidth(repeats: int) -> float:
+    """Bytes/s of reading an array and writing another."""
+    array = jax.random.normal(jax.random.key(0), (COPY_BYTES // 4,))
+    copy = jax.jit(lambda x: x + 1)
+    return 2 * COPY_BYTES / _best(lambda: copy(array), repeats)
+
+
+def _best(function: Callable[[], Any], repeats: int) -> float:
+    return min(seconds(function) for _ in range(repeats))
+
+
+def bytes_moved(shape: Shape, batch: int, itemsize: int) -> int:
+    """At least: the forward pass reads the features and writes the output; the backward pass reads
+    features and cotangent and writes a gradient of the features."""
+    features = shape.size**2 * shape.in_maps * shape.planes
+    output = math.ceil(shape.size / shape.stride) ** 2 * shape.out_maps * shape.planes
+    return batch * itemsize * (3 * features + 2 * output)
+
+
+def main() -> None:
+    """Measures the machine and the layers, prints a table and writes results/benchmarks."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--repeats", type=int, default=20, help="turns that are counted")
+    parser.add_argument("--work", type=float, default=1e9, help="multiply-adds that a batch costs")
+    parser.add_argument("--maps", type=int, help="only layers of as many maps")
+    add_out(parser, "roofline.json")
+    options = parser.parse_args()
+    dtype = jnp.dtype(options.dtype)
+    flops, bandwidth = peak_flops(dtype, options.repeats), peak_bandwidth(options.repeats)
+    console = rich.console.Console(width=120, highlight=False)
+    console.print(
+        f"a matrix product reaches {flops / 1e9:,.0f} GFLOP/s in {options.dtype}, "
+        f"a copy {bandwidth / 1e9:,.1f} GB/s"
+    )
+    table = rich.table.Table(
+        "maps", "size", "batch", "form", "GFLOP/s", "of peak", "GB/s", "of peak", "of attainable"
+    )
+    records = []
+    for shape in SHAPES:
+        if options.maps not in (None, shape.out_maps):
+            continue
+        batch = batch_of(shape, options.work)
+        measured = measure(shape, batch, dtype, options.repeats)["with gradient"]
+        moved = bytes_moved(shape, batch, dtype.itemsize)
+        auto = fastest_form(jax_platform(), options.dtype, shape)
+        for form in dict.fromkeys(("ordinary", "direct", auto)):
+            time = measured["median_seconds"][form]
+            computed = "direct" if form == "ordinary" else form
+            flop = 2 * batch * multiply_adds(shape, computed, gradients=True)
+            least = max(flop / flops, moved / bandwidth)
+            rates = {"flops": flop / time, "bytes": moved / time, "of_attainable": least / time}
+            records.append({**shape._asdict(), "batch": batch, "form": form, **rates})
+            table.add_row(
+                f"{shape.in_maps}-{shape.out_maps}", str(shape.size), str(batch), form,
+                f"{rates['flops'] / 1e9:,.1f}", f"{rates['flops'] / flops:.0%}",
+                f"{rates['bytes'] / 1e9:,.1f}", f"{rates['bytes'] / bandwidth:.0%}",
+                f"{rates['of_attainable']:.0%}",
+            )  # fmt: skip
+    console.print(table)
+    write(
+        options.out,
+        {
+            "device": jax.local_devices()[0].device_kind,
+            "dtype": options.dtype,
+            "repeats": options.repeats,
+            "peak": {"flops": flops, "bytes": bandwidth},
+            "layers": records,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
