@@ -7,6 +7,7 @@ of them before the state is used.
 
 import hashlib
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -14,11 +15,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from mcn_jax import parallel
 from mcn_jax.errors import InputError, without_warnings
 
 METRIC = "test_accuracy"
+UNRANKED = -1.0  # accuracy of a checkpoint inside an epoch, below that of any other
 # What Orbax and the libraries under it raise for missing, truncated and malformed files.
 READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
+
+
+class DamagedCheckpointError(InputError):
+    """A checkpoint is not what was saved: a file is missing, cannot be read or has other bytes."""
 
 
 def _reason(error: Exception) -> str:
@@ -51,8 +58,19 @@ def saved_steps(directory: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never: `mcn_jax.stopping` asks the runtime, by other numbers than steps."""
+        del step
+        return False
+
+
 class Checkpoints:
-    """The checkpoints of one run: the last two steps and the best one are kept."""
+    """The checkpoints of one run: the last two steps and the best one are kept.
+
+    They are written while training goes on. One that a kill, or a full disk, cut short has a name
+    that is no step, and is removed when the directory is opened again.
+    """
 
     def __init__(self, directory: pathlib.Path, *, read_only: bool = False):
         """Args:
@@ -72,14 +90,14 @@ class Checkpoints:
                     checkpoint_managers.BestN(get_metric_fn=accuracy, n=1),
                 ]
             ),
-            enable_async_checkpointing=False,
+            enable_async_checkpointing=not read_only,
             read_only=read_only,
             save_interval_steps=0 if read_only else 1,
             create=not read_only,
         )
         try:
             with without_warnings():  # Orbax warns of a directory that it is told only to read
-                self._manager = ocp.CheckpointManager(self.directory, options=options)
+                self._manager = _Manager(self.directory, options=options)
         except READ_ERRORS as error:
             raise InputError(
                 f"the list of checkpoints in {self.directory} cannot be read: {_reason(error)};"
@@ -95,11 +113,13 @@ class Checkpoints:
         return self._manager.best_step()
 
     def save(self, step: int, state: Any, test_accuracy: float) -> None:
-        """Writes a checkpoint; it becomes visible only when it is whole.
+        """Begins to write a checkpoint, which becomes visible only when it is whole.
+
+        What went wrong with the one before is raised here, or by `wait`.
 
         Args:
             step: steps done.
-            state: a tree of arrays of one device.
+            state: a tree of arrays of one device, which nobody writes to.
             test_accuracy: that decides which checkpoint is the best.
         """
         leaves = named_leaves(state)
@@ -143,8 +163,9 @@ class Checkpoints:
             A tree like `template` of numpy arrays.
 
         Raises:
-            InputError: naming the leaf that is missing, left over, of another shape or dtype, or
-                damaged; or the file that cannot be read.
+            InputError: naming the leaf that is missing, left over, of another shape or dtype.
+            DamagedCheckpointError: naming the leaf that is damaged or the file that cannot be
+                read.
         """
         expected = named_leaves(template)
         saved = self.digests(step)
@@ -157,25 +178,41 @@ class Checkpoints:
         leaves = self._read(step, state=ocp.args.StandardRestore(whole))["state"]
         for name, digest in digests(leaves).items():
             if digest != saved[name]:
-                raise InputError(
+                raise DamagedCheckpointError(
                     f"checkpoint {self.directory / str(step)} is damaged: {name} differs from its"
-                    " digest; delete this step's directory to resume from the one before"
+                    " digest"
                 )
         return jax.tree_util.tree_unflatten(
             jax.tree_util.tree_structure(template), [leaves[name] for name in expected]
         )
 
+    def wait(self) -> None:
+        """Returns when all that was saved is on the disk."""
+        self._manager.wait_until_finished()
+
+    def set_aside(self, step: int) -> pathlib.Path:
+        """Moves a checkpoint out of the way, for somebody to look at; returns where it is."""
+        place = self.directory.parent / "damaged_checkpoints" / str(step)
+        parallel.barrier(f"all know that {step} is damaged")
+        if parallel.is_primary():
+            place.parent.mkdir(exist_ok=True)
+            if place.exists():
+                shutil.rmtree(place)
+            shutil.move(self.directory / str(step), place)
+        parallel.barrier(f"{step} is set aside")
+        self._manager.reload()
+        return place
+
     def close(self) -> None:
-        """Releases Orbax's threads."""
+        """Waits for what was saved, and releases Orbax's threads."""
         self._manager.close()
 
     def _read(self, step: int, **items: Any) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except READ_ERRORS as error:
-            raise InputError(
-                f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}; delete"
-                " this step's directory to resume from the one before"
+            raise DamagedCheckpointError(
+                f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}"
             ) from error
 
     def _check_leaves(

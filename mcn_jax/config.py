@@ -111,6 +111,7 @@ class Config:
     eval_batch_size: int = 1000  # images an evaluation step, over all devices; any value
     num_epochs: int = 200  # passes over the training split
     log_every_steps: int = 100  # steps between step records in metrics.jsonl
+    checkpoint_every_steps: int = 0  # steps between checkpoints inside epochs; 0: after epochs only
     steps_per_dispatch: int = 0  # resident data: most steps in one program; 0: CPU 1, others 32
     dtype: str = "float32"  # of the computation: "float32", "bfloat16" or "float64"
     param_dtype: str = "float32"  # of parameters and statistics: "float32" or "float64"
@@ -132,6 +133,12 @@ class Config:
         """Whether the convolutions of this epoch (from 0) use binary filters."""
         return self.binarizes and epoch >= self.binarize.start_epoch
 
+    def saves_between(self, before: int, after: int) -> bool:
+        """Whether steps `before` + 1 to `after`, of one dispatch, hold one that a checkpoint is due
+        after, besides those after epochs."""
+        every = self.checkpoint_every_steps
+        return every > 0 and after // every > before // every
+
     def computes_centers_before(self, epoch: int) -> bool:
         """Whether k-means runs before this epoch."""
         if not self.binarized_in(epoch):
@@ -144,7 +151,7 @@ class Config:
 # What may differ between the run that wrote a work directory and the one that resumes it.
 RESUMABLE_CHANGES = (
     "data.archive_dir", "data.data_dir", "data.root", "data.pipeline", "data.workers",
-    "eval_batch_size", "log_every_steps",
+    "eval_batch_size", "log_every_steps", "checkpoint_every_steps", "steps_per_dispatch",
 )  # fmt: skip
 
 
@@ -243,6 +250,7 @@ def validate(config: Config, num_devices: int = 1) -> None:
         "loss.center_loss_weight", "binarize.start_epoch", "binarize.refresh_epochs",
         "optimizer.learning_rate", "optimizer.m_learning_rate", "optimizer.weight_decay",
         "optimizer.warmup_epochs", "steps_per_dispatch",
+        "checkpoint_every_steps",
     ):  # fmt: skip
         _require(flat[name] >= 0, name, flat[name], "must not be negative")
     for name, value in flat.items():

@@ -15,13 +15,23 @@ from mcn_jax import ops
 from mcn_jax.layers import modulated_layers
 
 
+def latent_filters_of(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of the "params" collection that `filter_health` compares."""
+    return traverse_util.unflatten_dict(
+        {
+            (*path, "latent_filters"): layer["latent_filters"]
+            for path, layer in modulated_layers(params).items()
+        }
+    )
+
+
 def filter_health(
     before: Mapping[str, Any], params: Mapping[str, Any], centers: Mapping[str, Any]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The measures of one epoch with binary filters.
 
     Args:
-        before: the "params" collection when the epoch began.
+        before: `latent_filters_of` the parameters when the epoch began.
         params: the same now.
         centers: the "centers" collection of the epoch.
 
@@ -34,13 +44,13 @@ def filter_health(
         Of all layers together, flip_ratio and quantization_error.
     """
     flat_centers = traverse_util.flatten_dict(centers)
-    layers_before = modulated_layers(before)
+    flat_before = traverse_util.flatten_dict(before)
     by_layer: dict[str, float] = {}
     flips = weights = error = norm = 0.0
     for path, layer in modulated_layers(params).items():
         sums = jax.device_get(
             _sums(
-                layers_before[path]["latent_filters"],
+                flat_before[*path, "latent_filters"],
                 layer["latent_filters"],
                 layer["m_filters"],
                 flat_centers[*path, "centers"],

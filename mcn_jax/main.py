@@ -5,6 +5,7 @@ command line, such as --config.loss.theta=1e-3; mcn_jax/config.py lists them all
 """
 
 import itertools
+import os
 import pathlib
 import sys
 
@@ -12,9 +13,10 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mcn_jax import metrics
+from mcn_jax import hosts, metrics, parallel
 from mcn_jax.config import Config, check_field, from_config_dict, validate
 from mcn_jax.errors import InputError
+from mcn_jax.stopping import EXIT_CODE, Stopped
 from mcn_jax.train import train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -26,6 +28,16 @@ _WORKDIR = flags.DEFINE_string(
 _PROFILE = flags.DEFINE_bool(
     "profile", False, "Write traces of a few training steps to WORKDIR/profile."
 )
+
+
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, in a run of several processes."
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes the run has.")
+_SEVERAL = flags.DEFINE_bool(
+    "several_hosts", False, "Ask the cluster for the other processes, as on TPU pods."
+)
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
 
 
 def _check_arguments(arguments: list[str]) -> None:
@@ -73,11 +85,30 @@ def main(argv: list[str]) -> None:
             raise InputError(f"unexpected argument {argv[1]!r}; flags begin with --")
         config, workdir = _load_config()
         validate(config)
+        hosts.initialize(
+            _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, detect=_SEVERAL.value
+        )
         jax.config.update("jax_enable_x64", "float64" in (config.dtype, config.param_dtype))
         result = train_and_evaluate(config, workdir, profile=_PROFILE.value)
+    except Stopped as stopped:
+        print(f"mcn_jax: {stopped}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
     except (InputError, FloatingPointError, OSError) as error:
         sys.exit(f"mcn_jax: error: {error}")
-    metrics.print_result(result, workdir)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).splitlines()[0]
+        print(
+            f"mcn_jax: error: process {jax.process_index()} ends, because a step failed, as it does"
+            f" when another process is lost ({reason}); the same commands go on from the last"
+            " checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # an ordinary exit would wait for the process that is lost
+    if parallel.is_primary():
+        metrics.print_result(result, workdir)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import rich.console
 import rich.markup
@@ -11,8 +11,66 @@ import rich.progress
 import rich.table
 from tensorboardX import SummaryWriter
 
+from mcn_jax import parallel
 from mcn_jax.errors import InputError
 from mcn_jax.workdir import cut_metrics
+
+
+class Writer(Protocol):
+    """Where a run's records go.
+
+    Attributes:
+        records: all of them, those before a resumption included.
+    """
+
+    records: list[dict[str, Any]]
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Takes one record; it has "kind" and "step" besides its values."""
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """The records of whole epochs."""
+
+    def epoch_at(self, step: int) -> dict[str, Any]:
+        """The record of the epoch that ended at a step."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+def make_writer(workdir: pathlib.Path, step: int) -> Writer:
+    """Of this process: one of the processes of a run writes.
+
+    Args:
+        workdir: of the run.
+        step: that the run starts or resumes from.
+    """
+    return MetricsWriter(workdir, step) if parallel.is_primary() else NoWriter()
+
+
+class NoWriter:
+    """Of the processes that do not write."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def write(self, record: dict[str, Any]) -> None:
+        """See `Writer`."""
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """See `Writer`."""
+        raise NotImplementedError("the first process knows them")
+
+    def epoch_at(self, step: int) -> dict[str, Any]:
+        """See `Writer`."""
+        raise NotImplementedError("the first process knows them")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
 
 
 class MetricsWriter:
@@ -27,7 +85,6 @@ class MetricsWriter:
         step: that the run starts or resumes from.
         """
         path = workdir / "metrics.jsonl"
-        self._step = step
         self._path = path
         self.records = cut_metrics(path, step)
         self._file = path.open("a")
@@ -43,22 +100,22 @@ class MetricsWriter:
             if name not in ("kind", "step"):
                 self._events.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
-    def last_epoch(self) -> dict[str, Any]:
-        """The record of the epoch that the run resumes after.
+    def epoch_at(self, step: int) -> dict[str, Any]:
+        """The record of the epoch that ended at a step.
 
         Raises:
             InputError: if metrics.jsonl has lost it.
         """
         epochs = self.epochs()
-        if not epochs or epochs[-1]["step"] != self._step:
+        if not epochs or epochs[-1]["step"] != step:
             raise InputError(
-                f"{self._path} has no record of the epoch that ended at step {self._step}, where"
-                " the last checkpoint stands; restore the file, or use another --workdir"
+                f"{self._path} has no record of the epoch that ended at step {step}, which the last"
+                " checkpoint stands after; restore the file, or use another --workdir"
             )
         return epochs[-1]
 
     def epochs(self) -> list[dict[str, Any]]:
-        """The records of whole epochs, those before a resumption included."""
+        """See `Writer`."""
         return [record for record in self.records if record["kind"] == "epoch"]
 
     def __enter__(self) -> Self:
@@ -72,26 +129,27 @@ class MetricsWriter:
 class Progress:
     """A bar on a terminal; elsewhere one plain line an epoch."""
 
-    def __init__(self, num_epochs: int, steps_per_epoch: int, done_epochs: int):
+    def __init__(self, num_epochs: int, steps_per_epoch: int, steps_done: int, *, quiet: bool):
         """Args:
         num_epochs: of the whole run.
         steps_per_epoch: training steps.
-        done_epochs: before this process.
+        steps_done: before this process began.
+        quiet: print nothing.
         """
         self._num_epochs = num_epochs
-        self._console = rich.console.Console(highlight=False, soft_wrap=True)
+        self._console = rich.console.Console(highlight=False, soft_wrap=True, quiet=quiet)
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
             rich.progress.MofNCompleteColumn(),
             rich.progress.TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=quiet or not self._console.is_terminal,
         )
         self._task = self._bar.add_task(
             "training",
             total=num_epochs * steps_per_epoch,
-            completed=done_epochs * steps_per_epoch,
+            completed=steps_done,
         )
 
     def say(self, line: str) -> None:

@@ -1,7 +1,9 @@
-"""The one file that knows `pmap`: data-parallel steps over all local devices.
+"""The one file that knows `pmap`: data-parallel steps over all devices of all processes.
 
 State and splits are replicated, batches are sharded, both as arrays with a leading axis of one
 entry a device and exactly the sharding that a pmap'd step returns, so that the step compiles once.
+In a run of several processes these arrays hold the entries of the process's own devices; only what
+the steps reduce over the axis `AXIS` passes from one process to another.
 """
 
 import os
@@ -10,14 +12,37 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "devices"
 
 
 def local_devices() -> list[jax.Device]:
-    """The devices that share a batch."""
+    """The devices of this process that share a batch."""
     return jax.local_devices()
+
+
+def num_devices() -> int:
+    """The devices of all processes that share a batch; every process has as many."""
+    return len(local_devices()) * jax.process_count()
+
+
+def is_primary() -> bool:
+    """Whether this is the one process of a run that writes files and speaks."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process of a run has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def share(tree: Any, axis: int = 0) -> Any:
+    """This process's part of a global batch: [B, ...] -> [B / processes, ...]."""
+    count, index = jax.process_count(), jax.process_index()
+    return jax.tree.map(lambda x: np.split(np.asarray(x), count, axis)[index], tree)
 
 
 def host_cores() -> int | None:
@@ -46,7 +71,7 @@ def unreplicate(tree: Any) -> Any:
 
 
 def shard(tree: Any, axis: int = 0) -> Any:
-    """Divides a batch among the local devices: [B, ...] -> [devices, B / devices, ...].
+    """Divides this process's part of a batch: [B, ...] -> [devices, B / devices, ...].
 
     With axis=1 it divides each of several: [steps, B, ...] -> [devices, steps, B / devices, ...].
     """
@@ -67,7 +92,9 @@ def parallel(step: Callable[..., Any], *, donate_state: bool) -> Callable[..., A
         donate_state: let the first argument's buffers be reused; the caller must not read them.
     """
     donated = (0,) if donate_state else ()
-    return jax.pmap(step, axis_name=AXIS, devices=local_devices(), donate_argnums=donated)
+    # Several processes always take all their devices.
+    devices = local_devices() if jax.process_count() == 1 else None
+    return jax.pmap(step, axis_name=AXIS, devices=devices, donate_argnums=donated)
 
 
 def must_await_steps() -> bool:

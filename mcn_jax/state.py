@@ -13,6 +13,20 @@ from mcn_jax.seeds import Purpose, run_key
 
 
 @flax.struct.dataclass
+class EpochProgress:
+    """What an epoch has gathered up to a step inside it.
+
+    sums: of each metric over the steps, float64 scalars.
+    filters_before: `latent_filters_of` the parameters that the epoch began with.
+    seconds: of the whole run, a float64 scalar.
+    """
+
+    sums: dict[str, Any]
+    filters_before: Any
+    seconds: Any
+
+
+@flax.struct.dataclass
 class TrainState:
     """Everything that a training step changes, and all that a checkpoint holds.
 
@@ -20,6 +34,7 @@ class TrainState:
     params, batch_stats, centers: the collections of the model.
     class_means: [classes, Y, X, C] of the center loss; None where its weight is zero.
     opt_state: of the optax chains.
+    epoch: in a checkpoint that was written inside an epoch; else None.
     """
 
     step: jax.Array
@@ -28,6 +43,7 @@ class TrainState:
     centers: Any
     class_means: jax.Array | None
     opt_state: optax.OptState
+    epoch: EpochProgress | None = None
 
     @property
     def variables(self) -> dict[str, Any]:

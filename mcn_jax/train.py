@@ -10,23 +10,40 @@ import pathlib
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from absl import logging
 
 from mcn_jax import figures, layers, metrics, models, optim, parallel
-from mcn_jax.checkpoint import Checkpoints, saved_steps
+from mcn_jax.checkpoint import (
+    UNRANKED,
+    Checkpoints,
+    DamagedCheckpointError,
+    named_leaves,
+    saved_steps,
+)
 from mcn_jax.config import Config, validate, validate_for_data
 from mcn_jax.data import Dataset, make_source, open_dataset
 from mcn_jax.errors import InputError
 from mcn_jax.evaluate import evaluate
-from mcn_jax.health import filter_health
+from mcn_jax.health import filter_health, latent_filters_of
 from mcn_jax.profiling import StepTrace
-from mcn_jax.state import TrainState, create_state
+from mcn_jax.state import EpochProgress, TrainState, create_state
 from mcn_jax.steps import StepSettings, eval_step, train_step, train_steps
+from mcn_jax.stopping import Stopped, StopRequests
 from mcn_jax.warm_start import WarmStart, warm_start
-from mcn_jax.workdir import check_workdir, read_result, write_atomically, write_config
+from mcn_jax.workdir import (
+    check_workdir,
+    locked,
+    read_result,
+    write_atomically,
+    write_config,
+)
+
+# Metrics of the steps whose means an epoch records.
+EPOCH_MEANS = ("softmax_loss", "accuracy", "filter_loss", "center_loss")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +63,8 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
     """Trains to the end of the schedule, or goes on where a run in the same directory stopped.
 
+    In a run of several processes each calls it, with a directory that all of them share.
+
     Args:
         config: of the run.
         workdir: gets the files that the README lists. If its run has ended, nothing is done.
@@ -58,14 +77,10 @@ def train_and_evaluate(
     Raises:
         InputError: if the config, the data or the work directory do not fit.
         FloatingPointError: if a loss or gradient is not finite; the last checkpoint stays.
+        Stopped: by SIGTERM or SIGINT, with the state saved; the same call goes on.
     """
     workdir = pathlib.Path(workdir)
-    if jax.process_count() > 1:
-        raise InputError(
-            f"this run has {jax.process_count()} processes; one process with all its devices is"
-            " what is supported yet"
-        )
-    validate(config, len(parallel.local_devices()))
+    validate(config, parallel.num_devices())
     if any(jax.dtypes.canonicalize_dtype(d) != d for d in (config.dtype, config.param_dtype)):
         raise InputError("float64 needs JAX's 64-bit mode; set the environment's JAX_ENABLE_X64=1")
     dataset = open_dataset(config.data)
@@ -75,33 +90,92 @@ def train_and_evaluate(
         return result
 
     with contextlib.ExitStack() as closing:
+        stop = closing.enter_context(StopRequests())
         setup = _Setup(config, dataset)
         closing.callback(setup.source.close)
         state = setup.initial_state()
         start: WarmStart | None = None
-        steps = saved_steps(workdir / "checkpoints")
         # Nothing is written before everything that can be wrong with the input has been seen.
-        if not steps:
-            if config.init_from:
-                start = warm_start(pathlib.Path(config.init_from).expanduser(), state)
-                state = start.state
-            write_config(
-                workdir, config, dataset.description(), start.description if start else None
-            )
+        is_new = not saved_steps(workdir / "checkpoints")
+        if is_new and config.init_from:
+            start = warm_start(pathlib.Path(config.init_from).expanduser(), state)
+            state = start.state
+        parallel.barrier("checked")
+        if parallel.is_primary():
+            closing.enter_context(locked(workdir))
+            if is_new:
+                description = start.description if start else None
+                write_config(workdir, config, dataset.description(), description)
+        parallel.barrier("locked")
         checkpoints = Checkpoints(workdir / "checkpoints")
         closing.callback(checkpoints.close)
-        if steps:
-            state = checkpoints.restore(steps[-1], state)
-        with metrics.MetricsWriter(workdir, int(state.step)) as writer:
+        if not is_new:
+            state = restore_last(checkpoints, state)
+        with metrics.make_writer(workdir, int(state.step)) as writer:
             traces = workdir / "profile" if profile else None
-            state = _run_epochs(config, setup, state, start, checkpoints, writer, traces)
-            result = _result(config, dataset, state, writer.epochs())
-        figures.save(figures.curves(writer.records), workdir / "curves", formats=("png",))
-        if figures.of_kind(writer.records, "health"):
-            figures.save(figures.health(writer.records), workdir / "health", formats=("png",))
-        # Last, because its presence says that the run has ended.
-        write_atomically(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+            run = _Run(config, setup, checkpoints, writer, stop, traces)
+            state = run.epochs(state, start)
+            checkpoints.wait()
+            if parallel.is_primary():
+                result = _result(config, dataset, state, writer.epochs())
+                _draw(writer.records, workdir)
+                # Last, because its presence says that the run has ended.
+                write_atomically(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+    parallel.barrier("ended")
+    result = read_result(workdir)
+    assert result is not None
     return result
+
+
+def restore_last(checkpoints: Checkpoints, template: TrainState) -> TrainState:
+    """The state of the last checkpoint that is whole.
+
+    Damaged ones after it are named and moved out of the way.
+
+    Args:
+        checkpoints: of the run, at least one.
+        template: its state before the first step.
+
+    Raises:
+        InputError: if a checkpoint is of another model, or none is whole; none is moved then.
+    """
+    damaged: dict[int, str] = {}
+    for step in reversed(checkpoints.steps()):
+        try:
+            state = checkpoints.restore(step, _template(checkpoints.digests(step), template))
+        except DamagedCheckpointError as error:
+            damaged[step] = str(error)
+            continue
+        for other, reason in damaged.items():
+            place = checkpoints.set_aside(other)
+            logging.warning("%s; it is now %s; resuming from step %d", reason, place, step)
+        return state
+    reason = next(iter(damaged.values()), f"{checkpoints.directory} has no whole checkpoint")
+    raise InputError(
+        f"{reason}, nor can one before it be read; use another --workdir to start anew"
+    )
+
+
+def _template(saved: dict[str, Any], state: TrainState) -> TrainState:
+    """What a checkpoint is read into: one from inside an epoch holds more than others."""
+    if not any(name.startswith("epoch/") for name in saved):
+        return state
+    return dataclasses.replace(state, epoch=_new_progress(state, 0.0))
+
+
+def _new_progress(state: TrainState, seconds: float) -> EpochProgress:
+    """Of an epoch that begins with a state."""
+    return EpochProgress(
+        sums=dict.fromkeys(EPOCH_MEANS, np.zeros((), np.float64)),
+        filters_before=latent_filters_of(state.params),
+        seconds=np.float64(seconds),
+    )
+
+
+def _draw(records: list[dict[str, Any]], workdir: pathlib.Path) -> None:
+    figures.save(figures.curves(records), workdir / "curves", formats=("png",))
+    if figures.of_kind(records, "health"):
+        figures.save(figures.health(records), workdir / "health", formats=("png",))
 
 
 class _Setup:
@@ -160,122 +234,207 @@ class _Setup:
         )
 
 
-def _run_epochs(
-    config: Config,
-    setup: _Setup,
-    host_state: TrainState,
-    start: WarmStart | None,
-    checkpoints: Checkpoints,
-    writer: metrics.MetricsWriter,
-    traces: pathlib.Path | None,
-) -> TrainState:
-    """Trains from the epoch that `host_state` stands at to the last; returns the last state."""
-    traced: set[bool] = set()  # phases
-    first_epoch = int(host_state.step) // setup.steps_per_epoch
-    seconds_before = writer.last_epoch()["wall_seconds"] if first_epoch else 0.0
-    start_time = time.perf_counter()
-    state = parallel.replicate(host_state)
-    with metrics.Progress(config.num_epochs, setup.steps_per_epoch, first_epoch) as progress:
-        progress.say(optim.describe_groups(host_state.params))
-        if first_epoch:
-            progress.say(f"resuming after epoch {first_epoch}")
-        if start:
-            progress.say(start.summary())
-        for epoch in range(first_epoch, config.num_epochs):
-            phase = setup.phase(config.binarized_in(epoch))
-            keeps_centers = start is not None and start.keeps_centers and epoch == 0
-            if config.computes_centers_before(epoch) and not keeps_centers:
-                centers = layers.updated_centers(host_state.params, config.binarize.num_centers)
-                host_state = dataclasses.replace(host_state, centers=jax.device_get(centers))
-                state = parallel.replicate(host_state)
-            params_before = host_state.params
-            epoch_start = time.perf_counter()
-            trace = StepTrace(None)
-            if traces and phase.binarized not in traced:
-                trace = StepTrace(traces / ("binary" if phase.binarized else "float"))
-                traced.add(phase.binarized)
-            state, means = _train_epoch(config, setup, phase, state, epoch, writer, progress, trace)
-            train_seconds = time.perf_counter() - epoch_start
-            test = evaluate(phase.eval_step, state, setup.source.test_batches(epoch))
-            host_state = parallel.unreplicate(state)
-            _check_finite(test, int(host_state.step))
-            health: dict[str, float] = {}
-            if phase.binarized:
-                by_layer, health = filter_health(
-                    params_before, host_state.params, host_state.centers
-                )
-                place = {"kind": "health", "step": int(host_state.step), "epoch": epoch}
-                writer.write(place | by_layer)
-            images = setup.steps_per_epoch * config.batch_size
-            record: dict[str, Any] = {
-                "kind": "epoch",
-                "step": int(host_state.step),
-                "epoch": epoch,
-                "binarized": phase.binarized,
-                **{f"train_{name.removeprefix('softmax_')}": v for name, v in means.items()},
-                **test,
-                **health,
-                "images_per_second": images / train_seconds,
-                "wall_seconds": seconds_before + time.perf_counter() - start_time,
-            }
-            # The record first: on resumption a surplus one is cut, a missing one would be lost.
-            writer.write(record)
-            progress.epoch(record)
-            checkpoints.save(record["step"], host_state, _ranked_accuracy(config, record))
-    return host_state
+class _Run:
+    """The epochs of a run, with what they need at hand."""
 
+    def __init__(
+        self,
+        config: Config,
+        setup: _Setup,
+        checkpoints: Checkpoints,
+        writer: metrics.Writer,
+        stop: StopRequests,
+        traces: pathlib.Path | None,
+    ):
+        self.config = config
+        self.setup = setup
+        self.checkpoints = checkpoints
+        self.writer = writer
+        self.stop = stop
+        self.traces = traces
+        self._traced: set[bool] = set()  # phases
+        self._start_time = time.perf_counter()
+        self._seconds_before = 0.0
 
-def _train_epoch(
-    config: Config,
-    setup: _Setup,
-    phase: Phase,
-    state: TrainState,
-    epoch: int,
-    writer: metrics.MetricsWriter,
-    progress: metrics.Progress,
-    trace: StepTrace,
-) -> tuple[TrainState, dict[str, float]]:
-    """One pass over the training split; returns the state and the means of its metrics."""
-    sums: dict[str, float] = {}
-    steps = itertools.count(epoch * setup.steps_per_epoch + 1)
+    def seconds(self) -> float:
+        """Of the run, those before a resumption included."""
+        return self._seconds_before + time.perf_counter() - self._start_time
 
-    def account(values: Any) -> None:
-        host = {name: np.atleast_1d(v) for name, v in parallel.unreplicate(values).items()}
-        for index in range(setup.source.together):
-            step = next(steps)
-            scalars = {name: value[index].item() for name, value in host.items()}
-            _check_finite(scalars, step)
-            for name in ("softmax_loss", "accuracy", "filter_loss", "center_loss"):
-                sums[name] = sums.get(name, 0.0) + scalars[name]
-            progress.step(epoch, scalars["softmax_loss"])
-            if step % config.log_every_steps == 0:
-                writer.write({"kind": "step", "step": step, "epoch": epoch, **scalars})
+    def epochs(self, host_state: TrainState, start: WarmStart | None) -> TrainState:
+        """Trains from the step that `host_state` stands at to the last; returns the last state.
 
-    # Metrics are read one dispatch late, so that the device always has the next one at hand.
-    pending: Any = None
-    for dispatch, (split, batch) in enumerate(setup.source.train_batches(epoch)):
-        trace.before(dispatch, state)
-        state, values = phase.train(state, split, batch)
-        trace.after(dispatch, values)
-        if parallel.must_await_steps():
-            jax.block_until_ready(values)
+        Raises:
+            Stopped: when asked to; everything up to here is saved.
+        """
+        config, steps_per_epoch = self.config, self.setup.steps_per_epoch
+        first_epoch, steps_done = divmod(int(host_state.step), steps_per_epoch)
+        progress = host_state.epoch
+        host_state = dataclasses.replace(host_state, epoch=None)
+        if first_epoch and parallel.is_primary():
+            self._seconds_before = self.writer.epoch_at(first_epoch * steps_per_epoch)[
+                "wall_seconds"
+            ]
+        if progress is not None:
+            self._seconds_before = float(progress.seconds)
+        state = parallel.replicate(host_state)
+        step, quiet = int(host_state.step), not parallel.is_primary()
+        with metrics.Progress(config.num_epochs, steps_per_epoch, step, quiet=quiet) as bar:
+            bar.say(optim.describe_groups(host_state.params))
+            if step:
+                inside = f" and {steps_done} steps" if steps_done else ""
+                bar.say(f"resuming after epoch {first_epoch}{inside}")
+            if start:
+                bar.say(start.summary())
+            for epoch in range(first_epoch, config.num_epochs):
+                if progress is None:
+                    keeps_centers = start is not None and start.keeps_centers and epoch == 0
+                    if config.computes_centers_before(epoch) and not keeps_centers:
+                        centers = layers.updated_centers(
+                            host_state.params, config.binarize.num_centers
+                        )
+                        host_state = dataclasses.replace(
+                            host_state, centers=jax.device_get(centers)
+                        )
+                        state = parallel.replicate(host_state)
+                    progress = _new_progress(host_state, self.seconds())
+                state, progress = self._train(state, epoch, progress, bar)
+                host_state, record = self._end_epoch(state, epoch, progress)
+                progress = None
+                # The record first: when resuming, a surplus one is cut, a missing one is lost.
+                self.writer.write(record)
+                bar.epoch(record)
+                accuracy = _ranked_accuracy(config, record)
+                self.checkpoints.save(record["step"], host_state, accuracy)
+                if epoch + 1 < config.num_epochs and self.stop.pending():
+                    self._stop(record["step"])
+        return host_state
+
+    def _train(
+        self, state: TrainState, epoch: int, progress: EpochProgress, bar: metrics.Progress
+    ) -> tuple[TrainState, EpochProgress]:
+        """The steps of an epoch that are not done yet."""
+        config, setup = self.config, self.setup
+        phase = setup.phase(config.binarized_in(epoch))
+        trace = StepTrace(None)
+        if self.traces and phase.binarized not in self._traced:
+            trace = StepTrace(self.traces / ("binary" if phase.binarized else "float"))
+            self._traced.add(phase.binarized)
+        sums = {name: float(total) for name, total in progress.sums.items()}
+        first = int(parallel.unreplicate(state.step))
+        last = (epoch + 1) * setup.steps_per_epoch
+        steps = itertools.count(first + 1)
+        start_time = time.perf_counter()
+
+        def account(values: Any) -> None:
+            host = {name: np.atleast_1d(v) for name, v in parallel.unreplicate(values).items()}
+            for index in range(setup.source.together):
+                step = next(steps)
+                scalars = {name: value[index].item() for name, value in host.items()}
+                _check_finite(scalars, step, state)
+                for name in EPOCH_MEANS:
+                    sums[name] += scalars[name]
+                bar.step(epoch, scalars["softmax_loss"])
+                if step % config.log_every_steps == 0:
+                    self.writer.write({"kind": "step", "step": step, "epoch": epoch, **scalars})
+
+        def so_far() -> EpochProgress:
+            totals = {name: np.float64(total) for name, total in sums.items()}
+            return dataclasses.replace(progress, sums=totals, seconds=np.float64(self.seconds()))
+
+        # Metrics are read one dispatch late, so that the device always has the next one at hand.
+        pending: Any = None
+        done = first
+        batches = setup.source.train_batches(epoch, first - epoch * setup.steps_per_epoch)
+        for dispatch, (split, batch) in enumerate(batches):
+            trace.before(dispatch, state)
+            state, values = phase.train(state, split, batch)
+            trace.after(dispatch, values)
+            if parallel.must_await_steps():
+                jax.block_until_ready(values)
+            if pending is not None:
+                account(pending)
+            pending = values
+            done += setup.source.together
+            stopping = self.stop.pending()
+            before = done - setup.source.together
+            if done < last and (stopping or config.saves_between(before, done)):
+                account(pending)
+                pending = None
+                host_state = dataclasses.replace(parallel.unreplicate(state), epoch=so_far())
+                self.checkpoints.save(done, host_state, UNRANKED)
+                if stopping:
+                    trace.close()
+                    self._stop(done)
+        trace.close()
         if pending is not None:
             account(pending)
-        pending = values
-    trace.close()
-    if pending is not None:
-        account(pending)
-    return state, {name: total / setup.steps_per_epoch for name, total in sums.items()}
+        self._images_per_second = (
+            (last - first) * config.batch_size / (time.perf_counter() - start_time)
+        )
+        return state, so_far()
+
+    def _end_epoch(
+        self, state: TrainState, epoch: int, progress: EpochProgress
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Evaluates; returns the state on the host and the record of the epoch."""
+        setup = self.setup
+        phase = setup.phase(self.config.binarized_in(epoch))
+        test = evaluate(phase.eval_step, state, setup.source.test_batches(epoch))
+        host_state = parallel.unreplicate(state)
+        step = int(host_state.step)
+        _check_finite(test, step, state)
+        health: dict[str, float] = {}
+        if phase.binarized:
+            by_layer, health = filter_health(
+                progress.filters_before, host_state.params, host_state.centers
+            )
+            self.writer.write({"kind": "health", "step": step, "epoch": epoch, **by_layer})
+        means = {
+            f"train_{name.removeprefix('softmax_')}": total.item() / setup.steps_per_epoch
+            for name, total in progress.sums.items()
+        }
+        return host_state, {
+            "kind": "epoch",
+            "step": step,
+            "epoch": epoch,
+            "binarized": phase.binarized,
+            **means,
+            **test,
+            **health,
+            "images_per_second": self._images_per_second,
+            "wall_seconds": self.seconds(),
+        }
+
+    def _stop(self, step: int) -> NoReturn:
+        self.checkpoints.wait()
+        raise Stopped(
+            f"stopped by {self.stop.reason()} after step {step}, which is saved; the same command"
+            " goes on"
+        )
 
 
-def _check_finite(values: dict[str, float], step: int) -> None:
+def _check_finite(values: dict[str, float], step: int, state: TrainState) -> None:
     """Stops a run that has diverged, before anything of it is recorded or saved."""
     for name, value in values.items():
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"{name} is {value} at step {step}; training stops, the last checkpoint stays;"
-                " lower config.optimizer.learning_rate or raise config.optimizer.warmup_epochs"
+                f"{name} is {value} at step {step}, {_largest_leaf(state)}; training stops, the"
+                " last checkpoint stays; lower config.optimizer.learning_rate or raise"
+                " config.optimizer.warmup_epochs"
             )
+
+
+def _largest_leaf(state: TrainState) -> str:
+    """Where a state has its first value that is not finite, or else its largest."""
+    leaves = {
+        name: leaf for name, leaf in named_leaves(parallel.unreplicate(state)).items() if leaf.size
+    }
+    bad = [name for name, leaf in leaves.items() if not np.isfinite(leaf).all()]
+    if bad:
+        return f"{bad[0]} is the first of {len(bad)} leaves with values that are not finite"
+    sizes = {name: np.abs(leaf).max() for name, leaf in leaves.items()}
+    name = max(sizes, key=lambda name: sizes[name])
+    return f"the largest value, {sizes[name]:.3g}, is in {name}"
 
 
 def _ranked_accuracy(config: Config, record: dict[str, Any]) -> float:

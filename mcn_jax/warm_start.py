@@ -54,8 +54,8 @@ def warm_start(source: pathlib.Path, state: TrainState) -> WarmStart:
     steps = saved_steps(source / "checkpoints")
     if not steps:
         raise InputError(f"{field} has no checkpoint yet; wait for the end of its first epoch")
-    step = steps[-1]
-    epoch = _epoch_record(source, step)
+    epoch = _last_epoch(source, steps)
+    step = epoch["step"]
     checkpoints = Checkpoints(source / "checkpoints", read_only=True)
     try:
         keeps_centers = epoch["binarized"] and checkpoints.holds(step, {"centers": state.centers})
@@ -83,11 +83,13 @@ def warm_start(source: pathlib.Path, state: TrainState) -> WarmStart:
     )
 
 
-def _epoch_record(source: pathlib.Path, step: int) -> dict[str, Any]:
+def _last_epoch(source: pathlib.Path, steps: list[int]) -> dict[str, Any]:
+    """The record of the last whole epoch with a checkpoint."""
     for record in reversed(read_metrics(source / "metrics.jsonl")):
-        if record["kind"] == "epoch" and record["step"] == step:
+        if record["kind"] == "epoch" and record["step"] in steps:
             return record
     raise InputError(
-        f"{source / 'metrics.jsonl'} has no record of the epoch that ended at step {step}, where"
-        " the last checkpoint stands; restore the file, or name another config.init_from"
+        f"{source / 'metrics.jsonl'} has no record of an epoch that ended at a checkpoint, of step"
+        f" {' or '.join(map(str, steps))}; wait for the end of an epoch, restore the file, or name"
+        " another config.init_from"
     )

@@ -1,12 +1,16 @@
 """The small files of a work directory: config.json, metrics.jsonl and result.json."""
 
+import contextlib
 import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import socket
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -105,6 +109,31 @@ def write_config(
         **environment(),
     }
     write_atomically(workdir / "config.json", json.dumps(record, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes from training in a directory, which is created if absent.
+
+    The lock is the kernel's, so that it ends with the process, however that ends.
+
+    Raises:
+        InputError: naming the process that holds the lock.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise InputError(
+                f"{workdir} is in use by {file.read().strip() or 'another process'}; wait for its"
+                " end, or use another --workdir"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def read_json(path: pathlib.Path) -> Any:

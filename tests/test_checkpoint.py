@@ -69,6 +69,7 @@ def test_another_structure_shape_or_dtype_is_refused_by_name(checkpoints, change
 def test_a_leaf_that_differs_from_its_digest_is_named(checkpoints):
     tree = {"a": np.ones(3, np.float32), "b": np.zeros(4, np.float32)}
     checkpoints.save(1, tree, test_accuracy=0.5)
+    checkpoints.wait()
     [path] = [
         p for p in (checkpoints.directory / "1" / "digests").iterdir() if "sha256" in p.read_text()
     ]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mcn_jax.health import filter_health
+from mcn_jax.health import filter_health, latent_filters_of
 from mcn_jax.layers import modulated_layers
 
 
@@ -27,7 +27,7 @@ def test_measures_worked_by_hand():
         "stem": {"centers": np.array([-2.0, 2.0], np.float32)},
         "block": {"conv_1": {"centers": np.array([-2.0, -1.0, 1.0], np.float32)}},
     }
-    by_layer, together = filter_health(before, after, centers)
+    by_layer, together = filter_health(latent_filters_of(before), after, centers)
     # stem: C = 1, 2, 2, -1 against C-hat = 2, 2, 2, -2 times 0.5 and 1.5, a quarter of the bits
     # flipped. Squared errors 0 + 1 + 1 + 0 and 4 + 1 + 1 + 4 over planes, mean 6; norm 10.
     # conv_1: C-hat = 1, 1, -2, -1 both times; squared errors 0.25 + 4, norm 14.25.

@@ -51,7 +51,7 @@ def test_resuming_cuts_what_came_after_the_checkpoint(tmp_path):
 
 
 def test_plain_lines_without_a_terminal(capsys):
-    with metrics.Progress(4, 10, 0) as progress:
+    with metrics.Progress(4, 10, 0, quiet=False) as progress:
         progress.step(0, 0.5)
         progress.epoch(EPOCH)
     output = capsys.readouterr().out
@@ -64,7 +64,7 @@ def test_plain_lines_without_a_terminal(capsys):
 def test_a_bar_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    with metrics.Progress(4, 10, 1) as progress:
+    with metrics.Progress(4, 10, 10, quiet=False) as progress:
         progress.step(1, 0.5)
     output = capsys.readouterr().out
     assert "epoch 2/4  loss 0.5000" in output

@@ -162,7 +162,11 @@ def not_a_run(workdir):
     [
         (not_a_run, {}, "config.init_from=.*first is no work directory of a run"),
         (without_checkpoints, {}, "config.init_from=.*first has no checkpoint yet"),
-        (damaged, {}, "metrics.jsonl has no record of the epoch that ended at step 88"),
+        (
+            damaged,
+            {},
+            "metrics.jsonl has no record of an epoch that ended at a checkpoint, of step 44 or 88",
+        ),
         (
             None,
             {"model": ModelConfig(widths=(2, 8), dense_features=32)},

@@ -37,9 +37,10 @@ class Source(Protocol):
 
     together: int
 
-    def train_batches(self, epoch: int) -> Iterator[tuple[Split, Batch]]:
-        """The whole batches of an epoch; examples beyond the last one wait for the next epoch.
-        Where several are given at a time, they have an axis of steps behind that of devices."""
+    def train_batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Split, Batch]]:
+        """The whole batches of an epoch from the `first` on; examples beyond the last one wait for
+        the next epoch. Where several are given at a time, they have an axis of steps behind that of
+        devices."""
 
     def test_batches(self, epoch: int) -> Iterator[tuple[Split, EvalBatch]]:
         """The test split, every example in one batch; read after the training of `epoch`."""
@@ -75,27 +76,32 @@ class ResidentSource:
         self._train = parallel.replicate(dataset.train.read_all())
         self._test = parallel.replicate(dataset.test.read_all())
 
-    def train_batches(self, epoch: int) -> Iterator[tuple[Split, Batch]]:
+    def train_batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Split, Batch]]:
         """See `Source`."""
         config = self._config
+        if first % self.together:
+            raise InputError(
+                f"the checkpoint stands after {first} steps of its epoch, which this run takes"
+                f" {self.together} at a time; resume with --config.steps_per_dispatch=1"
+            )
         positions = np.arange(config.batch_size, dtype=np.int32)
-        for first in range(0, self._steps, self.together):
+        for dispatched in range(first, self._steps, self.together):
             batches = [
-                Batch(train_rows(config, self._examples[0], epoch, first + step), positions)
+                Batch(train_rows(config, self._examples[0], epoch, dispatched + step), positions)
                 for step in range(self.together)
             ]
             if self.together == 1:
-                yield self._train, parallel.shard(batches[0])
+                yield self._train, parallel.shard(parallel.share(batches[0]))
             else:
                 stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
-                yield self._train, parallel.shard(stacked, axis=1)
+                yield self._train, parallel.shard(parallel.share(stacked, axis=1), axis=1)
 
     def test_batches(self, epoch: int) -> Iterator[tuple[Split, EvalBatch]]:
         """See `Source`."""
         del epoch
-        size, devices = self._config.eval_batch_size, len(parallel.local_devices())
-        for batch in eval_batches(self._examples[1], size, devices):
-            yield self._test, parallel.shard(batch)
+        size = self._config.eval_batch_size
+        for batch in eval_batches(self._examples[1], size, parallel.num_devices()):
+            yield self._test, parallel.shard(parallel.share(batch))
 
     def close(self) -> None:
         """See `Source`."""
@@ -118,10 +124,10 @@ class StreamedSource:
         self._next = -1
         self._stream: Any = None
 
-    def train_batches(self, epoch: int) -> Iterator[tuple[Split, Batch]]:
+    def train_batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Split, Batch]]:
         """See `Source`."""
         reader = self._read
-        return self._placed(epoch * reader.per_epoch, reader.train_steps)
+        return self._placed(epoch * reader.per_epoch + first, reader.train_steps - first)
 
     def test_batches(self, epoch: int) -> Iterator[tuple[Split, EvalBatch]]:
         """See `Source`."""

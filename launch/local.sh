@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Several processes of one run on this machine, as on so many hosts.
+#
+#   launch/local.sh PROCESSES FLAG...
+#   launch/local.sh 2 --config=configs/digits.py --workdir=runs/two
+#
+# The flags are those of `python -m mcn_jax.main`; PYTHON names another interpreter, PORT another
+# port of process 0. Devices are divided by the environment as usual: on CPUs with
+# XLA_FLAGS=--xla_force_host_platform_device_count=N, on GPUs with CUDA_VISIBLE_DEVICES, which this
+# script sets to one GPU a process where GPUS=1.
+#
+# Output goes through unchanged, that of all processes together. SIGTERM and SIGINT are passed on to
+# all processes; they save and end with code 75, and so does this script. When one process ends in
+# another way, the others get 60 seconds, then they are killed; the last line names the first that
+# was lost, and the exit code is its own. The same command goes on from the last checkpoint.
+set -u
+
+count=${1:-}
+if ! [[ $count =~ ^[1-9][0-9]*$ ]]; then
+  echo "launch/local.sh: error: the first argument is the number of processes, not '$count'" >&2
+  exit 2
+fi
+shift
+
+declare -A process_of
+for ((i = 0; i < count; i++)); do
+  if [ -n "${GPUS:-}" ]; then export CUDA_VISIBLE_DEVICES=$i; fi
+  "${PYTHON:-python}" -m mcn_jax.main "$@" \
+    --coordinator_address="127.0.0.1:${PORT:-12345}" --num_processes="$count" --process_id="$i" &
+  process_of[$!]=$i
+done
+
+send() { kill -s "$1" "${!process_of[@]}" 2>/dev/null; }
+trap 'send TERM' TERM INT
+
+lost='' code=0
+while [ ${#process_of[@]} -gt 0 ]; do
+  wait -n -p ended "${!process_of[@]}"
+  status=$?
+  if [ -z "${ended:-}" ]; then continue; fi # a signal came, all processes still run
+  if [ "$status" -ne 0 ] && [ -z "$lost" ]; then
+    lost=${process_of[$ended]} code=$status
+    if [ "$status" -ne 75 ]; then
+      (sleep 60; send KILL) &
+      killer=$!
+    fi
+  fi
+  unset "process_of[$ended]"
+done
+if [ -n "${killer:-}" ]; then kill "$killer" 2>/dev/null; fi
+if [ "$code" -eq 75 ]; then
+  echo "launch/local.sh: all processes were asked to stop and have saved; the same command goes on" >&2
+elif [ "$code" -ne 0 ]; then
+  echo "launch/local.sh: error: process $lost was lost first (code $code), the others ended after it;" \
+    "the same command goes on from the last checkpoint" >&2
+fi
+exit "$code"

@@ -1,0 +1,195 @@
+"""Runs of several processes: real ones, on the loopback network."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from mcn_jax import hosts
+from mcn_jax.checkpoint import Checkpoints, named_leaves
+from mcn_jax.config import from_config_dict
+from mcn_jax.errors import InputError
+from mcn_jax.stopping import EXIT_CODE
+from mcn_jax.workdir import read_metrics
+from small_runs import relative_distance, step_arguments
+
+ROOT = pathlib.Path(__file__).parents[1]
+FLAGS = (
+    "--config=configs/digits.py", "--config.model.widths=(2,4)",
+    "--config.model.dense_features=16",
+    "--config.optimizer.warmup_epochs=1", "--config.optimizer.learning_rate=0.05",
+)  # fmt: skip
+TIMES = ("wall_seconds", "images_per_second")
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(*flags, devices, processes=1):
+    """The processes of a run with `devices` CPU devices each."""
+    count = f"--xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "XLA_FLAGS": count, "COLUMNS": "100"}
+    address = f"--coordinator_address=127.0.0.1:{free_port()}"
+    started = []
+    for index in range(processes):
+        place = (address, f"--num_processes={processes}", f"--process_id={index}")
+        command = [sys.executable, "-m", "mcn_jax.main", *FLAGS, *flags]
+        process = subprocess.Popen(
+            command if processes == 1 else [*command, *place],
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        started.append(process)
+    return started
+
+
+def ends(processes):
+    """(exit code, standard error) of each; an end of this test within five minutes."""
+    found = []
+    for process in processes:
+        _, stderr = process.communicate(timeout=300)
+        found.append((process.returncode, stderr))
+    return found
+
+
+def run(*flags, devices, processes=1):
+    for code, stderr in ends(start(*flags, devices=devices, processes=processes)):
+        assert code == 0, stderr
+
+
+def last_leaves(workdir):
+    config = from_config_dict(json.loads((workdir / "config.json").read_text())["config"])
+    with jax.enable_x64("float64" in config.param_dtype):
+        template, _ = step_arguments(config, binarized=True, image_size=32)
+        checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+        state = checkpoints.restore(checkpoints.steps()[-1], template)
+        checkpoints.close()
+    return named_leaves(state)
+
+
+def without_times(workdir):
+    records = read_metrics(workdir / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_two_processes_of_two_devices_equal_one_of_four(data_dir, tmp_path):
+    flags = (
+        f"--config.data.data_dir={data_dir}", "--config.dtype=float64",
+        "--config.param_dtype=float64", "--config.batch_size=140",  # ten steps an epoch
+        "--config.num_epochs=1", "--config.binarize.start_epoch=0",
+    )  # fmt: skip
+    run(*flags, f"--workdir={tmp_path}/two", devices=2, processes=2)
+    run(*flags, f"--workdir={tmp_path}/one", devices=4)
+    two, one = last_leaves(tmp_path / "two"), last_leaves(tmp_path / "one")
+    assert two.keys() == one.keys()
+    assert one["step"] == 10
+    distances = {name: relative_distance(two[name], one[name]) for name in one}
+    assert max(distances.values()) <= 1e-9, distances
+    records = [without_times(tmp_path / name)[-1] for name in ("two", "one")]
+    assert records[0]["test_examples"] == records[1]["test_examples"] == 360
+    assert records[0]["test_loss"] == pytest.approx(records[1]["test_loss"], rel=1e-9)
+    assert records[0]["train_loss"] == pytest.approx(records[1]["train_loss"], rel=1e-9)
+
+
+@pytest.mark.slow
+def test_processes_that_are_stopped_or_lost_go_on_where_they_stood(data_dir, tmp_path):
+    flags = (
+        f"--config.data.data_dir={data_dir}", "--config.batch_size=32", "--config.num_epochs=6",
+        "--config.checkpoint_every_steps=20", "--config.log_every_steps=5",
+        "--config.binarize.start_epoch=1",
+    )  # fmt: skip
+    run(*flags, f"--workdir={tmp_path}/whole", devices=2, processes=2)
+    workdir = tmp_path / "stopped"
+    metrics = workdir / "metrics.jsonl"
+
+    def records():
+        return metrics.read_text().count("\n") if metrics.exists() else 0
+
+    for index, number in ((1, signal.SIGTERM), (0, signal.SIGTERM), (1, signal.SIGKILL), (0, 9)):
+        processes = start(*flags, f"--workdir={workdir}", devices=2, processes=2)
+        seen = records()
+        wait_for(lambda seen=seen: records() > seen + 3, processes[0])
+        processes[index].send_signal(number)
+        sent = time.monotonic()
+        found = ends(processes)
+        if number == signal.SIGTERM:
+            assert [code for code, _ in found] == [EXIT_CODE] * 2, found
+            assert all("stopped by SIGTERM after step" in stderr for _, stderr in found)
+        else:
+            assert found[index][0] == -signal.SIGKILL
+            assert found[1 - index][0] not in (0, EXIT_CODE)
+            assert time.monotonic() - sent < 60
+    run(*flags, f"--workdir={workdir}", devices=2, processes=2)
+    expected = last_leaves(tmp_path / "whole")
+    for name, leaf in last_leaves(workdir).items():
+        np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
+    assert without_times(workdir) == without_times(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "second"), [((2, 2), (1, 1)), ((1, 1), (2, 2))])
+def test_a_run_goes_on_with_other_processes_and_devices(first, second, data_dir, tmp_path):
+    """(devices, processes) of the first part and of the second."""
+    flags = (
+        f"--config.data.data_dir={data_dir}", "--config.dtype=float64",
+        "--config.param_dtype=float64", "--config.batch_size=140", "--config.num_epochs=2",
+        "--config.binarize.start_epoch=1",
+    )  # fmt: skip
+    changed = f"--workdir={tmp_path}/changed"
+    run(*flags, f"--workdir={tmp_path}/whole", devices=first[0], processes=first[1])
+    processes = start(*flags, changed, devices=first[0], processes=first[1])
+    wait_for((tmp_path / "changed" / "checkpoints" / "10").exists, processes[0])
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    assert [code for code, _ in ends(processes)] == [EXIT_CODE] * first[1]
+    run(*flags, changed, devices=second[0], processes=second[1])
+    expected = last_leaves(tmp_path / "whole")
+    found = last_leaves(tmp_path / "changed")
+    distances = {name: relative_distance(found[name], expected[name]) for name in expected}
+    assert max(distances.values()) <= 1e-9, distances
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("127.0.0.1:1", None, 0), "--num_processes missing; a process of several needs all three"),
+        ((None, 2, None), "--coordinator_address and --process_id missing"),
+        (("127.0.0.1:1", 2, 2), "--process_id=2 is none of 2 processes, counted from 0"),
+    ],
+)
+def test_flags_that_do_not_fit(arguments, message):
+    with pytest.raises(InputError, match=message):
+        hosts.initialize(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("environment", "several"),
+    [
+        ({}, False),
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2"}, False),  # a batch script itself
+        ({"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+    ],
+)
+def test_what_tells_that_there_are_others(environment, several):
+    assert hosts.belongs_to_several(environment) == several
