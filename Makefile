@@ -6,7 +6,7 @@ CONFIG ?= digits
 ARGS ?=
 VENV := .venv/bin
 
-.PHONY: train test lint types slow bench help
+.PHONY: train test lint types slow bench sweep help
 
 train: .venv/installed  ## train configs/$(CONFIG).py: make train CONFIG=mnist_cpu ARGS="--config.seed=1"
 	$(VENV)/python -m mcn_jax.main --config=configs/$(CONFIG).py --workdir=runs/$(CONFIG) $(ARGS)
@@ -23,6 +23,13 @@ bench: .venv/installed  ## the benchmarks: tens of minutes on a machine that doe
 	$(VENV)/python benchmarks/step.py
 	$(VENV)/python benchmarks/roofline.py
 	$(VENV)/python benchmarks/input.py
+
+sweep: .venv/installed  ## a sweep of theta and lambda on digits, a few minutes: files in runs/sweep
+	$(VENV)/python -m pip install -q --disable-pip-version-check -r launch/requirements.txt
+	$(VENV)/python launch/sweep.py --config=configs/digits.py --out=runs/sweep \
+		--grid loss.theta=0,1e-2 --grid loss.center_loss_weight=0,1e-3 --seeds=0,1 -- \
+		--config.model.widths=4,8 --config.model.dense_features=32 --config.num_epochs=6 \
+		--config.binarize.start_epoch=2 --config.optimizer.warmup_epochs=1 $(ARGS)
 
 lint: .venv/installed  ## style and format
 	$(VENV)/ruff check .

@@ -38,10 +38,11 @@ while [ ${#process_of[@]} -gt 0 ]; do
   wait -n -p ended "${!process_of[@]}"
   status=$?
   if [ -z "${ended:-}" ]; then continue; fi # a signal came, all processes still run
-  if [ "$status" -ne 0 ] && [ -z "$lost" ]; then
+  # A process that stopped as asked to (75) does not hide one that is lost.
+  if [ "$status" -ne 0 ] && { [ "$code" -eq 0 ] || [ "$code" -eq 75 ]; }; then
     lost=${process_of[$ended]} code=$status
     if [ "$status" -ne 75 ]; then
-      (sleep 60; send KILL) &
+      (sleep 60; send KILL) > /dev/null 2>&1 &
       killer=$!
     fi
   fi

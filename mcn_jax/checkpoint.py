@@ -5,9 +5,12 @@ JSON item beside the state holds shape, dtype and SHA-256 of every leaf, and res
 of them before the state is used.
 """
 
+import contextlib
 import hashlib
+import json
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -58,6 +61,10 @@ def saved_steps(directory: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
 
 
+def _sha256(record: Any) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
         """Never: `mcn_jax.stopping` asks the runtime, by other numbers than steps."""
@@ -90,11 +97,15 @@ class Checkpoints:
                     checkpoint_managers.BestN(get_metric_fn=accuracy, n=1),
                 ]
             ),
-            enable_async_checkpointing=not read_only,
+            # Several processes save in step: one that fails then ends, and the others with it.
+            enable_async_checkpointing=not read_only and jax.process_count() == 1,
+            cleanup_tmp_directories=not read_only,
             read_only=read_only,
             save_interval_steps=0 if read_only else 1,
             create=not read_only,
         )
+        for step in saved_steps(self.directory):
+            self._check_metrics(step)
         try:
             with without_warnings():  # Orbax warns of a directory that it is told only to read
                 self._manager = _Manager(self.directory, options=options)
@@ -104,8 +115,20 @@ class Checkpoints:
                 " delete the damaged step's directory to resume without it"
             ) from error
 
+    def _check_metrics(self, step: int) -> None:
+        """Orbax reads the accuracies of all checkpoints before it lists them."""
+        path = self.directory / str(step) / "metrics" / "metrics"
+        try:
+            if path.exists():  # Orbax does without the file, but not with a damaged one
+                float(json.loads(path.read_text())[METRIC])
+        except READ_ERRORS as error:
+            raise InputError(
+                f"{path} is damaged ({_reason(error)}); delete the directory of step {step} to"
+                " resume without it"
+            ) from error
+
     def steps(self) -> list[int]:
-        """The steps that can be restored, ascending."""
+        """The steps that were saved, that which is still being written included, ascending."""
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
@@ -115,28 +138,58 @@ class Checkpoints:
     def save(self, step: int, state: Any, test_accuracy: float) -> None:
         """Begins to write a checkpoint, which becomes visible only when it is whole.
 
-        What went wrong with the one before is raised here, or by `wait`.
-
         Args:
-            step: steps done.
+            step: steps done, more than those of any checkpoint.
             state: a tree of arrays of one device, which nobody writes to.
             test_accuracy: that decides which checkpoint is the best.
+
+        Raises:
+            OSError: if this or the one before cannot be written; see `wait`, too.
         """
         leaves = named_leaves(state)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(leaves), digests=ocp.args.JsonSave(digests(leaves))
-            ),
-            metrics={METRIC: test_accuracy},
-        )
+        described = digests(leaves)
+        record = {"leaves": described, "sha256": _sha256(described)}
+        with self._writing():
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(leaves), digests=ocp.args.JsonSave(record)
+                ),
+                metrics={METRIC: test_accuracy},
+            )
+        if not saved:
+            raise OSError(
+                f"{self.directory} has got checkpoints of another process up to step"
+                f" {self.steps()[-1]}; start the same command again, once"
+            )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with without_warnings():  # Orbax logs what it raises
+                yield
+        except READ_ERRORS as error:
+            raise OSError(
+                f"a checkpoint in {self.directory} cannot be written: {_reason(error)}; make room,"
+                " then the same command goes on from the one before"
+            ) from error
 
     def digests(self, step: int) -> dict[str, dict[str, Any]]:
-        """What `digests` said of every leaf when it was saved."""
-        return self._read(step, digests=ocp.args.JsonRestore())["digests"]
+        """What `digests` said of every leaf when it was saved.
+
+        Raises:
+            DamagedCheckpointError: if that is not known any more.
+        """
+        record = self._read(step, digests=ocp.args.JsonRestore())["digests"]
+        if not isinstance(record, dict) or record.get("sha256") != _sha256(record.get("leaves")):
+            raise DamagedCheckpointError(
+                f"checkpoint {self.directory / str(step)} is damaged: its list of leaves differs"
+                " from its digest"
+            )
+        return record["leaves"]
 
     def holds(self, step: int, template: Any) -> bool:
-        """Whether a checkpoint has every leaf of a template in its shape."""
+        """Whether a checkpoint has every leaf of a template in its shape; raises as `digests`."""
         saved = self.digests(step)
         return all(
             name in saved and tuple(saved[name]["shape"]) == leaf.shape
@@ -187,11 +240,15 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Returns when all that was saved is on the disk."""
-        self._manager.wait_until_finished()
+        """Returns when all that was saved is on the disk; raises OSError if it cannot be."""
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def set_aside(self, step: int) -> pathlib.Path:
-        """Moves a checkpoint out of the way, for somebody to look at; returns where it is."""
+        """Moves a checkpoint out of the way, for somebody to look at; returns where it is.
+
+        Every process of a run calls it.
+        """
         place = self.directory.parent / "damaged_checkpoints" / str(step)
         parallel.barrier(f"all know that {step} is damaged")
         if parallel.is_primary():
@@ -204,8 +261,9 @@ class Checkpoints:
         return place
 
     def close(self) -> None:
-        """Waits for what was saved, and releases Orbax's threads."""
-        self._manager.close()
+        """Waits for what was saved, and releases Orbax's threads; raises OSError as `wait`."""
+        with self._writing():
+            self._manager.close()
 
     def _read(self, step: int, **items: Any) -> Any:
         try:

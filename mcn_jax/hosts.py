@@ -20,7 +20,8 @@ def initialize(
     """Joins the processes of a run through `jax.distributed`; returns at once if there is one.
 
     Tasks of Slurm's srun and workers of a TPU pod are found by what JAX knows of such clusters;
-    elsewhere the first three arguments are needed.
+    elsewhere the first three arguments are needed. `num_processes=1` alone makes a run of its own
+    of each task.
 
     Args:
         coordinator_address: HOST:PORT of the process 0, at which it will listen.
@@ -38,6 +39,8 @@ def initialize(
         "--process_id": process_id,
     }
     missing = [name for name, value in given.items() if value is None]
+    if num_processes == 1:
+        return
     if len(missing) == len(given):
         if not (detect or belongs_to_several(os.environ)):
             return

@@ -8,6 +8,7 @@ import itertools
 import os
 import pathlib
 import sys
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -78,6 +79,13 @@ def _load_config() -> tuple[Config, pathlib.Path]:
     return config, pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / name)
 
 
+def _fail(message: str) -> NoReturn:
+    print(f"mcn_jax: error: {message}", file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        os._exit(1)  # an ordinary exit would wait for the other processes, and they for this one
+    sys.exit(1)
+
+
 def main(argv: list[str]) -> None:
     """Runs one training; returns normally or exits with one line and a non-zero code."""
     try:
@@ -94,19 +102,15 @@ def main(argv: list[str]) -> None:
         print(f"mcn_jax: {stopped}", file=sys.stderr)
         sys.exit(EXIT_CODE)
     except (InputError, FloatingPointError, OSError) as error:
-        sys.exit(f"mcn_jax: error: {error}")
+        _fail(str(error))
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        reason = str(error).splitlines()[0]
-        print(
-            f"mcn_jax: error: process {jax.process_index()} ends, because a step failed, as it does"
-            f" when another process is lost ({reason}); the same commands go on from the last"
-            " checkpoint",
-            file=sys.stderr,
-            flush=True,
+        _fail(
+            f"process {jax.process_index()} ends, because a step failed, as it does when another"
+            f" process is lost ({str(error).splitlines()[0]}); the same commands go on from the"
+            " last checkpoint"
         )
-        os._exit(1)  # an ordinary exit would wait for the process that is lost
     if parallel.is_primary():
         metrics.print_result(result, workdir)
 

@@ -39,6 +39,21 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def from_primary(number: int) -> int:
+    """What the first process knows, on all processes."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def all_equal(digest: bytes) -> bool:
+    """Whether every process of a run has the same digest, of at least 8 bytes."""
+    if jax.process_count() == 1:
+        return True
+    words = np.frombuffer(digest[:8], np.int32)
+    return bool((multihost_utils.process_allgather(words) == words).all())
+
+
 def share(tree: Any, axis: int = 0) -> Any:
     """This process's part of a global batch: [B, ...] -> [B / processes, ...]."""
     count, index = jax.process_count(), jax.process_index()

@@ -18,7 +18,7 @@ class Stopped(Exception):  # noqa: N818  not an error
 class StopRequests:
     """Notes SIGTERM, which clusters send before they take a machine away, and SIGINT.
 
-    A second SIGINT raises KeyboardInterrupt. In a run of several processes JAX's runtime notes
+    The second SIGINT raises KeyboardInterrupt. In a run of several processes JAX's runtime notes
     SIGTERM, and all processes agree on where to stop; SIGINT keeps its meaning there.
     """
 
@@ -41,7 +41,7 @@ class StopRequests:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self._signal is not None and number == signal.SIGINT:
+        if self._signal == number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = number
 

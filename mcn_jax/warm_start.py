@@ -6,7 +6,7 @@ import json
 import pathlib
 from typing import Any
 
-from mcn_jax.checkpoint import Checkpoints, saved_steps
+from mcn_jax.checkpoint import Checkpoints, DamagedCheckpointError, saved_steps
 from mcn_jax.errors import InputError
 from mcn_jax.state import TrainState
 from mcn_jax.workdir import read_metrics
@@ -36,7 +36,7 @@ class WarmStart:
 
 
 def warm_start(source: pathlib.Path, state: TrainState) -> WarmStart:
-    """The state of a new run with parameters and batch statistics of another's last checkpoint.
+    """The state of a new run with parameters and batch statistics of another's last epoch.
 
     Its centers are taken, too, where its filters were binary with as many of them. The other
     run's files are only read; it may still be running.
@@ -68,6 +68,8 @@ def warm_start(source: pathlib.Path, state: TrainState) -> WarmStart:
             part=True,
             remedy="start from a run with the same config.model, or train the first stage anew",
         )
+    except DamagedCheckpointError as error:
+        raise InputError(f"{error}; name another config.init_from") from error
     finally:
         checkpoints.close()
     taken = {name: d for name, d in digests.items() if name.split("/")[0] in names}

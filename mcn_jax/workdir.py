@@ -130,6 +130,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
                 f"{workdir} is in use by {file.read().strip() or 'another process'}; wait for its"
                 " end, or use another --workdir"
             ) from error
+        except OSError as error:  # of file systems without locks
+            logging.warning("%s is not protected from a second process: %s", workdir, error)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

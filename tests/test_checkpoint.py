@@ -1,11 +1,14 @@
+import contextlib
+import hashlib
 import json
+import resource
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from mcn_jax.checkpoint import Checkpoints, named_leaves
+from mcn_jax.checkpoint import Checkpoints, DamagedCheckpointError, named_leaves
 from mcn_jax.errors import InputError
 from small_runs import digits_config, step_arguments
 
@@ -74,10 +77,57 @@ def test_a_leaf_that_differs_from_its_digest_is_named(checkpoints):
         p for p in (checkpoints.directory / "1" / "digests").iterdir() if "sha256" in p.read_text()
     ]
     record = json.loads(path.read_text())
-    record["b"]["sha256"] = "0" * 64
+    record["leaves"]["b"]["sha256"] = "0" * 64
     path.write_text(json.dumps(record))
-    with pytest.raises(InputError, match="1 is damaged: b differs from its digest; delete"):
+    with pytest.raises(DamagedCheckpointError, match=r"1 is damaged: its list of leaves differs"):
         checkpoints.restore(1, tree)
+    text = json.dumps(record["leaves"], sort_keys=True)
+    record["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    path.write_text(json.dumps(record))
+    with pytest.raises(DamagedCheckpointError, match=r"1 is damaged: b differs from its digest$"):
+        checkpoints.restore(1, tree)
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+    for _ in range(2):
+        opened = Checkpoints(tmp_path)
+        opened.save((opened.steps() or [0])[-1] + 1, {"x": np.arange(3.0)}, test_accuracy=0.5)
+        opened.close()
+        (tmp_path / "3.orbax-checkpoint-tmp").mkdir(exist_ok=True)
+    reader = Checkpoints(tmp_path, read_only=True)
+    reader.close()
+    assert (tmp_path / "3.orbax-checkpoint-tmp").exists()
+    opened = Checkpoints(tmp_path)
+    assert opened.steps() == [1, 2]
+    opened.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def save_and_wait(checkpoints, tree):
+    checkpoints.save(2, tree, test_accuracy=0.5)
+    checkpoints.wait()
+
+
+def test_a_full_disk_is_one_error_that_says_what_to_do(tmp_path):
+    """Files of at most 20 kB stand for a disk that is full."""
+    opened = Checkpoints(tmp_path / "checkpoints")
+    opened.save(1, {"x": np.zeros(10)}, test_accuracy=0.5)
+    opened.wait()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    large = {"x": np.random.default_rng(0).normal(size=100_000)}
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        with pytest.raises(OSError, match=r"cannot be written: .*; make room, then the same"):
+            save_and_wait(opened, large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with contextlib.suppress(OSError):
+        opened.close()
+    opened = Checkpoints(tmp_path / "checkpoints")
+    assert opened.steps() == [1]
+    save_and_wait(opened, large)
+    np.testing.assert_array_equal(opened.restore(2, large)["x"], large["x"])
+    opened.close()
 
 
 DAMAGES = {

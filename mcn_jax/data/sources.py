@@ -7,6 +7,7 @@ order; the step does not know the difference.
 
 import collections
 import functools
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -40,7 +41,7 @@ class Source(Protocol):
     def train_batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Split, Batch]]:
         """The whole batches of an epoch from the `first` on; examples beyond the last one wait for
         the next epoch. Where several are given at a time, they have an axis of steps behind that of
-        devices."""
+        devices; InputError if `first` lies between two such times."""
 
     def test_batches(self, epoch: int) -> Iterator[tuple[Split, EvalBatch]]:
         """The test split, every example in one batch; read after the training of `epoch`."""
@@ -166,7 +167,8 @@ class StreamedSource:
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         workers = self._config.data.workers or parallel.host_cores() or 1
         return elements.to_iter_dataset(options).mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1),
+            worker_init_fn=_ignore_signals,
         )
 
     def close(self) -> None:
@@ -174,6 +176,13 @@ class StreamedSource:
         if self._stream is not None:
             self._stream.close()
         self._stream, self._next = None, -1
+
+
+def _ignore_signals(worker: int, workers: int) -> None:
+    """In a worker: signals to the whole process group are for the run, which ends its workers."""
+    del worker, workers
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def default_steps_per_dispatch() -> int:

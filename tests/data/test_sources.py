@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -234,6 +235,35 @@ def test_a_streamed_run_equals_a_resident_one_and_may_resume_it(
             for path in (tmp_path / name / "metrics.jsonl", tmp_path / "resident" / "metrics.jsonl")
         ]
         assert records[0] == records[1]
+
+
+def test_signals_to_the_whole_process_group_leave_the_workers_alone(photos, data_dir, one_device):
+    """Ctrl-C reaches all of them; the run saves, and asks its workers for the rest of a step."""
+    config = photos_config(photos, data_dir, min_crop_area=0.3, workers=1)
+    config = dataclasses.replace(config, batch_size=1)  # more steps than are read ahead
+    source = sources.StreamedSource(config, data.open_dataset(config.data))
+    batches = source.train_batches(0)
+    next(batches)
+    workers = multiprocessing.active_children()
+    assert workers
+    for process in workers:
+        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, signal.SIGTERM)
+    assert len(list(batches)) == 31
+    assert all(process.is_alive() for process in workers)
+    source.close()
+
+
+def test_an_epoch_may_begin_inside(photos, data_dir, one_device):
+    config = photos_config(photos, data_dir, min_crop_area=0.3, workers=1)
+    config = dataclasses.replace(config, batch_size=8)
+    source = sources.StreamedSource(config, data.open_dataset(config.data))
+    whole = [examples_of(batch) for batch in source.train_batches(1)]
+    rest = [examples_of(batch) for batch in source.train_batches(1, 2)]
+    assert len(rest) == len(whole) - 2
+    for expected, found in zip(whole[2:], rest, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    source.close()
 
 
 def test_a_worker_that_is_killed_is_one_line(photos, data_dir, one_device):

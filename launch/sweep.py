@@ -1,0 +1,426 @@
+"""Sweeps over fields of a config on Ray Tune: grids, random search and ASHA.
+
+    python launch/sweep.py --config=configs/figure5_cpu.py --out=runs/figure5 \\
+        --grid loss.theta=0,1e-5,1e-4,1e-3,1e-2 --seeds=0,1,2 -- --config.data.archive_dir=DIR
+
+Every trial is a process of its own, `python -m mcn_jax.main` with the work directory OUT/NAME; what
+stands behind `--` is passed to all of them. A trial that dies goes on from its checkpoint; one that
+ends with an error of its own is not tried again. The same command goes on with a sweep that was
+interrupted; --asha then compares only the trials that are left. At the end OUT holds sweep.csv and
+the report of all runs with its figures, and the best command line is printed: that of the highest
+accuracy of the last epoch, as a mean over the seeds. It was chosen by the test split unless
+--config.data.test_split names another.
+
+A second stage, such as lambda after theta, starts every trial from the checkpoint of the best
+trial of the first stage with the same seed:
+
+    ... --then_config=configs/figure5_lambda_cpu.py \\
+        --then_grid loss.center_loss_weight=1e-4,1e-3,1e-2,1e-1
+"""
+
+import argparse
+import contextlib
+import csv
+import ctypes
+import itertools
+import json
+import math
+import os
+import pathlib
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends a sweep, and not one stage of it
+import ray
+from ray import tune
+
+from mcn_jax import report
+from mcn_jax.config import check_field
+from mcn_jax.errors import InputError
+from mcn_jax.stopping import EXIT_CODE
+from mcn_jax.workdir import read_metrics, read_result, write_atomically
+
+ROOT = pathlib.Path(__file__).parents[1]
+METRIC = "test_accuracy"
+POLL_SECONDS = 0.5
+RESTARTS = 5  # of one trial, before the sweep gives it up
+
+
+class Training(tune.Trainable):
+    """One trial: a training process, whose epochs are what Tune is told.
+
+    `config` holds "fields" {FIELD: value}, "seed" and what `main` adds for all trials.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Starts the process, which goes on where an earlier one stopped."""
+        self.workdir = pathlib.Path(config["out"]) / trial_name(config)
+        self.workdir.parent.mkdir(parents=True, exist_ok=True)
+        self.told = 0
+        command = command_line(config)
+        log = self.workdir.with_suffix(self.workdir.suffix + ".log")
+        # A trial is a run of its own, even where srun or a TPU pod has started Ray.
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES")
+        }
+        with log.open("a") as file:
+            self.process = subprocess.Popen(
+                command, cwd=config["cwd"], env=environment, stdout=file, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent,
+            )  # fmt: skip
+
+    def step(self) -> dict[str, Any]:
+        """Waits for the next epoch; raises RuntimeError if the process fails."""
+        while True:
+            code = self.process.poll()
+            epochs = self._epochs()
+            if len(epochs) > self.told:
+                record = epochs[self.told]
+                self.told += 1
+                done = code == 0 and self.told == len(epochs)
+                return {METRIC: record[METRIC], "epoch": record["epoch"] + 1, "done": done}
+            if code == 0 and epochs:
+                last = epochs[-1]
+                return {METRIC: last[METRIC], "epoch": last["epoch"] + 1, "done": True}
+            if code == 1:  # its own error, which it would meet again
+                return {METRIC: 0.0, "epoch": self.told, "failed": True, "done": True}
+            if code is not None:
+                raise RuntimeError(f"the training process ended with code {code}; see its log")
+            time.sleep(POLL_SECONDS)
+
+    def _epochs(self) -> list[dict[str, Any]]:
+        with contextlib.suppress(InputError):  # read while it is being cut
+            records = read_metrics(self.workdir / "metrics.jsonl")
+            return [record for record in records if record["kind"] == "epoch"]
+        return []
+
+    def cleanup(self) -> None:
+        """Asks the process to save and end."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: the training process has checkpoints of its own."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: the training process goes on by itself."""
+
+
+def _end_with_parent() -> None:
+    """In the child: a trial that is killed takes its training process with it (Linux)."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def trial_name(config: dict[str, Any]) -> str:
+    """Such as "theta=1e-4,seed=0": the directory of a trial."""
+    parts = [f"{name.split('.')[-1]}={value}" for name, value in config["fields"].items()]
+    parts.append(f"seed={config['seed']}")
+    return config["stage"] + re.sub(r"[^\w.=,+-]", "_", ",".join(parts))
+
+
+def command_line(config: dict[str, Any]) -> list[str]:
+    """The command of a trial."""
+    fields = {**config["fields"], "seed": config["seed"]}
+    start = config["starts"].get(str(config["seed"]))
+    return [
+        sys.executable, "-m", "mcn_jax.main", f"--config={config['config']}",
+        f"--workdir={pathlib.Path(config['out']) / trial_name(config)}",
+        *(f"--config.{name}={value}" for name, value in fields.items()),
+        *([f"--config.init_from={start}"] if start else []),
+        *config["flags"],
+    ]  # fmt: skip
+
+
+def parse_grid(argument: str) -> tuple[str, list[str]]:
+    """ "FIELD=A,B,C" -> (FIELD, [A, B, C]).
+
+    Values that hold commas are divided, or ended, by semicolons: "model.widths=2,4;4,8".
+    """
+    name, equals, values = argument.partition("=")
+    found = values.removesuffix(";").split(";" if ";" in values else ",")
+    if name == "seed":
+        raise InputError("the seeds are given by --seeds")
+    if len(set(found)) < len(found):
+        raise InputError(f"{argument!r} has a value twice")
+    if not equals or not all(found):
+        raise InputError(f"{argument!r} is not of the form FIELD=VALUE,VALUE,...")
+    check_field(name)
+    return name, found
+
+
+def parse_range(argument: str) -> tuple[str, float, float]:
+    """ "FIELD=LOW:HIGH" -> (FIELD, LOW, HIGH)."""
+    match = re.fullmatch(r"([\w.]+)=([^:]+):([^:]+)", argument)
+    form = f"{argument!r} is not of the form FIELD=LOW:HIGH with 0 <= LOW < HIGH"
+    if not match:
+        raise InputError(form)
+    try:
+        low, high = float(match[2]), float(match[3])
+    except ValueError as error:
+        raise InputError(form) from error
+    if not 0 <= low < high < math.inf:
+        raise InputError(form)
+    check_field(match[1])
+    return match[1], low, high
+
+
+def settings(grids: Sequence[str], ranges: Sequence[str], samples: int) -> list[dict[str, str]]:
+    """All settings of a stage, {FIELD: value}: every point of the grids with every draw.
+
+    The draws are the same each time: log-uniform, or uniform where a range begins at zero.
+    """
+    names, values = zip(*map(parse_grid, grids), strict=True) if grids else ((), ())
+    generator = np.random.default_rng(0)
+    draws = []
+    for _ in range(samples if ranges else 1):
+        draw = {}
+        for name, low, high in map(parse_range, ranges):
+            number = generator.uniform(low, high)
+            if low:
+                number = math.exp(generator.uniform(math.log(low), math.log(high)))
+            draw[name] = f"{number:.4g}"
+        draws.append(draw)
+    points = [dict(zip(names, point, strict=True)) for point in itertools.product(*values)]
+    return [point | draw for draw in draws for point in points]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config", required=True, type=pathlib.Path, help="a file in configs/")
+    add(
+        "--out",
+        required=True,
+        type=pathlib.Path,
+        help="a new directory, or that of the sweep to go on with",
+    )
+    add(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="FIELD=A,B,...",
+        help="try every value, with every value of the other grids",
+    )
+    add(
+        "--random",
+        action="append",
+        default=[],
+        metavar="FIELD=LOW:HIGH",
+        help="draw values: log-uniform, uniform where LOW is 0",
+    )
+    add("--samples", type=int, default=1, help="draws of --random")
+    add("--seeds", default="0", help="of every setting, such as 0,1,2")
+    add(
+        "--asha",
+        action="store_true",
+        help="stop trials early that are behind others",
+    )
+    add("--grace_epochs", type=int, default=1, help="of --asha: the fewest epochs")
+    add("--then_config", type=pathlib.Path, help="the config of a second stage")
+    add(
+        "--then_grid",
+        action="append",
+        default=[],
+        metavar="FIELD=A,B,...",
+        help="of the second stage",
+    )
+    add("--cpus_per_trial", type=float, default=1)
+    add("--gpus_per_trial", type=float, default=0)
+    add("--ray_address", help="of a running cluster; without it, this machine")
+    add("flags", nargs="*", help="of all trials, after --")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs or resumes a sweep; returns the exit code."""
+    options = make_parser().parse_args(arguments)
+    try:
+        _check(options)
+        return _sweep(options)
+    except InputError as error:
+        print(f"sweep: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("sweep: stopped; the same command goes on", file=sys.stderr)
+        return EXIT_CODE
+
+
+def _check(options: argparse.Namespace) -> None:
+    for path in (options.config, options.then_config):
+        if path is not None and not path.is_file():
+            raise InputError(f"config file {path} does not exist; pass one of configs/*.py")
+    if bool(options.then_config) != bool(options.then_grid):
+        raise InputError("--then_config and --then_grid belong together")
+    seeds = options.seeds.split(",")
+    if not all(seed.isdecimal() for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds={options.seeds} is not of the form 0,1,2")
+    if options.asha and len(seeds) > 1:
+        raise InputError(
+            "--asha compares single trials: give it one of --seeds, and the best setting"
+            " the others afterwards"
+        )
+    if options.grace_epochs < 1:
+        raise InputError(f"--grace_epochs={options.grace_epochs} must be at least 1")
+    options.out = options.out.absolute()
+    options.config = options.config.absolute()
+    options.then_config = options.then_config and options.then_config.absolute()
+    settings(options.grid, options.random, options.samples)
+    settings(options.then_grid, [], 1)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    out = options.out
+    record = {"arguments": {k: v for k, v in vars(options).items() if k != "ray_address"}}
+    sweep_file = out / "sweep.json"
+    written = json.dumps(record, indent=2, default=str) + "\n"
+    if sweep_file.exists() and sweep_file.read_text() != written:
+        raise InputError(f"{out} holds another sweep, see {sweep_file}; use another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(sweep_file, written)
+    ray.init(address=options.ray_address, include_dashboard=False, log_to_driver=False)
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    common = {"out": str(out), "flags": options.flags, "cwd": os.getcwd()}
+    first = common | {"stage": "", "config": str(options.config), "starts": {}}
+    points = settings(options.grid, options.random, options.samples)
+    trials = _stage("first", first, points, seeds, options)
+    write_csv(out / "sweep.csv", trials)
+    stages = [trials]
+    if options.then_config:
+        best = best_setting(trials)
+        starts = {str(t["seed"]): t["workdir"] for t in trials if t["setting"] == best}
+        second = common | {
+            "stage": "then_", "config": str(options.then_config), "starts": starts,
+        }  # fmt: skip
+        points = settings(options.then_grid, [], 1)
+        stages.append(_stage("then", second, points, seeds, options))
+    ray.shutdown()
+    everything = [trial for stage in stages for trial in stage]
+    write_csv(out / "sweep.csv", everything)
+    ended = [trial["workdir"] for trial in everything if trial["accuracy"] is not None]
+    if ended:
+        report.main([*ended, "--out", str(out / "report")])
+    for trials in stages:
+        best = best_setting(trials)
+        chosen = next(trial for trial in trials if trial["setting"] == best)
+        print(f"best: {best or 'the config as it is'}\n  {shlex.join(chosen['command'])}")
+    lost = [trial["workdir"] for trial in everything if trial["state"] == "failed"]
+    for workdir in lost:
+        print(f"sweep: error: {workdir} failed; see {workdir}.log", file=sys.stderr)
+    return 1 if lost else 0
+
+
+def _stage(
+    name: str,
+    common: dict[str, Any],
+    points: list[dict[str, str]],
+    seeds: list[int],
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """Runs all trials of a stage to their end; returns what is known of each."""
+    storage = options.out / "ray"
+    space = common | {"fields": tune.grid_search(points), "seed": tune.grid_search(seeds)}
+    resources = {"cpu": options.cpus_per_trial, "gpu": options.gpus_per_trial}
+    trainable = tune.with_resources(Training, resources)
+    if tune.Tuner.can_restore(str(storage / name)):
+        tuner = tune.Tuner.restore(
+            str(storage / name), trainable, param_space=space, restart_errored=True
+        )
+    else:
+        scheduler = None
+        if options.asha:
+            # Trials end by themselves: no last epoch is set here.
+            scheduler = tune.schedulers.ASHAScheduler(
+                time_attr="epoch", grace_period=options.grace_epochs,
+                max_t=10**9, stop_last_trials=False,
+            )  # fmt: skip
+        tuner = tune.Tuner(
+            trainable,
+            param_space=space,
+            tune_config=tune.TuneConfig(metric=METRIC, mode="max", scheduler=scheduler),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=str(storage),
+                failure_config=tune.FailureConfig(max_failures=RESTARTS),
+                verbose=1,
+            ),
+        )
+    return [
+        describe(
+            result.config,
+            failed=result.error is not None or (result.metrics or {}).get("failed", False),
+        )
+        for result in tuner.fit()
+    ]
+
+
+def describe(config: dict[str, Any], *, failed: bool) -> dict[str, Any]:
+    """What sweep.csv says of a trial."""
+    workdir = pathlib.Path(config["out"]) / trial_name(config)
+    result = read_result(workdir)
+    state = "failed" if failed else "ended" if result else "stopped early"
+    fields = config["fields"]
+    return {
+        "fields": fields,
+        "setting": " ".join(f"{name}={value}" for name, value in fields.items()),
+        "seed": config["seed"],
+        "state": state,
+        "accuracy": result["final_test_accuracy"] if result else None,
+        "workdir": str(workdir),
+        "command": command_line(config),
+    }
+
+
+def best_setting(trials: list[dict[str, Any]]) -> str:
+    """The setting of the highest mean accuracy over its seeds, all of which have ended.
+
+    Raises:
+        InputError: if there is none.
+    """
+    means = {}
+    ordered = sorted(trials, key=lambda trial: trial["setting"])
+    for setting, its in itertools.groupby(ordered, key=lambda trial: trial["setting"]):
+        accuracies = [trial["accuracy"] for trial in its]
+        if None not in accuracies:
+            means[setting] = statistics.fmean(accuracies)
+    if not means:
+        raise InputError("no setting has ended with all its seeds; see the logs of the trials")
+    return max(means, key=lambda setting: means[setting])
+
+
+def write_csv(path: pathlib.Path, trials: list[dict[str, Any]]) -> None:
+    """One row a trial: its fields, seed, state, accuracy and work directory."""
+    names = list(dict.fromkeys(name for trial in trials for name in trial["fields"]))
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*names, "seed", "state", "final_test_accuracy", "workdir"])
+        for trial in trials:
+            cells = [trial["fields"].get(name, "") for name in names]
+            writer.writerow(
+                [*cells, trial["seed"], trial["state"], trial["accuracy"], trial["workdir"]]
+            )
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,313 @@
+"""The epochs of a run: steps, evaluation, records and checkpoints."""
+
+import dataclasses
+import functools
+import itertools
+import math
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+
+from mcn_jax import layers, metrics, models, optim, parallel
+from mcn_jax.checkpoint import UNRANKED, Checkpoints, named_leaves
+from mcn_jax.config import Config
+from mcn_jax.data import Dataset, make_source
+from mcn_jax.evaluate import evaluate
+from mcn_jax.health import filter_health, latent_filters_of
+from mcn_jax.profiling import StepTrace
+from mcn_jax.state import EpochProgress, TrainState, create_state
+from mcn_jax.steps import StepSettings, eval_step, train_step, train_steps
+from mcn_jax.stopping import Stopped, StopRequests
+from mcn_jax.warm_start import WarmStart
+
+# Metrics of the steps whose means an epoch records.
+EPOCH_MEANS = ("softmax_loss", "accuracy", "filter_loss", "center_loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """The compiled steps of one part of the schedule: as a U-MCN, or with binary filters.
+
+    train: one step, or as many as the source gives batches at a time.
+    """
+
+    binarized: bool
+    train: Callable[..., Any]
+    eval_step: Callable[..., Any]
+
+
+class Setup:
+    """Model, optimizer and compiled steps of a run, and the source of its batches."""
+
+    def __init__(self, config: Config, dataset: Dataset):
+        self.config = config
+        self.dataset = dataset
+        self.steps_per_epoch = len(dataset.train) // config.batch_size
+        schedule = (config.optimizer, self.steps_per_epoch, config.num_epochs)
+        self.optimizer = optim.make_optimizer(*schedule)
+        self.settings = StepSettings(
+            config=config,
+            learning_rate=optim.learning_rate(*schedule),
+            mean=dataset.mean,
+            std=dataset.std,
+        )
+        self.source = make_source(config, dataset)
+        self._phases: dict[bool, Phase] = {}
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step, on the host."""
+        model = models.make_model(
+            self.config, len(self.dataset.class_names), binarized=self.config.binarizes
+        )
+        shape = self.dataset.image_shape
+        return jax.device_get(create_state(self.config, model, self.optimizer, shape))
+
+    def phase(self, binarized: bool) -> Phase:
+        """The steps with or without binary filters; compiled at their first use."""
+        if binarized not in self._phases:
+            self._phases[binarized] = self._make_phase(binarized)
+        return self._phases[binarized]
+
+    def _make_phase(self, binarized: bool) -> Phase:
+        model = models.make_model(
+            self.config,
+            len(self.dataset.class_names),
+            binarized=binarized,
+            axis_name=parallel.AXIS,
+        )
+        common: dict[str, Any] = {
+            "model": model,
+            "settings": self.settings,
+            "axis_name": parallel.AXIS,
+        }
+        train = functools.partial(
+            train_steps if self.source.together > 1 else train_step,
+            optimizer=self.optimizer,
+            binarized=binarized,
+            **common,
+        )
+        return Phase(
+            binarized=binarized,
+            train=parallel.parallel(train, donate_state=True),
+            eval_step=parallel.parallel(functools.partial(eval_step, **common), donate_state=False),
+        )
+
+
+def new_progress(state: TrainState, seconds: float) -> EpochProgress:
+    """Of an epoch that begins with a state."""
+    return EpochProgress(
+        sums=dict.fromkeys(EPOCH_MEANS, np.zeros((), np.float64)),
+        filters_before=latent_filters_of(state.params),
+        seconds=np.float64(seconds),
+    )
+
+
+class Loop:
+    """The epochs of a run, with what they need at hand."""
+
+    def __init__(
+        self,
+        config: Config,
+        setup: Setup,
+        checkpoints: Checkpoints,
+        writer: metrics.Writer,
+        stop: StopRequests,
+        traces: pathlib.Path | None,
+    ):
+        self.config = config
+        self.setup = setup
+        self.checkpoints = checkpoints
+        self.writer = writer
+        self.stop = stop
+        self.traces = traces
+        self._traced: set[bool] = set()  # phases
+        self._start_time = time.perf_counter()
+        self._seconds_before = 0.0
+
+    def seconds(self) -> float:
+        """Of the run, those before a resumption included."""
+        return self._seconds_before + time.perf_counter() - self._start_time
+
+    def epochs(self, host_state: TrainState, start: WarmStart | None) -> TrainState:
+        """Trains from the step that `host_state` stands at to the last; returns the last state.
+
+        Raises:
+            Stopped: when asked to; everything up to here is saved.
+        """
+        config, steps_per_epoch = self.config, self.setup.steps_per_epoch
+        first_epoch, steps_done = divmod(int(host_state.step), steps_per_epoch)
+        progress = host_state.epoch
+        host_state = dataclasses.replace(host_state, epoch=None)
+        if first_epoch and parallel.is_primary():
+            self._seconds_before = self.writer.epoch_at(first_epoch * steps_per_epoch)[
+                "wall_seconds"
+            ]
+        if progress is not None:
+            self._seconds_before = float(progress.seconds)
+        state = parallel.replicate(host_state)
+        step, quiet = int(host_state.step), not parallel.is_primary()
+        with metrics.Progress(config.num_epochs, steps_per_epoch, step, quiet=quiet) as bar:
+            bar.say(optim.describe_groups(host_state.params))
+            if step:
+                inside = f" and {steps_done} steps" if steps_done else ""
+                bar.say(f"resuming after epoch {first_epoch}{inside}")
+            if start:
+                bar.say(start.summary())
+            for epoch in range(first_epoch, config.num_epochs):
+                if progress is None:
+                    keeps_centers = start is not None and start.keeps_centers and epoch == 0
+                    if config.computes_centers_before(epoch) and not keeps_centers:
+                        centers = layers.updated_centers(
+                            host_state.params, config.binarize.num_centers
+                        )
+                        host_state = dataclasses.replace(
+                            host_state, centers=jax.device_get(centers)
+                        )
+                        state = parallel.replicate(host_state)
+                    progress = new_progress(host_state, self.seconds())
+                state, progress = self._train(state, epoch, progress, bar)
+                host_state, record = self._end_epoch(state, epoch, progress)
+                progress = None
+                # The record first: when resuming, a surplus one is cut, a missing one is lost.
+                self.writer.write(record)
+                bar.epoch(record)
+                accuracy = ranked_accuracy(config, record)
+                self.checkpoints.save(record["step"], host_state, accuracy)
+                if epoch + 1 < config.num_epochs and self.stop.pending():
+                    self._stop(record["step"])
+        return host_state
+
+    def _train(
+        self, state: TrainState, epoch: int, progress: EpochProgress, bar: metrics.Progress
+    ) -> tuple[TrainState, EpochProgress]:
+        """The steps of an epoch that are not done yet."""
+        config, setup = self.config, self.setup
+        phase = setup.phase(config.binarized_in(epoch))
+        trace = StepTrace(None)
+        if self.traces and phase.binarized not in self._traced:
+            trace = StepTrace(self.traces / ("binary" if phase.binarized else "float"))
+            self._traced.add(phase.binarized)
+        sums = {name: float(total) for name, total in progress.sums.items()}
+        first = int(parallel.unreplicate(state.step))
+        last = (epoch + 1) * setup.steps_per_epoch
+        steps = itertools.count(first + 1)
+        start_time = time.perf_counter()
+
+        def account(values: Any) -> None:
+            host = {name: np.atleast_1d(v) for name, v in parallel.unreplicate(values).items()}
+            for index in range(setup.source.together):
+                step = next(steps)
+                scalars = {name: value[index].item() for name, value in host.items()}
+                _check_finite(scalars, step, state)
+                for name in EPOCH_MEANS:
+                    sums[name] += scalars[name]
+                bar.step(epoch, scalars["softmax_loss"])
+                if step % config.log_every_steps == 0:
+                    self.writer.write({"kind": "step", "step": step, "epoch": epoch, **scalars})
+
+        def so_far() -> EpochProgress:
+            totals = {name: np.float64(total) for name, total in sums.items()}
+            return dataclasses.replace(progress, sums=totals, seconds=np.float64(self.seconds()))
+
+        # Metrics are read one dispatch late, so that the device always has the next one at hand.
+        pending: Any = None
+        done = first
+        batches = setup.source.train_batches(epoch, first - epoch * setup.steps_per_epoch)
+        for dispatch, (split, batch) in enumerate(batches):
+            trace.before(dispatch, state)
+            state, values = phase.train(state, split, batch)
+            trace.after(dispatch, values)
+            if parallel.must_await_steps():
+                jax.block_until_ready(values)
+            if pending is not None:
+                account(pending)
+            pending = values
+            done += setup.source.together
+            stopping = self.stop.pending()
+            before = done - setup.source.together
+            if done < last and (stopping or config.saves_between(before, done)):
+                account(pending)
+                pending = None
+                host_state = dataclasses.replace(parallel.unreplicate(state), epoch=so_far())
+                self.checkpoints.save(done, host_state, UNRANKED)
+                if stopping:
+                    trace.close()
+                    self._stop(done)
+        trace.close()
+        if pending is not None:
+            account(pending)
+        self._images_per_second = (
+            (last - first) * config.batch_size / (time.perf_counter() - start_time)
+        )
+        return state, so_far()
+
+    def _end_epoch(
+        self, state: TrainState, epoch: int, progress: EpochProgress
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Evaluates; returns the state on the host and the record of the epoch."""
+        setup = self.setup
+        phase = setup.phase(self.config.binarized_in(epoch))
+        test = evaluate(phase.eval_step, state, setup.source.test_batches(epoch))
+        host_state = parallel.unreplicate(state)
+        step = int(host_state.step)
+        _check_finite(test, step, state)
+        health: dict[str, float] = {}
+        if phase.binarized:
+            by_layer, health = filter_health(
+                progress.filters_before, host_state.params, host_state.centers
+            )
+            self.writer.write({"kind": "health", "step": step, "epoch": epoch, **by_layer})
+        means = {
+            f"train_{name.removeprefix('softmax_')}": total.item() / setup.steps_per_epoch
+            for name, total in progress.sums.items()
+        }
+        return host_state, {
+            "kind": "epoch",
+            "step": step,
+            "epoch": epoch,
+            "binarized": phase.binarized,
+            **means,
+            **test,
+            **health,
+            "images_per_second": self._images_per_second,
+            "wall_seconds": self.seconds(),
+        }
+
+    def _stop(self, step: int) -> NoReturn:
+        self.checkpoints.wait()
+        raise Stopped(
+            f"stopped by {self.stop.reason()} after step {step}, which is saved; the same command"
+            " goes on"
+        )
+
+
+def _check_finite(values: dict[str, float], step: int, state: TrainState) -> None:
+    """Stops a run that has diverged, before anything of it is recorded or saved."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{name} is {value} at step {step}, {_largest_leaf(state)}; training stops, the"
+                " last checkpoint stays; lower config.optimizer.learning_rate or raise"
+                " config.optimizer.warmup_epochs"
+            )
+
+
+def _largest_leaf(state: TrainState) -> str:
+    """Where the model has its first value that is not finite by now, or else its largest."""
+    tree = {"params": state.params, "batch_stats": state.batch_stats}
+    leaves = named_leaves(parallel.unreplicate(tree))
+    bad = [name for name, leaf in leaves.items() if not np.isfinite(leaf).all()]
+    if bad:
+        return f"{bad[0]} is by now the first of {len(bad)} leaves with values that are not finite"
+    sizes = {name: np.abs(leaf).max() for name, leaf in leaves.items() if leaf.size}
+    name = max(sizes, key=lambda name: sizes[name])
+    return f"the largest value, {sizes[name]:.3g}, is by now in {name}"
+
+
+def ranked_accuracy(config: Config, record: dict[str, Any]) -> float:
+    """The accuracy by which checkpoints are ranked: an MCN's float epochs do not count."""
+    return record["test_accuracy"] if record["binarized"] == config.binarizes else 0.0
