@@ -10,6 +10,7 @@ import pytest
 
 from mcn_jax.checkpoint import Checkpoints, DamagedCheckpointError, named_leaves
 from mcn_jax.errors import InputError
+from mcn_jax.train import restore_last
 from small_runs import digits_config, step_arguments
 
 
@@ -167,3 +168,34 @@ def test_no_damaged_file_gives_a_wrong_state_or_a_traceback(tmp_path, damage):
                 jax.tree.map(np.testing.assert_array_equal, restored, tree)
     assert largest in refused
     assert not [message for message in messages if "\n" in message]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_run_goes_on_from_the_last_checkpoint_that_is_whole(tmp_path, damage):
+    before, last = state_of(seed=1), state_of(seed=2)
+    original = Checkpoints(tmp_path / "original" / "checkpoints")
+    original.save(1, before, test_accuracy=0.5)
+    original.save(2, last, test_accuracy=0.6)
+    original.close()
+    files = [p for p in (original.directory / "2").rglob("*") if p.is_file() and p.stat().st_size]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    outcomes = {}
+    for number, file in enumerate(files):
+        copy = tmp_path / str(number)
+        shutil.copytree(tmp_path / "original", copy)
+        path = copy / file.relative_to(tmp_path / "original")
+        DAMAGES[damage](path, path.read_bytes())
+        try:
+            opened = Checkpoints(copy / "checkpoints")
+            restored = named_leaves(restore_last(opened, state_of()))
+        except InputError as error:
+            outcomes[file] = str(error)
+            continue
+        opened.close()
+        aside = (copy / "damaged_checkpoints" / "2").exists()
+        outcomes[file] = "the one before" if aside else "the last"
+        expected = named_leaves(before if aside else last)
+        for name, leaf in restored.items():
+            np.testing.assert_array_equal(leaf, expected[name], err_msg=f"{file} {name}")
+    assert outcomes[largest] == "the one before"
+    assert not [outcome for outcome in outcomes.values() if "\n" in outcome]
