@@ -143,59 +143,60 @@ DAMAGES = {
 }
 
 
+def with_each_file_damaged(directory, damage, copies):
+    """Copies of a directory of checkpoints, each with one file of the last checkpoint damaged, the
+    largest file first: (file, copy)."""
+    last = max((p for p in directory.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    files = [p for p in last.rglob("*") if p.is_file() and p.stat().st_size]
+    for file in sorted(files, key=lambda path: -path.stat().st_size):
+        copy = copies / str(len(list(copies.iterdir()))) / "checkpoints"
+        shutil.copytree(directory, copy)
+        path = copy / file.relative_to(directory)
+        DAMAGES[damage](path, path.read_bytes())
+        yield file, copy
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_no_damaged_file_gives_a_wrong_state_or_a_traceback(tmp_path, damage):
     tree = {"a": np.random.default_rng(0).normal(size=5000), "b": np.zeros(4)}
     original = Checkpoints(tmp_path / "original")
     original.save(1, tree, test_accuracy=0.5)
     original.close()
-    files = [p for p in (tmp_path / "original").rglob("*") if p.is_file() and p.stat().st_size]
-    largest = max(files, key=lambda path: path.stat().st_size)
-    refused, messages = set(), []
-    for number, file in enumerate(files):
-        copy = tmp_path / str(number)
-        shutil.copytree(tmp_path / "original", copy)
-        path = copy / file.relative_to(tmp_path / "original")
-        DAMAGES[damage](path, path.read_bytes())
+    messages = {}
+    for file, copy in with_each_file_damaged(original.directory, damage, tmp_path):
         try:
             damaged = Checkpoints(copy)
             restored = damaged.restore(1, tree) if damaged.steps() else None
         except InputError as error:
-            refused.add(file)
-            messages.append(str(error))
-        else:
-            if restored is not None:
-                jax.tree.map(np.testing.assert_array_equal, restored, tree)
-    assert largest in refused
-    assert not [message for message in messages if "\n" in message]
+            messages[file] = str(error)
+            continue
+        messages[file] = ""
+        if restored is not None:
+            jax.tree.map(np.testing.assert_array_equal, restored, tree)
+    assert next(iter(messages.values()))  # of the largest file
+    assert not [message for message in messages.values() if "\n" in message]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_run_goes_on_from_the_last_checkpoint_that_is_whole(tmp_path, damage):
     before, last = state_of(seed=1), state_of(seed=2)
-    original = Checkpoints(tmp_path / "original" / "checkpoints")
+    original = Checkpoints(tmp_path / "original")
     original.save(1, before, test_accuracy=0.5)
     original.save(2, last, test_accuracy=0.6)
     original.close()
-    files = [p for p in (original.directory / "2").rglob("*") if p.is_file() and p.stat().st_size]
-    largest = max(files, key=lambda path: path.stat().st_size)
     outcomes = {}
-    for number, file in enumerate(files):
-        copy = tmp_path / str(number)
-        shutil.copytree(tmp_path / "original", copy)
-        path = copy / file.relative_to(tmp_path / "original")
-        DAMAGES[damage](path, path.read_bytes())
+    for file, copy in with_each_file_damaged(original.directory, damage, tmp_path):
         try:
-            opened = Checkpoints(copy / "checkpoints")
+            opened = Checkpoints(copy)
             restored = named_leaves(restore_last(opened, state_of()))
         except InputError as error:
             outcomes[file] = str(error)
             continue
         opened.close()
-        aside = (copy / "damaged_checkpoints" / "2").exists()
+        aside = (copy.parent / "damaged_checkpoints" / "2").exists()
         outcomes[file] = "the one before" if aside else "the last"
         expected = named_leaves(before if aside else last)
         for name, leaf in restored.items():
             np.testing.assert_array_equal(leaf, expected[name], err_msg=f"{file} {name}")
-    assert outcomes[largest] == "the one before"
+    assert next(iter(outcomes.values())) == "the one before"  # of the largest file
     assert not [outcome for outcome in outcomes.values() if "\n" in outcome]
