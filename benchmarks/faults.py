@@ -28,8 +28,8 @@ from mcn_jax.workdir import read_metrics
 
 FLAGS = (
     "--config=configs/digits.py", "--config.model.widths=(2,4)",
-    "--config.model.dense_features=16", "--config.binarize.start_epoch=4",
-    "--config.batch_size=32", "--config.optimizer.learning_rate=0.02",
+    "--config.model.dense_features=32", "--config.model.dropout_rate=0.2", "--config.binarize.start_epoch=4",
+    "--config.batch_size=32", "--config.optimizer.learning_rate=0.05",
     "--config.optimizer.warmup_epochs=1", "--config.log_every_steps=10",
     "--config.checkpoint_every_steps=15",
 )  # fmt: skip
