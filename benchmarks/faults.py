@@ -28,10 +28,10 @@ from mcn_jax.workdir import read_metrics
 
 FLAGS = (
     "--config=configs/digits.py", "--config.model.widths=(2,4)",
-    "--config.model.dense_features=32", "--config.model.dropout_rate=0.2", "--config.binarize.start_epoch=4",
-    "--config.batch_size=32", "--config.optimizer.learning_rate=0.05",
-    "--config.optimizer.warmup_epochs=1", "--config.log_every_steps=10",
-    "--config.checkpoint_every_steps=15",
+    "--config.model.dense_features=32", "--config.model.dropout_rate=0.2",
+    "--config.binarize.start_epoch=4", "--config.batch_size=32",
+    "--config.optimizer.learning_rate=0.05", "--config.optimizer.warmup_epochs=1",
+    "--config.log_every_steps=10", "--config.checkpoint_every_steps=15",
 )  # fmt: skip
 TIMES = ("wall_seconds", "images_per_second")
 STARTING = 0.2  # share of the moments that are counted from the start of the process
