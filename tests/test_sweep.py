@@ -110,7 +110,7 @@ def test_a_sweep_survives_the_death_of_a_trial_and_of_its_driver(data_dir, tmp_p
     assert start().wait(timeout=900) == 0, output.read_text()
     text = output.read_text()
     assert (first / "metrics.jsonl").read_bytes().startswith(before.rpartition(b"\n")[0])
-    rows = list(csv.DictReader((out / "sweep.csv").open()))
+    rows = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
     assert len(rows) == 8
     assert {row["state"] for row in rows} == {"ended"}
     assert {row["loss.theta"] for row in rows} == {"0", "1e-2", ""}
