@@ -319,10 +319,11 @@ def _sweep(options: argparse.Namespace) -> int:
     ended = [trial["workdir"] for trial in everything if trial["accuracy"] is not None]
     if ended:
         report.main([*ended, "--out", str(out / "report")])
-    for trials in stages:
+    for number, trials in enumerate(stages, start=1):
         best = best_setting(trials)
         chosen = next(trial for trial in trials if trial["setting"] == best)
-        print(f"best: {best or 'the config as it is'}\n  {shlex.join(chosen['command'])}")
+        stage = f" of stage {number}" if len(stages) > 1 else ""
+        print(f"best{stage}: {best or 'the config as it is'}\n  {shlex.join(chosen['command'])}")
     lost = [trial["workdir"] for trial in everything if trial["state"] == "failed"]
     for workdir in lost:
         print(f"sweep: error: {workdir} failed; see {workdir}.log", file=sys.stderr)
@@ -364,13 +365,14 @@ def _stage(
                 verbose=1,
             ),
         )
-    return [
+    trials = [
         describe(
             result.config,
             failed=result.error is not None or (result.metrics or {}).get("failed", False),
         )
         for result in tuner.fit()
     ]
+    return sorted(trials, key=lambda trial: (points.index(trial["fields"]), trial["seed"]))
 
 
 def describe(config: dict[str, Any], *, failed: bool) -> dict[str, Any]:

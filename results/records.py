@@ -145,7 +145,34 @@ def input_table() -> str:
     )
 
 
-TABLES = {"results": table, "input": input_table}
+def faults_table() -> str:
+    """What benchmarks/faults.py counted, in Markdown."""
+    record = read("benchmarks", "faults.json")
+    rows = [
+        f"| {run['signal']} | {run['kills']} | {run['left_a_checkpoint_half_written']}"
+        f" | {run['resumed_inside_an_epoch']}"
+        f" | {'yes' if run['same_state'] and run['same_records'] else 'no'} |"
+        for run in record["runs"]
+    ]
+    seconds = [f"{lost['seconds']:.1f}" for lost in record["two_processes"]]
+    return "\n".join(
+        [
+            f"`benchmarks/faults.py` on {record['cpu_count']} CPU cores"
+            f" ([record](results/benchmarks/faults.json), revision"
+            f" {short_revision(record['git_revision'])}): a run on digits, killed and started again",
+            "",
+            "| signal | times | a checkpoint was half written | it stood inside an epoch"
+            " | same state and records as the unbroken run |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            f"Of two processes one was killed, {len(seconds)} times: the other ended"
+            f" {', '.join(seconds)} seconds later.",
+        ]
+    )
+
+
+TABLES = {"results": table, "input": input_table, "faults": faults_table}
 
 
 def readme_with_tables(text: str) -> str:
