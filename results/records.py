@@ -159,7 +159,8 @@ def faults_table() -> str:
         [
             f"`benchmarks/faults.py` on {record['cpu_count']} CPU cores"
             f" ([record](results/benchmarks/faults.json), revision"
-            f" {short_revision(record['git_revision'])}): a run on digits, killed and started again",
+            f" {short_revision(record['git_revision'])}): a run on digits, killed and started"
+            " again",
             "",
             "| signal | times | a checkpoint was half written | it stood inside an epoch"
             " | same state and records as the unbroken run |",
