@@ -30,7 +30,7 @@ sweep: .venv/installed  ## a sweep of theta and lambda on digits, a few minutes:
 		--grid loss.theta=0,1e-2 --grid loss.center_loss_weight=0,1e-3 --seeds=0,1 -- \
 		--config.model.widths=4,8 --config.model.dense_features=32 --config.model.dropout_rate=0.2 \
 		--config.optimizer.learning_rate=0.05 --config.optimizer.warmup_epochs=1 \
-		--config.num_epochs=6 --config.binarize.start_epoch=2 $(ARGS)
+		--config.num_epochs=15 --config.binarize.start_epoch=4 $(ARGS)
 
 lint: .venv/installed  ## style and format
 	$(VENV)/ruff check .
