@@ -157,16 +157,21 @@ def print_table(records: list[dict[str, Any]], platform: str, dtype: str) -> Non
     rich.console.Console(width=160, highlight=False).print(table)
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what `measure` and `batch_of` are given."""
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--repeats", type=int, default=20, help="turns that are counted")
+    parser.add_argument("--work", type=float, default=1e9, help="multiply-adds that a batch costs")
+    parser.add_argument("--maps", type=int, help="only shapes with as many output maps")
+
+
 def main() -> None:
     """Measures all shapes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tune", action="store_true", help="write the table of form='auto'")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--repeats", type=int, default=20, help="turns that are counted")
-    parser.add_argument("--work", type=float, default=1e9, help="multiply-adds that a batch costs")
-    parser.add_argument("--maps", type=int, help="only shapes with as many output maps")
+    add_options(parser)
     add_out(parser, "mcconv.json")
     options = parser.parse_args()
     if options.tune and options.maps:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import rich.console
 import rich.table
-from mcconv import batch_of, jax_platform, measure
+from mcconv import add_options, batch_of, jax_platform, measure
 from measure import add_out, seconds, write
 
 from mcn_jax.ops.costs import multiply_adds
@@ -65,10 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--repeats", type=int, default=20, help="turns that are counted")
-    parser.add_argument("--work", type=float, default=1e9, help="multiply-adds that a batch costs")
-    parser.add_argument("--maps", type=int, help="only layers of as many maps")
+    add_options(parser)
     add_out(parser, "roofline.json")
     options = parser.parse_args()
     dtype = jnp.dtype(options.dtype)

@@ -46,6 +46,7 @@ from ray import tune
 from mcn_jax import report
 from mcn_jax.config import check_field
 from mcn_jax.errors import InputError
+from mcn_jax.metrics import epochs_of
 from mcn_jax.stopping import EXIT_CODE
 from mcn_jax.workdir import read_metrics, read_result, write_atomically
 
@@ -86,13 +87,10 @@ class Training(tune.Trainable):
             code = self.process.poll()
             epochs = self._epochs()
             if len(epochs) > self.told:
-                record = epochs[self.told]
                 self.told += 1
-                done = code == 0 and self.told == len(epochs)
-                return {METRIC: record[METRIC], "epoch": record["epoch"] + 1, "done": done}
+                return _report(epochs[self.told - 1])
             if code == 0 and epochs:
-                last = epochs[-1]
-                return {METRIC: last[METRIC], "epoch": last["epoch"] + 1, "done": True}
+                return _report(epochs[-1]) | {"done": True}
             if code == 1:  # its own error, which it would meet again
                 return {METRIC: 0.0, "epoch": self.told, "failed": True, "done": True}
             if code is not None:
@@ -102,7 +100,7 @@ class Training(tune.Trainable):
     def _epochs(self) -> list[dict[str, Any]]:
         with contextlib.suppress(InputError):  # read while it is being cut
             records = read_metrics(self.workdir / "metrics.jsonl")
-            return [record for record in records if record["kind"] == "epoch"]
+            return epochs_of(records)
         return []
 
     def cleanup(self) -> None:
@@ -119,6 +117,10 @@ class Training(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: the training process goes on by itself."""
+
+
+def _report(epoch: dict[str, Any]) -> dict[str, Any]:
+    return {METRIC: epoch[METRIC], "epoch": epoch["epoch"] + 1}
 
 
 def _end_with_parent() -> None:

@@ -61,7 +61,8 @@ def saved_steps(directory: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
 
 
-def _sha256(record: Any) -> str:
+def sha256(record: Any) -> str:
+    """Of anything that JSON can hold, such as `digests`; in hexadecimal digits."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
@@ -148,7 +149,7 @@ class Checkpoints:
         """
         leaves = named_leaves(state)
         described = digests(leaves)
-        record = {"leaves": described, "sha256": _sha256(described)}
+        record = {"leaves": described, "sha256": sha256(described)}
         with self._writing():
             saved = self._manager.save(
                 step,
@@ -181,7 +182,7 @@ class Checkpoints:
             DamagedCheckpointError: if that is not known any more.
         """
         record = self._read(step, digests=ocp.args.JsonRestore())["digests"]
-        if not isinstance(record, dict) or record.get("sha256") != _sha256(record.get("leaves")):
+        if not isinstance(record, dict) or record.get("sha256") != sha256(record.get("leaves")):
             raise DamagedCheckpointError(
                 f"checkpoint {self.directory / str(step)} is damaged: its list of leaves differs"
                 " from its digest"

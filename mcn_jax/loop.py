@@ -114,7 +114,7 @@ class Loop:
         config: Config,
         setup: Setup,
         checkpoints: Checkpoints,
-        writer: metrics.Writer,
+        writer: metrics.MetricsWriter | metrics.NoWriter,
         stop: StopRequests,
         traces: pathlib.Path | None,
     ):
@@ -142,10 +142,8 @@ class Loop:
         first_epoch, steps_done = divmod(int(host_state.step), steps_per_epoch)
         progress = host_state.epoch
         host_state = dataclasses.replace(host_state, epoch=None)
-        if first_epoch and parallel.is_primary():
-            self._seconds_before = self.writer.epoch_at(first_epoch * steps_per_epoch)[
-                "wall_seconds"
-            ]
+        if first_epoch:
+            self._seconds_before = self.writer.seconds_at(first_epoch * steps_per_epoch)
         if progress is not None:
             self._seconds_before = float(progress.seconds)
         state = parallel.replicate(host_state)
@@ -169,8 +167,8 @@ class Loop:
                         )
                         state = parallel.replicate(host_state)
                     progress = new_progress(host_state, self.seconds())
-                state, progress = self._train(state, epoch, progress, bar)
-                host_state, record = self._end_epoch(state, epoch, progress)
+                state, progress, rate = self._train(state, epoch, progress, bar)
+                host_state, record = self._end_epoch(state, epoch, progress, rate)
                 progress = None
                 # The record first: when resuming, a surplus one is cut, a missing one is lost.
                 self.writer.write(record)
@@ -183,8 +181,8 @@ class Loop:
 
     def _train(
         self, state: TrainState, epoch: int, progress: EpochProgress, bar: metrics.Progress
-    ) -> tuple[TrainState, EpochProgress]:
-        """The steps of an epoch that are not done yet."""
+    ) -> tuple[TrainState, EpochProgress, float]:
+        """The steps of an epoch that are not done yet; also returns their images per second."""
         config, setup = self.config, self.setup
         phase = setup.phase(config.binarized_in(epoch))
         trace = StepTrace(None)
@@ -240,13 +238,11 @@ class Loop:
         trace.close()
         if pending is not None:
             account(pending)
-        self._images_per_second = (
-            (last - first) * config.batch_size / (time.perf_counter() - start_time)
-        )
-        return state, so_far()
+        rate = (last - first) * config.batch_size / (time.perf_counter() - start_time)
+        return state, so_far(), rate
 
     def _end_epoch(
-        self, state: TrainState, epoch: int, progress: EpochProgress
+        self, state: TrainState, epoch: int, progress: EpochProgress, rate: float
     ) -> tuple[TrainState, dict[str, Any]]:
         """Evaluates; returns the state on the host and the record of the epoch."""
         setup = self.setup
@@ -273,7 +269,7 @@ class Loop:
             **means,
             **test,
             **health,
-            "images_per_second": self._images_per_second,
+            "images_per_second": rate,
             "wall_seconds": self.seconds(),
         }
 

@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import rich.console
 import rich.markup
@@ -16,55 +16,19 @@ from mcn_jax.errors import InputError
 from mcn_jax.workdir import cut_metrics
 
 
-class Writer(Protocol):
-    """Where a run's records go.
-
-    Attributes:
-        records: all of them, those before a resumption included.
-    """
-
-    records: list[dict[str, Any]]
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Takes one record; it has "kind" and "step" besides its values."""
-
-    def epochs(self) -> list[dict[str, Any]]:
-        """The records of whole epochs."""
-
-    def epoch_at(self, step: int) -> dict[str, Any]:
-        """The record of the epoch that ended at a step."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *exception: object) -> None: ...
-
-
-def make_writer(workdir: pathlib.Path, step: int) -> Writer:
-    """Of this process: one of the processes of a run writes.
-
-    Args:
-        workdir: of the run.
-        step: that the run starts or resumes from.
-    """
-    return MetricsWriter(workdir, step) if parallel.is_primary() else NoWriter()
-
-
 class NoWriter:
-    """Of the processes that do not write."""
+    """Takes records and forgets them: of the processes of a run that do not write."""
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
 
     def write(self, record: dict[str, Any]) -> None:
-        """See `Writer`."""
+        """See `MetricsWriter`."""
 
-    def epochs(self) -> list[dict[str, Any]]:
-        """See `Writer`."""
-        raise NotImplementedError("the first process knows them")
-
-    def epoch_at(self, step: int) -> dict[str, Any]:
-        """See `Writer`."""
-        raise NotImplementedError("the first process knows them")
+    def seconds_at(self, step: int) -> float:
+        """Unknown here, and in no record."""
+        del step
+        return 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -100,23 +64,19 @@ class MetricsWriter:
             if name not in ("kind", "step"):
                 self._events.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
-    def epoch_at(self, step: int) -> dict[str, Any]:
-        """The record of the epoch that ended at a step.
+    def seconds_at(self, step: int) -> float:
+        """How long the run had taken at the end of the epoch that ended at a step.
 
         Raises:
             InputError: if metrics.jsonl has lost it.
         """
-        epochs = self.epochs()
+        epochs = epochs_of(self.records)
         if not epochs or epochs[-1]["step"] != step:
             raise InputError(
                 f"{self._path} has no record of the epoch that ended at step {step}, which the last"
                 " checkpoint stands after; restore the file, or use another --workdir"
             )
-        return epochs[-1]
-
-    def epochs(self) -> list[dict[str, Any]]:
-        """See `Writer`."""
-        return [record for record in self.records if record["kind"] == "epoch"]
+        return epochs[-1]["wall_seconds"]
 
     def __enter__(self) -> Self:
         return self
@@ -124,6 +84,21 @@ class MetricsWriter:
     def __exit__(self, *exception: object) -> None:
         self._file.close()
         self._events.close()
+
+
+def make_writer(workdir: pathlib.Path, step: int) -> MetricsWriter | NoWriter:
+    """Of this process: one of the processes of a run writes.
+
+    Args:
+        workdir: of the run.
+        step: that the run starts or resumes from.
+    """
+    return MetricsWriter(workdir, step) if parallel.is_primary() else NoWriter()
+
+
+def epochs_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of whole epochs."""
+    return [record for record in records if record["kind"] == "epoch"]
 
 
 class Progress:

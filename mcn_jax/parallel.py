@@ -46,11 +46,11 @@ def from_primary(number: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
-def all_equal(digest: bytes) -> bool:
-    """Whether every process of a run has the same digest, of at least 8 bytes."""
+def all_equal(digest: str) -> bool:
+    """Whether every process of a run has the same digest, of at least 16 hexadecimal digits."""
     if jax.process_count() == 1:
         return True
-    words = np.frombuffer(digest[:8], np.int32)
+    words = np.frombuffer(bytes.fromhex(digest[:16]), np.int32)
     return bool((multihost_utils.process_allgather(words) == words).all())
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import pathlib
 import statistics
@@ -18,6 +17,7 @@ from mcn_jax.checkpoint import (
     digests,
     named_leaves,
     saved_steps,
+    sha256,
 )
 from mcn_jax.config import Config, validate, validate_for_data
 from mcn_jax.data import Dataset, open_dataset
@@ -100,7 +100,7 @@ def train_and_evaluate(
         closing.callback(checkpoints.close)
         if not is_new:
             state = restore_last(checkpoints, state)
-        if not parallel.all_equal(_digest(state)):
+        if not parallel.all_equal(sha256(digests(named_leaves(state)))):
             raise InputError(
                 "the processes of this run start from different states; check that all see the same"
                 f" files in {workdir}, and that config.init_from names a run that has ended"
@@ -111,7 +111,7 @@ def train_and_evaluate(
             state = run.epochs(state, start)
             checkpoints.wait()
             if parallel.is_primary():
-                result = _result(config, dataset, state, writer.epochs())
+                result = _result(config, dataset, state, metrics.epochs_of(writer.records))
                 _draw(writer.records, workdir)
                 # Last, because its presence says that the run has ended.
                 write_atomically(workdir / "result.json", json.dumps(result, indent=2) + "\n")
@@ -122,11 +122,6 @@ def train_and_evaluate(
             " --workdir that all processes share"
         )
     return result
-
-
-def _digest(state: TrainState) -> bytes:
-    record = json.dumps(digests(named_leaves(state)), sort_keys=True)
-    return hashlib.sha256(record.encode()).digest()
 
 
 def restore_last(checkpoints: Checkpoints, template: TrainState) -> TrainState:

@@ -1,12 +1,10 @@
 """Starting a run from the filters of another one: `--config.init_from=WORKDIR`."""
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 from typing import Any
 
-from mcn_jax.checkpoint import Checkpoints, DamagedCheckpointError, saved_steps
+from mcn_jax.checkpoint import Checkpoints, DamagedCheckpointError, saved_steps, sha256
 from mcn_jax.errors import InputError
 from mcn_jax.state import TrainState
 from mcn_jax.workdir import read_metrics
@@ -80,7 +78,7 @@ def warm_start(source: pathlib.Path, state: TrainState) -> WarmStart:
             "workdir": str(source),
             "step": step,
             "test_accuracy": epoch["test_accuracy"],
-            "sha256": hashlib.sha256(json.dumps(taken, sort_keys=True).encode()).hexdigest(),
+            "sha256": sha256(taken),
         },
     )
 

@@ -36,15 +36,15 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(*flags, devices, processes=1):
-    """The processes of a run with `devices` CPU devices each."""
+def start(*flags, devices, processes=1, of_process=lambda index: ()):
+    """The processes of a run with `devices` CPU devices each, and flags of their own."""
     count = f"--xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "XLA_FLAGS": count, "COLUMNS": "100"}
     address = f"--coordinator_address=127.0.0.1:{free_port()}"
     started = []
     for index in range(processes):
         place = (address, f"--num_processes={processes}", f"--process_id={index}")
-        command = [sys.executable, "-m", "mcn_jax.main", *FLAGS, *flags]
+        command = [sys.executable, "-m", "mcn_jax.main", *FLAGS, *flags, *of_process(index)]
         process = subprocess.Popen(
             command if processes == 1 else [*command, *place],
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -107,6 +107,21 @@ def test_two_processes_of_two_devices_equal_one_of_four(data_dir, tmp_path):
     assert records[0]["test_examples"] == records[1]["test_examples"] == 360
     assert records[0]["test_loss"] == pytest.approx(records[1]["test_loss"], rel=1e-9)
     assert records[0]["train_loss"] == pytest.approx(records[1]["train_loss"], rel=1e-9)
+
+
+def test_processes_that_would_start_from_different_states_are_refused(data_dir, tmp_path):
+    flags = (
+        f"--config.data.data_dir={data_dir}", "--config.num_epochs=1",
+        "--config.binarize.start_epoch=0",
+    )  # fmt: skip
+    processes = start(
+        *flags, f"--workdir={tmp_path}/run", devices=1, processes=2,
+        of_process=lambda index: (f"--config.seed={index}",),
+    )  # fmt: skip
+    found = ends(processes)
+    assert all(code not in (0, EXIT_CODE) for code, _ in found), found
+    assert "the processes of this run start from different states" in "".join(e for _, e in found)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 @pytest.mark.slow

@@ -237,21 +237,27 @@ def test_a_streamed_run_equals_a_resident_one_and_may_resume_it(
         assert records[0] == records[1]
 
 
-def test_signals_to_the_whole_process_group_leave_the_workers_alone(photos, data_dir, one_device):
-    """Ctrl-C reaches all of them; the run saves, and asks its workers for the rest of a step."""
+@pytest.fixture
+def begun_batches(photos, data_dir, one_device):
+    """What is left of a streamed epoch after its first batch: more than is read ahead."""
     config = photos_config(photos, data_dir, min_crop_area=0.3, workers=1)
-    config = dataclasses.replace(config, batch_size=1)  # more steps than are read ahead
+    config = dataclasses.replace(config, batch_size=1)
     source = sources.StreamedSource(config, data.open_dataset(config.data))
     batches = source.train_batches(0)
     next(batches)
+    yield batches
+    source.close()
+
+
+def test_signals_to_the_whole_process_group_leave_the_workers_alone(begun_batches):
+    """Ctrl-C reaches all of them; the run saves, and asks its workers for the rest of a step."""
     workers = multiprocessing.active_children()
     assert workers
     for process in workers:
         os.kill(process.pid, signal.SIGINT)
         os.kill(process.pid, signal.SIGTERM)
-    assert len(list(batches)) == 31
+    assert len(list(begun_batches)) == 31
     assert all(process.is_alive() for process in workers)
-    source.close()
 
 
 def test_an_epoch_may_begin_inside(photos, data_dir, one_device):
@@ -266,17 +272,11 @@ def test_an_epoch_may_begin_inside(photos, data_dir, one_device):
     source.close()
 
 
-def test_a_worker_that_is_killed_is_one_line(photos, data_dir, one_device):
-    config = photos_config(photos, data_dir, min_crop_area=0.3, workers=1)
-    config = dataclasses.replace(config, batch_size=1)  # more steps than are read ahead
-    source = sources.StreamedSource(config, data.open_dataset(config.data))
-    batches = source.train_batches(0)
-    next(batches)
+def test_a_worker_that_is_killed_is_one_line(begun_batches):
     for process in multiprocessing.active_children():
         process.kill()
     with pytest.raises(InputError, match=r"a process that reads the data has ended .*resumes$"):
-        list(batches)
-    source.close()
+        list(begun_batches)
 
 
 def test_a_record_that_a_worker_cannot_read_is_one_line(photos, tmp_path, one_device):

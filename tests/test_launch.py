@@ -1,0 +1,100 @@
+"""launch/local.sh and launch/slurm.sh, with programs of a few lines in place of what they start."""
+
+import os
+import pathlib
+import signal
+import stat
+import subprocess
+import time
+
+import pytest
+
+LAUNCH = pathlib.Path(__file__).parents[1] / "launch"
+
+
+def program(path, text):
+    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def launch(script, *arguments, cwd, **environment):
+    return subprocess.run(
+        [LAUNCH / script, *arguments],
+        cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=50,
+    )  # fmt: skip
+
+
+def local(tmp_path, of_process):
+    """launch/local.sh with processes that each do what a dictionary says."""
+    cases = "\n".join(f"*--process_id={i}) {text};;" for i, text in of_process.items())
+    python = program(tmp_path / "python", f'echo "$*"\ncase "$*" in\n{cases}\nesac')
+    return launch("local.sh", str(len(of_process)), "--config=x", cwd=tmp_path, PYTHON=python)
+
+
+def test_every_process_is_told_its_place(tmp_path):
+    result = local(tmp_path, {0: "exit 0", 1: "exit 0"})
+    assert result.returncode == 0
+    assert result.stderr == ""
+    assert sorted(result.stdout.splitlines()) == [
+        "-m mcn_jax.main --config=x --coordinator_address=127.0.0.1:12345 --num_processes=2"
+        f" --process_id={i}"
+        for i in range(2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("of_process", "code", "message"),
+    [
+        ({0: "exit 75", 1: "exit 75"}, 75, "asked to stop and have saved"),
+        ({0: "sleep 0.5; exit 1", 1: "kill -9 $$"}, 137, "process 1 was lost first (code 137)"),
+        ({0: "exit 75", 1: "sleep 0.5; exit 3"}, 3, "process 1 was lost first (code 3)"),
+    ],
+)
+def test_the_last_line_says_how_processes_ended(tmp_path, of_process, code, message):
+    start = time.monotonic()
+    result = local(tmp_path, of_process)
+    assert result.returncode == code
+    assert message in result.stderr.splitlines()[-1]
+    assert time.monotonic() - start < 20  # nothing holds the output open
+
+
+def test_sigterm_reaches_all_processes(tmp_path):
+    python = program(
+        tmp_path / "python", "trap 'exit 75' TERM\ntouch started.$$\nwhile true; do sleep 0.1; done"
+    )
+    launcher = subprocess.Popen(
+        [LAUNCH / "local.sh", "2", "--config=x"],
+        cwd=tmp_path, env={**os.environ, "PYTHON": python}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 20
+    while len(list(tmp_path.glob("started.*"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGTERM)
+    _, stderr = launcher.communicate(timeout=20)
+    assert launcher.returncode == 75
+    assert "asked to stop and have saved" in stderr
+
+
+def test_the_number_of_processes_is_needed(tmp_path):
+    result = launch("local.sh", "--config=x", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "the first argument is the number of processes, not '--config=x'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "times", "requeued"),
+    [(0, 1, 0), (1, 1, 0), (75, 9, 9), (137, 6, 5)],
+)
+def test_slurm_jobs_are_queued_again_where_that_helps(tmp_path, code, times, requeued):
+    program(tmp_path / "srun", f'echo "$*" >> started\nexit {code}')
+    program(tmp_path / "scontrol", 'echo "$*" >> requeued')
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    for _ in range(times):
+        result = launch("slurm.sh", "--config=x", cwd=tmp_path, PATH=path, SLURM_JOB_ID="7")
+        assert result.returncode == code
+    started = (tmp_path / "started").read_text().splitlines()
+    assert started == ["python -m mcn_jax.main --config=x"] * times
+    file = tmp_path / "requeued"
+    assert (file.read_text().splitlines() if file.exists() else []) == ["requeue 7"] * requeued
