@@ -13,6 +13,11 @@ class InputError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line."""
+    return str(error).splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+
 @contextlib.contextmanager
 def without_warnings() -> Iterator[None]:
     """Keeps warnings of libraries about what we do on purpose from the terminal."""

@@ -25,6 +25,7 @@ FORMATS = ("png", "svg")
 COLORS = ("#000000", "#0072B2", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
+TEST_LINES = ("-", "-.", ":")  # where "--" is the training's
 FEW_LAYERS = 8  # up to which each layer has a line that can be told from the others
 
 
@@ -68,7 +69,7 @@ def curves(records: Iterable[Record]) -> "Figure":
         if binary_from:
             axes.axvline(binary_from + 0.5, color="gray", linestyle=":", label="binary from here")
         _over_epochs(axes)
-    loss_axes.set_yscale("log")
+    _log(loss_axes)
     loss_axes.set_ylabel("softmax loss (nats)")
     accuracy_axes.set_ylabel("accuracy (%)")
     _legend_below(figure, loss_axes)
@@ -94,25 +95,26 @@ def health(records: Iterable[Record]) -> "Figure":
     together = [record for record in of_kind(records, "epoch") if "flip_ratio" in record]
     names = [name.rpartition("/") for name in lines[0] if "/" in name]
     layers = list(dict.fromkeys(layer for layer, _, _ in names))
-    highest = sum(layer == layers[0] and name.startswith("share_") for layer, _, name in names) - 1
+    lines = [dict(record) | _least_shares(record, layers) for record in lines]
     panels: tuple[tuple[tuple[str, ...], int, str], ...] = (
         (("flip_ratio",), 100, "weights that changed center (%)"),
         (("quantization_error",), 1, "quantization error, ||C - Ĉ∘M|| / ||C||"),
-        ((f"share_{highest}",), 100, "weights at the highest center (%)"),
+        (("least_share",), 100, "weights at the center with fewest (%)"),
         (("m_min", "m_max"), 1, "least and greatest element of M"),
     )
+    # A line of one epoch is seen by its mark alone.
+    dot = {"marker": "."} if len(lines) == 1 else {}
     figure = _figure(11, 8)
     grid = figure.subplots(2, 2)
     for axes, (measures, scale, label) in zip(grid.flat, panels, strict=True):
         for index, layer in enumerate(layers):
-            style = _layer_style(index, layers)
+            style = dot | _layer_style(index, layers)
             for measure in measures:
                 values = [scale * record[f"{layer}/{measure}"] for record in lines]
                 axes.plot(_x(lines), values, **style)
                 style = style | {"label": None}
         if measures[0] in ("flip_ratio", "quantization_error") and together:
             values = [scale * record[measures[0]] for record in together]
-            dot = {"marker": "."} if len(together) == 1 else {}
             axes.plot(_x(together), values, "k-", linewidth=2.5, label="all layers together", **dot)
         if measures == ("flip_ratio",):
             _log_with_zero(axes)
@@ -125,19 +127,20 @@ def health(records: Iterable[Record]) -> "Figure":
 def compare(runs: Mapping[str, Sequence[Iterable[Record]]]) -> "Figure":
     """Accuracy and error of several settings over epochs, in the manner of Figs. 6 and 9.
 
-    Test is a solid line with filled marks, training a thin dashed one with hollow marks. Several
+    Test is a thick line with filled marks, training a thin dashed one with hollow marks. Several
     runs of one setting become their mean, and a band of one standard deviation to either side of
-    the test's, over the epochs that all of them have.
+    the test's, over the epochs that all of them have. Up to 24 settings differ by mark and line.
 
     Args:
         runs: of each setting, by its name in the legend, the records of one run or of several.
     """
-    figure = _figure(11, 4.6 + 0.12 * len(runs))
+    figure = _figure(11, 4.6)
     accuracy_axes, error_axes = figure.subplots(1, 2)
     for index, (name, records) in enumerate(runs.items()):
         by_epoch = [{r["epoch"]: r for r in of_kind(run, "epoch")} for run in records]
         shared = sorted(set.intersection(*(set(epochs) for epochs in by_epoch)))
         color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+        line = TEST_LINES[index // len(MARKERS) % len(TEST_LINES)]
         step = max(1, len(shared) // 8)
         mark: dict[str, Any] = {
             "color": color, "marker": marker, "markevery": (index % step, step), "markersize": 5,
@@ -149,7 +152,7 @@ def compare(runs: Mapping[str, Sequence[Iterable[Record]]]) -> "Figure":
         ):
             for split, style in (
                 ("train", {"linestyle": "--", "linewidth": 0.7, "markerfacecolor": "white"}),
-                ("test", {"linestyle": "-", "linewidth": 1.5, "label": name}),
+                ("test", {"linestyle": line, "linewidth": 1.5, "label": name}),
             ):
                 values = [
                     [offset + sign * epochs[epoch][f"{split}_accuracy"] for epochs in by_epoch]
@@ -165,7 +168,7 @@ def compare(runs: Mapping[str, Sequence[Iterable[Record]]]) -> "Figure":
         axes.set_ylabel(label)
         _over_epochs(axes)
     _log_with_zero(error_axes)
-    figure.suptitle("test: solid, filled marks; training: dashed, hollow marks", fontsize="medium")
+    figure.suptitle("test: thick, filled marks; training: thin, hollow marks", fontsize="medium")
     _legend_below(figure, accuracy_axes)
     return figure
 
@@ -191,6 +194,34 @@ def over_centers(points: Iterable[Record]) -> "Figure":
         points: as of `over_parameter`, with U as "value".
     """
     return _sweep(list(points), "U, centers of a layer")
+
+
+def confusion(counts: np.ndarray, class_names: Sequence[str]) -> "Figure":
+    """How often images of each class (rows) were taken for each class (columns): shares of the
+    row, written into the cells where there are at most 20 classes.
+
+    Args:
+        counts: [classes, classes].
+        class_names: of both.
+    """
+    classes = len(class_names)
+    few = classes <= 20
+    size = 2.5 + (0.45 * classes if few else 6)
+    figure = _figure(size, size)
+    axes = figure.subplots()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="gray_r", vmin=0, vmax=1)
+    if few:
+        short = [n if len(n) <= 16 else f"{n[:13]}..." for n in class_names]
+        names = [name.replace("$", r"\$") for name in short]  # which begins mathematics
+        axes.set_xticks(range(classes), names, rotation=90)
+        axes.set_yticks(range(classes), names)
+        for (row, column), count in np.ndenumerate(counts):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count or ""), ha="center", va="center", color=color, size=7)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("class")
+    return figure
 
 
 def of_kind(records: Iterable[Record], kind: str) -> list[Record]:
@@ -226,7 +257,8 @@ def _sweep(points: list[Record], label: str) -> "Figure":
         # No line leads to zero, which has no place on a logarithmic scale.
         connected = [(a, mean) for a, mean in zip(x, means, strict=True) if values[0] or a > 0.5]
         line: dict[str, Any] = {
-            "linestyle": LINES[index % len(LINES)],
+            # Another line where the marks begin again.
+            "linestyle": LINES[(index + index // len(MARKERS)) % len(LINES)],
             "marker": marker,
             "markersize": 7,
         }
@@ -264,8 +296,23 @@ def _over_epochs(axes: "Axes") -> None:
     import matplotlib.ticker
 
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(visible=True, alpha=0.3)
+
+
+def _log(axes: "Axes") -> None:
+    """A logarithmic scale of y, all of whose values are positive, with plain numbers."""
+    import matplotlib.ticker
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    few = high < 10 * low  # so that powers of ten alone would leave hardly a tick
+    locator = matplotlib.ticker.AutoLocator() if few else matplotlib.ticker.LogLocator()
+    if not few and high < 1000 * low:
+        locator.set_params(subs=(1, 2, 5))
+    axes.yaxis.set_major_locator(locator)
+    axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
 
 def _log_with_zero(axes: "Axes") -> None:
@@ -279,15 +326,25 @@ def _log_with_zero(axes: "Axes") -> None:
     if not np.any(values > 0):
         return
     if values.min() > 0:
-        axes.set_yscale("log")
-    else:
-        lines = np.concatenate(drawn[: len(axes.lines)])
-        least = 10 ** math.floor(math.log10(lines[lines > 0].min()))
-        powers = range(round(math.log10(least)), math.ceil(math.log10(values.max())) + 1)
-        axes.set_yscale("symlog", linthresh=least, linscale=0.6)
-        axes.set_ylim(-least / 5, 1.5 * values.max())
-        axes.set_yticks([0, *(10.0**power for power in powers if 10**power <= values.max())])
+        _log(axes)
+        return
+    lines = np.concatenate(drawn[: len(axes.lines)])
+    least = 10 ** math.floor(math.log10(lines[lines > 0].min()))
+    powers = range(round(math.log10(least)), math.ceil(math.log10(values.max())) + 1)
+    axes.set_yscale("symlog", linthresh=least, linscale=0.6)
+    axes.set_ylim(-least / 5, 1.5 * values.max())
+    axes.set_yticks([0, *(10.0**power for power in powers if 10**power <= values.max())])
     axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+
+
+def _least_shares(record: Record, layers: Iterable[str]) -> dict[str, float]:
+    """The share of the center with the fewest weights, of every layer of a health record."""
+    return {
+        f"{layer}/least_share": min(
+            share for name, share in record.items() if name.startswith(f"{layer}/share_")
+        )
+        for layer in layers
+    }
 
 
 def _layer_style(index: int, layers: Sequence[str]) -> dict[str, Any]:
@@ -309,9 +366,15 @@ def _layer_style(index: int, layers: Sequence[str]) -> dict[str, Any]:
 
 
 def _legend_below(figure: "Figure", axes: "Axes") -> None:
-    """One legend for the whole figure, where it covers no data; long names take fewer columns."""
+    """One legend for the whole figure, where it covers no data; long names take fewer columns.
+
+    The figure grows by its lines, so that the axes keep their height.
+    """
     handles, labels = axes.get_legend_handles_labels()
     characters = 12 * figure.get_figwidth() - 6
-    columns = max(1, int(characters // (max(map(len, labels)) + 8)))
+    columns = min(len(labels), max(1, int(characters // (max(map(len, labels)) + 8))))
     labels = [textwrap.fill(label, int(characters)) for label in labels]
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
+    rows = math.ceil(len(labels) / columns)
+    lines = rows if columns > 1 else sum(label.count("\n") + 1 for label in labels)
+    figure.set_figheight(figure.get_figheight() + 0.21 * (lines - 1))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)

@@ -103,6 +103,39 @@ class Conv(nn.Module):
         )(x)
 
 
+class Affine(nn.Module):
+    """x * scale + offset, channel by channel: batch norm with its statistics folded in.
+
+    Parameters: `scale` and `offset`, [C] each; see `folded_batch_norm`.
+    """
+
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., C] -> [..., C]."""
+        channels = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, channels, self.param_dtype)
+        offset = self.param("offset", nn.initializers.zeros, channels, self.param_dtype)
+        dtype = self.dtype or x.dtype
+        shape = (1,) * (x.ndim - 1) + channels
+        return x * scale.astype(dtype).reshape(shape) + offset.astype(dtype).reshape(shape)
+
+
+def folded_batch_norm(
+    params: Mapping[str, Any], statistics: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """The parameters of the `Affine` that a batch norm of Flax is in inference.
+
+    Args:
+        params: `scale` and `bias`, [C].
+        statistics: `mean` and `var`, [C].
+    """
+    scale = params["scale"] / jnp.sqrt(statistics["var"] + nn.BatchNorm.epsilon)
+    return {"scale": scale, "offset": params["bias"] - statistics["mean"] * scale}
+
+
 def _around_one(noise: float) -> Callable[..., jax.Array]:
     """Initialiser: |1 + noise * N(0, 1)|, so that M starts non-negative and its planes differ."""
 

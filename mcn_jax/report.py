@@ -230,7 +230,7 @@ def print_table(rows: Sequence[dict[str, str]], console: rich.console.Console) -
     together = rich.table.Table(*rows[0])
     for row in rows:
         together.add_row(*(rich.markup.escape(cell) for cell in row.values()))
-    natural = rich.console.Console(width=10**4).measure(together).maximum
+    natural = rich.console.Console(width=10**4, emoji=False).measure(together).maximum
     if natural <= console.width:
         console.print(together)
         return
@@ -275,7 +275,7 @@ def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
     # Tables are as wide as they are where nobody sees a terminal, in a file for instance.
     width = None if sys.stdout.isatty() else 250
-    console = rich.console.Console(highlight=False, soft_wrap=True, width=width)
+    console = rich.console.Console(highlight=False, soft_wrap=True, emoji=False, width=width)
     try:
         if options.out.exists() and not options.out.is_dir():
             raise InputError(f"--out={options.out} is a file; name a directory")

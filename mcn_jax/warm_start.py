@@ -7,7 +7,7 @@ from typing import Any
 from mcn_jax.checkpoint import Checkpoints, DamagedCheckpointError, saved_steps, sha256
 from mcn_jax.errors import InputError
 from mcn_jax.state import TrainState
-from mcn_jax.workdir import read_metrics
+from mcn_jax.trained import saved_epochs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,15 @@ def warm_start(source: pathlib.Path, state: TrainState) -> WarmStart:
     steps = saved_steps(source / "checkpoints")
     if not steps:
         raise InputError(f"{field} has no checkpoint yet; wait for the end of its first epoch")
-    epoch = _last_epoch(source, steps)
-    step = epoch["step"]
+    epochs = saved_epochs(source)
+    if not epochs:
+        raise InputError(
+            f"{source / 'metrics.jsonl'} has no record of an epoch that ended at a checkpoint, of"
+            f" step {' or '.join(map(str, steps))}; wait for the end of an epoch, restore the file,"
+            " or name another config.init_from"
+        )
+    step = max(epochs)
+    epoch = epochs[step]
     checkpoints = Checkpoints(source / "checkpoints", read_only=True)
     try:
         keeps_centers = epoch["binarized"] and checkpoints.holds(step, {"centers": state.centers})
@@ -80,16 +87,4 @@ def warm_start(source: pathlib.Path, state: TrainState) -> WarmStart:
             "test_accuracy": epoch["test_accuracy"],
             "sha256": sha256(taken),
         },
-    )
-
-
-def _last_epoch(source: pathlib.Path, steps: list[int]) -> dict[str, Any]:
-    """The record of the last whole epoch with a checkpoint."""
-    for record in reversed(read_metrics(source / "metrics.jsonl")):
-        if record["kind"] == "epoch" and record["step"] in steps:
-            return record
-    raise InputError(
-        f"{source / 'metrics.jsonl'} has no record of an epoch that ended at a checkpoint, of step"
-        f" {' or '.join(map(str, steps))}; wait for the end of an epoch, restore the file, or name"
-        " another config.init_from"
     )

@@ -1,11 +1,14 @@
 import functools
+import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from mcn_jax import parallel
+from mcn_jax import export, parallel
 from mcn_jax.data.sources import eval_batches
-from mcn_jax.evaluate import evaluate
+from mcn_jax.evaluate import evaluate, measures
+from mcn_jax.evaluate import main as command
 from mcn_jax.steps import eval_step
 from small_runs import digits_config, random_split, step_arguments
 
@@ -46,3 +49,49 @@ def test_the_batch_size_does_not_change_the_result():
     assert len({result["test_accuracy"] for result in results}) == 1
     for result in results:
         np.testing.assert_allclose(result["test_loss"], results[0]["test_loss"], rtol=1e-5)
+
+
+def test_measures_by_hand():
+    # Three images of class 0, of which one is taken for class 1, and none of class 2.
+    logits = np.log([[0.8, 0.1, 0.1], [0.7, 0.2, 0.1], [0.3, 0.6, 0.1], [0.05, 0.95, 0.0001]])
+    found = measures(logits, np.array([0, 0, 0, 1]), ("a", "b", "c"))
+    assert found["accuracy"] == 0.75
+    assert found["confusion"].tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert [record["examples"] for record in found["classes"]] == [3, 1, 0]
+    assert [record["accuracy"] for record in found["classes"]] == [2 / 3, 1.0, None]
+    # Each in a bin of its own: gaps of 0.2, 0.3, 0.6 and about 0.05.
+    last = 1 - 0.95 / 1.0001
+    assert found["calibration_error"] == pytest.approx((0.2 + 0.3 + 0.6 + last) / 4)
+
+
+def test_calibration_is_of_bins():
+    # Ten images in one bin, of confidence 0.7: seven right is perfect, five are 0.2 too few.
+    logits = np.log(np.tile([0.7, 0.3], (10, 1)))
+    for right, error in ((7, 0.0), (5, 0.2)):
+        labels = np.array([0] * right + [1] * (10 - right))
+        found = measures(logits, labels, ("a", "b"))["calibration_error"]
+        assert found == pytest.approx(error, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["run", "model.safetensors", "model.onnx"])
+def test_the_command_evaluates_runs_and_files(kind, report_runs, data_dir, tmp_path, capsys):
+    workdir = report_runs["seed_0"]
+    path = workdir
+    if kind != "run":
+        export.export(workdir, tmp_path, "float32", {})
+        path = tmp_path / kind
+    places = ["--data_dir", data_dir]
+    command([str(path), *places, "--json", "--confusion", str(tmp_path / "confusion.png")])
+    found = json.loads(capsys.readouterr().out)
+    result = json.loads((workdir / "result.json").read_text())
+    assert (found["examples"], found["accuracy"]) == (360, result["final_test_accuracy"])
+    assert sum(map(sum, found["confusion"])) == 360
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert min(picture.size) > 300
+    command([str(path), *places])
+    assert "expected calibration error" in capsys.readouterr().out
+
+
+def test_the_command_names_what_it_cannot_evaluate(tmp_path):
+    with pytest.raises(SystemExit, match="does not exist; name a model file"):
+        command([str(tmp_path / "x.onnx")])

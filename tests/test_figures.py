@@ -55,21 +55,24 @@ def test_curves_of_a_run(records):
     assert list(line(loss_axes, "binary from here").get_xdata()) == [1.5, 1.5]
 
 
-@pytest.mark.parametrize(("name", "highest"), [("seed_0", "share_1"), ("centers_3", "share_2")])
-def test_health_shows_the_records_of_every_layer(records, name, highest):
+@pytest.mark.parametrize(("name", "centers"), [("seed_0", 2), ("centers_3", 3)])
+def test_health_shows_the_records_of_every_layer(records, name, centers):
     figure = figures.health(records[name])
     by_epoch = [record for record in records[name] if record["kind"] == "health"]
     assert [record["epoch"] for record in by_epoch] == [0, 1]
     flips, error, share, m_range = figure.axes
     for layer in ("conv_1", "conv_2"):
         for axes, measure, scale in (
-            (flips, "flip_ratio", 100), (error, "quantization_error", 1), (share, highest, 100),
-            (m_range, "m_min", 1),
+            (flips, "flip_ratio", 100), (error, "quantization_error", 1), (m_range, "m_min", 1),
         ):  # fmt: skip
             drawn = line(axes, layer)
             assert list(drawn.get_xdata()) == [1, 2]
             values = [scale * record[f"{layer}/{measure}"] for record in by_epoch]
             assert list(drawn.get_ydata()) == pytest.approx(values)
+        names = [f"{layer}/share_{center}" for center in range(centers)]
+        least = [100 * min(record[name] for name in names) for record in by_epoch]
+        assert list(line(share, layer).get_ydata()) == pytest.approx(least)
+        assert f"{layer}/share_{centers}" not in by_epoch[0]
     greatest = [[record[f"{layer}/m_max"] for record in by_epoch] for layer in ("conv_1", "conv_2")]
     assert [list(drawn.get_ydata()) for drawn in m_range.lines[1::2]] == greatest
     together = line(flips, "all layers together")
@@ -99,6 +102,10 @@ def test_health_of_a_deep_network_names_the_first_layer_and_the_last(records):
     first, between, last = (figure.axes[0].lines[i] for i in (0, 1, 32))
     assert first.get_linestyle() != last.get_linestyle()
     assert between.get_linewidth() < first.get_linewidth()
+    assert first.get_marker() == "None"
+    of_one_epoch = figures.health([record]).axes[0]
+    assert {line.get_marker() for line in of_one_epoch.lines} == {"."}
+    assert all(tick == int(tick) for tick in of_one_epoch.get_xticks())
 
 
 def test_flips_of_zero_have_their_place(records):
@@ -191,8 +198,9 @@ def test_centers_stand_in_order_with_a_line_through_all():
     assert not axes.texts
 
 
-def test_many_long_names_fit_into_the_figure(records):
-    runs = {f"MCN, a long setting of field number {i}": [records["seed_0"]] for i in range(12)}
+@pytest.mark.parametrize("length", [5, 40, 150])
+def test_many_long_names_fit_into_the_figure_and_leave_the_axes_their_height(records, length):
+    runs = {f"{i:02}{'x' * length}": [records["seed_0"]] for i in range(12)}
     figure = figures.compare(runs)
     figure.draw_without_rendering()
     [legend] = figure.legends
@@ -200,3 +208,29 @@ def test_many_long_names_fit_into_the_figure(records):
     assert page.x0 <= box.x0 < box.x1 <= page.x1
     assert page.y0 <= box.y0 < box.y1 <= page.y1
     assert all(box.y1 < axes.get_window_extent().y0 for axes in figure.axes)
+    assert all(axes.get_window_extent().height > 3 * figure.dpi for axes in figure.axes)
+
+
+def test_settings_of_many_runs_differ_without_colour(records):
+    names = [str(i) for i in range(24)]
+    axes = figures.compare({name: [records["seed_0"]] for name in names}).axes[0]
+    lines = [line(axes, name) for name in names]
+    assert len({(drawn.get_linestyle(), drawn.get_marker()) for drawn in lines}) == 24
+    [axes] = figures.over_parameter(
+        [point for name in names for point in points(name, {0.1: [0.5], 0.2: [0.6]})], "theta"
+    ).axes
+    lines = [line(axes, name) for name in names]
+    assert len({(drawn.get_linestyle(), drawn.get_marker()) for drawn in lines}) == 24
+
+
+@pytest.mark.parametrize("losses", [(1.9, 1.2), (2.2, 0.4), (2.3, 0.004), (2.3, 2e-6)])
+def test_a_loss_of_any_range_can_be_read(records, losses):
+    lines = [r for r in records["seed_0"] if r["kind"] == "epoch"]
+    lines = [r | {"train_loss": x, "test_loss": x} for r, x in zip(lines, losses, strict=True)]
+    figure = figures.curves(lines)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    low, high = axes.get_ylim()
+    shown = [t.get_text() for t in axes.get_yticklabels() if low <= t.get_position()[1] <= high]
+    assert len(shown) >= 3
+    assert all(float(text) > 0 for text in shown)

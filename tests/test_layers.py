@@ -6,7 +6,7 @@ import pytest
 
 import paper
 from mcn_jax import layers
-from mcn_jax.layers import Conv, MCConv
+from mcn_jax.layers import Affine, Conv, MCConv, folded_batch_norm
 
 
 def images(seed=0, shape=(2, 8, 8, 8)):
@@ -155,3 +155,19 @@ def test_binary_filters_and_bits_of_a_model():
     assert layers.filter_bits(tree, None) == (32 * weights, 32 * weights)
     ordinary = Conv(out_maps=2).init(jax.random.key(0), images())["params"]
     assert layers.filter_bits(ordinary, 2) == (32 * 9 * 8 * 8, 32 * 9 * 8 * 8)
+
+
+def test_a_folded_batch_norm_is_the_batch_norm():
+    generator = np.random.default_rng(0)
+    params = {name: generator.normal(size=5).astype(np.float32) for name in ("scale", "bias")}
+    statistics = {
+        "mean": generator.normal(size=5).astype(np.float32),
+        "var": generator.uniform(0.1, 2, 5).astype(np.float32),
+    }
+    x = generator.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    batch_norm = nn.BatchNorm(use_running_average=True)
+    expected = batch_norm.apply({"params": params, "batch_stats": statistics}, x)
+    folded = folded_batch_norm(params, statistics)
+    np.testing.assert_allclose(
+        Affine().apply({"params": folded}, x), expected, rtol=1e-5, atol=1e-6
+    )

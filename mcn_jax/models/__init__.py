@@ -99,7 +99,12 @@ MODELS = {
 
 
 def make_model(
-    config: Config, num_classes: int, *, binarized: bool, axis_name: str | None = None
+    config: Config,
+    num_classes: int,
+    *,
+    binarized: bool,
+    axis_name: str | None = None,
+    folded_batch_norm: bool = False,
 ) -> Classifier:
     """The network that a config describes.
 
@@ -108,6 +113,7 @@ def make_model(
         num_classes: number of logits.
         binarized: convolve with binary filters, or with the latent ones as a U-MCN does.
         axis_name: of the mapped axis that batch statistics are reduced over.
+        folded_batch_norm: for inference, see `Classifier`.
     """
     model = config.model
     convolution, architecture = CONVOLUTIONS[model.conv], MODELS[model.name]
@@ -120,6 +126,7 @@ def make_model(
         dense_features=model.dense_features,
         dropout_rate=model.dropout_rate,
         axis_name=axis_name,
+        folded_batch_norm=folded_batch_norm,
         dtype=jnp.dtype(config.dtype),
         param_dtype=jnp.dtype(config.param_dtype),
         **{name: getattr(model, name) for name in architecture.own_fields},

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mcn_jax.layers import example_dropout, expand_input
+from mcn_jax.layers import Affine, example_dropout, expand_input
 
 
 class Outputs(NamedTuple):
@@ -39,6 +39,8 @@ class Classifier(nn.Module):
         dense_features: width of the hidden dense layer.
         dropout_rate: before the last dense layer.
         axis_name: of the mapped axis that batch statistics are reduced over; None for none.
+        folded_batch_norm: batch norm is the affine map that it is in inference, its statistics
+            inside: parameters `scale` and `offset`, no training.
         dtype: of the computation.
         param_dtype: of parameters and batch statistics.
     """
@@ -51,6 +53,7 @@ class Classifier(nn.Module):
     dense_features: int = 1024
     dropout_rate: float = 0.5
     axis_name: str | None = None
+    folded_batch_norm: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -90,6 +93,8 @@ class Classifier(nn.Module):
         raise NotImplementedError
 
     def _batch_norm(self, train: bool) -> Callable[..., nn.Module]:
+        if self.folded_batch_norm:
+            return functools.partial(Affine, dtype=self.dtype, param_dtype=self.param_dtype)
         return functools.partial(
             nn.BatchNorm,
             use_running_average=not train,

@@ -1,0 +1,76 @@
+"""Runs a simple CNN of binary filters from a model file with NumPy alone.
+
+Command: python read_model.py MODEL IMAGE.npy, with images [N, Y, X, C] uint8. A reader after
+docs/format.md, to be copied into other languages; it checks nothing, so give it files that you
+trust.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+
+def read(path):
+    """(header, tensors) of a model file."""
+    content = pathlib.Path(path).read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    index = json.loads(content[8:start])
+    header = json.loads(index.pop("__metadata__")["mcn_jax"])
+    types = {"U8": "u1", "I8": "i1", "F16": "<f2", "F32": "<f4"}
+    tensors = {}
+    for name, entry in index.items():
+        first, last = (start + offset for offset in entry["data_offsets"])
+        tensor = np.frombuffer(content[first:last], types[entry["dtype"]])
+        tensors[name] = tensor.reshape(entry["shape"])
+    return header, tensors
+
+
+def kernel(header, tensors, layer):
+    """What an MCconv convolves with: [W, W, C, H*K]."""
+    shape = header["filter_shapes"][layer]
+    bits = tensors[f"{layer}/bits"][..., None] >> np.arange(8, dtype="u1") & 1
+    digits = bits.reshape(len(bits), -1)[:, : np.prod(shape)].astype(int)
+    codes = (digits << np.arange(len(digits))[:, None]).sum(0).reshape(shape)
+    filters = tensors[f"{layer}/centers"][codes]
+    m_filters = tensors[f"{layer}/m_filters"][:, :, None, None]
+    return (filters[..., None] * m_filters).reshape(*shape[:3], -1)
+
+
+def dense(tensors, layer, x):
+    """x @ kernel + bias."""
+    scale = tensors.get(f"{layer}/kernel_scale", np.float32(1))
+    return x @ (tensors[f"{layer}/kernel"].astype("f4") * scale) + tensors[f"{layer}/bias"]
+
+
+def logits(header, tensors, images):
+    """[N, Y, X, C] uint8 -> [N, classes]."""
+    spec, network = header["images"], header["network"]
+    if size := spec["image_size"]:
+        above = [(size - n) // 2 for n in images.shape[1:3]]
+        pads = [(a, size - n - a) for a, n in zip(above, images.shape[1:3], strict=True)]
+        images = np.pad(images, [(0, 0), *pads, (0, 0)])
+    x = (images.astype("f4") / 255 - np.float32(spec["mean"])) / np.float32(spec["std"])
+    if network["input_planes"] == "rgbx":
+        x = np.concatenate([x, x.mean(-1, keepdims=True)], -1)
+    else:
+        x = x[..., :1] if network["input_planes"] == "first" else x
+        x = x.repeat(network["planes"], -1)
+    for layer in range(1, len(network["widths"]) + 1):
+        padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+        taps = kernel(header, tensors, f"conv_{layer}")
+        x = np.einsum("nyxcij,ijch->nyxh", windows, taps, optimize=True)
+        x = x * tensors[f"batch_norm_{layer}/scale"] + tensors[f"batch_norm_{layer}/offset"]
+        height, width = x.shape[1] // 2, x.shape[2] // 2
+        x = x[:, : 2 * height, : 2 * width].reshape(len(x), height, 2, width, 2, -1).max((2, 4))
+        x = np.maximum(x, 0)
+    x = np.maximum(dense(tensors, "dense_1", x.reshape(len(x), -1)), 0)
+    return dense(tensors, "dense_2", x)
+
+
+if __name__ == "__main__":
+    header, tensors = read(sys.argv[1])
+    for row in logits(header, tensors, np.load(sys.argv[2])):
+        print(header["class_names"][row.argmax()])

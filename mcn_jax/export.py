@@ -1,0 +1,144 @@
+"""Takes a trained network away: `python -m mcn_jax.export WORKDIR OUT`.
+
+Writes OUT/model.safetensors and OUT/model.onnx, in which every binary filter weight takes
+ceil(log2 U) bits, then reads both back, runs them on the test split and prints what they hold and
+how well they do. WORKDIR is only read; WORKDIR/checkpoints/STEP names an earlier checkpoint.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.markup
+import rich.table
+
+from mcn_jax import model_file, predictor
+from mcn_jax.errors import InputError
+from mcn_jax.evaluate import add_places, places
+from mcn_jax.model_file import model_of, read_model, write_model
+from mcn_jax.model_header import DENSE
+from mcn_jax.onnx_graph import write_onnx
+from mcn_jax.trained import read_trained
+from mcn_jax.workdir import environment
+
+
+def export(
+    workdir: pathlib.Path, out: pathlib.Path, dense: str, data: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes both files and compares them with the checkpoint.
+
+    Args:
+        workdir: of the run, or a checkpoint in it.
+        out: a directory, created if absent.
+        dense: how kernels of dense layers are stored, a name in `DENSE`.
+        data: fields of `DataConfig` that say where the data lie now.
+
+    Returns:
+        "model"; "parts", what its file is made of, {"filters": {"bytes": ..., "float32_bytes":
+        ...}, ...}, with "header" as the last; and by "checkpoint", "model.safetensors" and
+        "model.onnx": "bytes" on disk; "accuracy", of the last where ONNX Runtime is installed; and
+        of both files "difference", the largest of a logit from the checkpoint's, over the largest
+        logit.
+
+    Raises:
+        InputError: if there is nothing to export, or the data cannot be read.
+    """
+    trained = read_trained(workdir)
+    checkpoint = predictor.of_trained(trained)
+    examples = predictor.open_test_split(checkpoint, data)
+    model = model_of(trained, examples.shape, dense)
+    out.mkdir(parents=True, exist_ok=True)
+    files = {"model.safetensors": write_model, "model.onnx": write_onnx}
+    for name, write in files.items():
+        write(model, out / name)
+    predictors = {"checkpoint": checkpoint}
+    predictors["model.safetensors"] = predictor.of_model(read_model(out / "model.safetensors"))
+    if predictor.has_onnx_runtime():
+        predictors["model.onnx"] = predictor.of_onnx(out / "model.onnx")
+    logits, labels = predictor.run_all(predictors, examples, trained.config.eval_batch_size)
+    expected = logits["checkpoint"]
+    result: dict[str, Any] = {"model": model}
+    for name, values in logits.items():
+        result[name] = {"accuracy": float(np.mean(values.argmax(1) == labels))}
+        if name != "checkpoint":
+            difference = np.abs(values - expected).max() / np.abs(expected).max()
+            result[name]["difference"] = float(difference)
+    for name in files:
+        result.setdefault(name, {})["bytes"] = (out / name).stat().st_size
+    result["checkpoint"]["bytes"] = trained.file_bytes
+    parts = model_file.parts(model)
+    tensors = sum(there for there, _ in parts.values())
+    parts["header"] = (result["model.safetensors"]["bytes"] - tensors, 0)
+    result["parts"] = {
+        kind: {"bytes": there, "float32_bytes": float32} for kind, (there, float32) in parts.items()
+    }
+    return result
+
+
+def _print_json(result: dict[str, Any]) -> None:
+    model = result["model"]
+    described = {"network": dataclasses.asdict(model.network), "provenance": model.provenance}
+    measured = {name: value for name, value in result.items() if name != "model"}
+    print(json.dumps(described | measured | {"exported_by": environment()}, indent=2))
+
+
+def _print(result: dict[str, Any], out: pathlib.Path) -> None:
+    console = rich.console.Console(highlight=False, emoji=False)
+    size = result["model.safetensors"]["bytes"]
+    title = rich.markup.escape(f"{out}/model.safetensors")
+    table = rich.table.Table("", "bytes", "in float32", "smaller", title=title)
+    for kind, part in result["parts"].items():
+        there, float32 = part["bytes"], part["float32_bytes"]
+        table.add_row(kind, f"{there:,}", f"{float32:,}" if float32 else "", _ratio(float32, there))
+    total = sum(part["float32_bytes"] for part in result["parts"].values())
+    table.add_section()
+    table.add_row("file", f"{size:,}", f"{total:,}", _ratio(total, size))
+    console.print(table)
+    table = rich.table.Table("", "bytes", "test accuracy", "largest difference")
+    for name in ("checkpoint", "model.safetensors", "model.onnx"):
+        values = result[name]
+        table.add_row(
+            name,
+            f"{values['bytes']:,}",
+            f"{values['accuracy']:.2%}" if "accuracy" in values else "needs onnxruntime",
+            f"{values['difference']:.1e}" if "difference" in values else "",
+        )
+    console.print(table)
+
+
+def _ratio(float32: int, there: int) -> str:
+    return f"{float32 / there:.1f} x" if float32 else ""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Exports one run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mcn_jax.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workdir", type=pathlib.Path, help="of a run, such as runs/digits")
+    parser.add_argument("out", type=pathlib.Path, help="directory that gets the files")
+    parser.add_argument(
+        "--dense", default="float32", choices=DENSE, help="how kernels of dense layers are stored"
+    )
+    parser.add_argument("--json", action="store_true", help="print numbers instead of tables")
+    add_places(parser)
+    options = parser.parse_args(arguments)
+    try:
+        result = export(options.workdir, options.out, options.dense, places(options))
+        if options.json:
+            _print_json(result)
+        else:
+            _print(result, options.out)
+    except (InputError, OSError) as error:
+        sys.exit(f"mcn_jax.export: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Looks into a trained network: `python -m mcn_jax.inspect_checkpoint PATH`.
+
+PATH is the work directory of a run, one of its checkpoints (WORKDIR/checkpoints/STEP), or a
+`.safetensors` file that `mcn_jax.export` wrote. Prints a line a layer and the totals; --compare,
+--array, --json and --html show more. Nothing of PATH is changed.
+"""
+
+import argparse
+import io
+import json
+import pathlib
+import sys
+
+import numpy as np
+import rich.console
+
+from mcn_jax.errors import InputError
+from mcn_jax.inspection.measures import compare, describe
+from mcn_jax.inspection.network import array_of, inspect
+from mcn_jax.inspection.tables import comparison_table, tables
+from mcn_jax.workdir import write_atomically, write_bytes_atomically
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Shows one network."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mcn_jax.inspect_checkpoint",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("path", help="work directory, checkpoint or .safetensors file")
+    parser.add_argument("--compare", metavar="OTHER", help="how each layer differs from OTHER's")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--json", action="store_true", help="print numbers instead of tables")
+    instead.add_argument(
+        "--html", type=pathlib.Path, metavar="FILE", help="write a page to look at"
+    )
+    instead.add_argument(
+        "--array", nargs=2, metavar=("NAME", "FILE.npy"),
+        help="write an array, such as conv_1/binary_filters, or layers/3/binary_filters",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
+    try:
+        _show(options)
+    except (InputError, OSError) as error:
+        sys.exit(f"mcn_jax.inspect_checkpoint: error: {error}")
+
+
+def _show(options: argparse.Namespace) -> None:
+    if options.array and options.compare:
+        raise InputError(
+            f"--compare={options.compare} does nothing with --array, which writes an array of PATH;"
+            " leave one of them out"
+        )
+    inspected = inspect(options.path)
+    if options.array:
+        name, path = options.array
+        array = array_of(inspected, name)
+        content = io.BytesIO()
+        np.save(content, array, allow_pickle=False)
+        write_bytes_atomically(pathlib.Path(path), content.getvalue())
+        print(f"{path}: {name}, {array.dtype.name} {list(array.shape)}")
+        return
+    description = describe(inspected)
+    if options.compare:
+        description["compare"] = compare(inspect(options.compare), inspected)
+    if options.html:
+        from mcn_jax.inspection.page import page  # draws, which is slow to import
+
+        write_atomically(options.html, page(inspected, description))
+        print(f"{options.html} is written")
+        return
+    if options.json:
+        print(json.dumps(description, indent=2))
+        return
+    console = rich.console.Console(highlight=False, emoji=False)
+    for table in tables(description):
+        console.print(table)
+    if options.compare:
+        title = f"from {options.compare} to {options.path}"
+        console.print(comparison_table(description["compare"], title))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Names what images show: `python -m mcn_jax.predict MODEL IMAGE|DIR...`.
+
+MODEL is a `.safetensors` or `.onnx` file that `mcn_jax.export` wrote, the work directory of a run
+or one of its checkpoints (WORKDIR/checkpoints/STEP). An image of another size than the model's is
+cut to its center and resized.
+"""
+
+import argparse
+import io
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.markup
+import rich.progress
+from PIL import Image
+
+from mcn_jax.data import images as image_ops
+from mcn_jax.errors import InputError
+from mcn_jax.evaluate import probabilities
+from mcn_jax.model_header import InputImages
+from mcn_jax.predictor import Predictor, logits_of, open_predictor
+
+TOP = 5
+
+
+def find_images(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """The files among paths, and the images in directories and below them, sorted.
+
+    Raises:
+        InputError: for a path that does not exist, and a directory without images.
+    """
+    found: list[pathlib.Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = [
+                file
+                for directory in sorted([path, *(p for p in path.rglob("*") if p.is_dir())])
+                for file in image_ops.image_files(directory)
+            ]
+            if not inside:
+                raise InputError(f"{path} has no images ({', '.join(image_ops.SUFFIXES)})")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise InputError(f"{path} does not exist; name images or directories of images")
+    return found
+
+
+def read_image(path: pathlib.Path, spec: InputImages) -> np.ndarray:
+    """An image as a model takes it: [Y, X, C] uint8.
+
+    Raises:
+        InputError: naming the file, if it cannot be decoded or resized to what the model takes.
+    """
+    try:
+        content = path.read_bytes()
+        image_ops.check_readable(content, str(path))
+        with Image.open(io.BytesIO(content)) as image:
+            fits = (image.height, image.width) == (spec.height, spec.width)
+        if fits and spec.center_crop == 1:
+            return image_ops.decode(content, spec.channels)
+        if spec.height != spec.width:
+            raise InputError(
+                f"{path} has not the {spec.height}x{spec.width} pixels of the model, which are no"
+                " square; resize it"
+            )
+        return image_ops.center_crop(content, spec.channels, spec.height, spec.center_crop)
+    except image_ops.UNREADABLE as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} cannot be read as an image ({error}); replace it") from error
+
+
+def predictions(
+    predictor: Predictor, paths: Sequence[pathlib.Path], batch_size: int
+) -> Iterator[dict[str, Any]]:
+    """What a model says of each image, in order.
+
+    Args:
+        predictor: the model.
+        paths: of the images.
+        batch_size: images at once; fewer where the network takes fewer.
+
+    Yields:
+        "image": its path; "top": the likeliest classes, at most five, each with "class",
+            "index" and "probability".
+    """
+    batch_size = min(batch_size, predictor.most_images, len(paths))
+    for start in range(0, len(paths), batch_size):
+        part = paths[start : start + batch_size]
+        pixels = np.stack([read_image(path, predictor.images) for path in part])
+        rows = probabilities(logits_of(predictor, pixels, batch_size))
+        for path, row in zip(part, rows, strict=True):
+            best = np.argsort(-row, kind="stable")[:TOP]
+            yield {
+                "image": str(path),
+                "top": [
+                    {
+                        "class": predictor.class_names[index],
+                        "index": int(index),
+                        "probability": float(row[index]),
+                    }
+                    for index in best
+                ],
+            }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Predicts the classes of some images."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mcn_jax.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model", help="a .safetensors or .onnx file, a work directory, a checkpoint"
+    )
+    parser.add_argument("images", nargs="+", type=pathlib.Path, help="images, directories of them")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a line")
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=64,
+        help="images at once; default 64, of large images fewer",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        if options.batch_size < 1:
+            raise InputError(f"--batch_size={options.batch_size} must be at least 1")
+        paths = find_images(options.images)
+        found = predictions(open_predictor(options.model), paths, options.batch_size)
+        progress = rich.console.Console(stderr=True)
+        console = rich.console.Console(highlight=False, soft_wrap=True, emoji=False)
+        bar = rich.progress.track(
+            found,
+            "images",
+            total=len(paths),
+            console=progress,
+            transient=True,
+            disable=not progress.is_terminal,
+        )
+        for record in bar:
+            if options.json:
+                print(json.dumps(record))
+                continue
+            best = [f"{entry['class']} {entry['probability']:.1%}" for entry in record["top"]]
+            line = f"{record['image']}: {', '.join(best)}"
+            # A path need not be UTF-8, nor the terminal.
+            shown = line.encode(console.encoding, "backslashreplace").decode(console.encoding)
+            console.print(rich.markup.escape(shown))
+    except (InputError, OSError) as error:
+        sys.exit(f"mcn_jax.predict: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

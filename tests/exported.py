@@ -1,0 +1,64 @@
+"""Model files of networks that nobody has trained, for tests of what reads them."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from mcn_jax import models
+from mcn_jax.config import BinarizeConfig, Config, ModelConfig
+from mcn_jax.model_file import Model, network_of, packed_tensors
+from mcn_jax.model_header import InputImages
+
+CLASSES = 5
+
+
+def random_images(count, model):
+    """Images as a model takes them."""
+    images = model.images
+    shape = (count, images.height, images.width, images.channels)
+    return np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+
+
+def random_model(num_centers=2, channels=1, size=(16, 16), image_size=0, dense="float32", **fields):
+    """(Model, variables of the network with its own batch norm, its config); batch statistics and
+    batch norm are random, too. `num_centers` 0 leaves filters as they are, `fields` are those of
+    `ModelConfig`."""
+    fields = {"widths": (2, 3), "dense_features": 16} | fields
+    if fields.get("name") == "wide_resnet":
+        fields = {"depth": 8} | fields | {"widths": (1, 2, 2, 3)}
+    binary = num_centers > 0
+    config = Config(
+        model=ModelConfig(**fields), binarize=BinarizeConfig(num_centers=num_centers or 2)
+    )
+    module = models.make_model(config, CLASSES, binarized=binary)
+    height, width = size
+    seen = (image_size, image_size) if image_size else size
+    images = jax.ShapeDtypeStruct((1, *seen, channels), np.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+    generator = np.random.default_rng(0)
+
+    def random(path, leaf):
+        name, shape = path[-1].key, leaf.shape
+        if name in ("var", "scale", "m_filters"):
+            values = generator.uniform(0.5, 2, shape)
+        elif name in ("mean", "bias"):
+            values = generator.normal(0, 0.5, shape)
+        elif name == "centers":
+            values = np.linspace(-0.3, 0.4, *shape)
+        else:
+            values = generator.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape)
+        return values.astype(np.float32)
+
+    variables = {"centers": {}} | jax.tree_util.tree_map_with_path(random, shapes)
+    model = Model(
+        network=network_of(config, binary=binary),
+        images=InputImages(
+            height=height, width=width, channels=channels, image_size=image_size,
+            mean=(0.3, 0.4, 0.5)[:channels], std=(0.2, 0.3, 0.4)[:channels],
+        ),
+        class_names=tuple("abcde"),
+        provenance={"config": dataclasses.asdict(config)},
+        tensors=packed_tensors(variables, binary=binary, dense=dense),
+    )  # fmt: skip
+    return model, variables, config

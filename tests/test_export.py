@@ -1,0 +1,437 @@
+"""Taking trained networks away, and using them."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mcn_jax import evaluate, export, model_file, predict, predictor
+from mcn_jax.config import BinarizeConfig, DataConfig, ModelConfig
+from mcn_jax.data import open_dataset
+from mcn_jax.errors import InputError
+from mcn_jax.model_file import read_model
+from mcn_jax.train import train_and_evaluate
+from mcn_jax.trained import read_trained
+from small_runs import digits_config
+
+READER = pathlib.Path(__file__).parents[1] / "examples" / "read_model.py"
+
+
+@pytest.fixture(scope="module")
+def wide_resnet_run(data_dir, tmp_path_factory):
+    """The work directory of a small Wide-ResNet of four centers and eight planes."""
+    config = digits_config(
+        data_dir,
+        num_epochs=2,
+        model=ModelConfig(
+            name="wide_resnet", depth=8, widths=(1, 1, 2, 2), planes=8, dense_features=16
+        ),
+        binarize=BinarizeConfig(start_epoch=1, num_centers=4),
+    )
+    workdir = tmp_path_factory.mktemp("wide_resnet") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mcn_jax.parallel.local_devices", lambda: jax.local_devices()[:1])
+        train_and_evaluate(config, workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("name", ["seed_0", "centers_3", "umcn", "wide_resnet"])
+def test_trained_networks_agree_on_every_test_image(
+    name, report_runs, wide_resnet_run, tmp_path, monkeypatch
+):
+    workdir = (report_runs | {"wide_resnet": wide_resnet_run})[name]
+    result = export.export(workdir, tmp_path / "out", "float32", {})
+    accuracy = json.loads((workdir / "result.json").read_text())["final_test_accuracy"]
+    assert result["checkpoint"]["accuracy"] == accuracy
+    assert result["checkpoint"]["bytes"] == read_trained(workdir).file_bytes
+    for file in ("model.safetensors", "model.onnx"):
+        assert result[file]["difference"] <= 1e-4
+        assert result[file]["accuracy"] == accuracy
+        assert result[file]["bytes"] == (tmp_path / "out" / file).stat().st_size
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "model.safetensors", "model.onnx"
+    }  # fmt: skip
+    compare_classes(workdir, tmp_path / "out")
+    if name in ("seed_0", "centers_3"):
+        compare_with_numpy(workdir, tmp_path / "out" / "model.safetensors", monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def colour_images(tmp_path_factory):
+    """The root of a folder of images: each class a hue, lighter and darker by pixel."""
+    root = tmp_path_factory.mktemp("colours")
+    generator = np.random.default_rng(0)
+    for name, hue in {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}.items():
+        (root / name).mkdir()
+        for number in range(40):
+            pixels = hue + generator.normal(0, 60, (16, 16, 1))
+            image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+            image.save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "input_planes", "planes", "num_centers"),
+    [
+        ("simple_cnn", "rgbx", 4, 2),
+        ("simple_cnn", "rgbx", 4, 4),
+        ("simple_cnn", "copy", 4, 4),
+        ("simple_cnn", "copy", 8, 2),
+        ("simple_cnn", "copy", 8, 4),
+        ("wide_resnet", "rgbx", 4, 2),
+        ("wide_resnet", "rgbx", 4, 4),
+        ("wide_resnet", "copy", 4, 2),
+        ("wide_resnet", "copy", 4, 4),
+        ("wide_resnet", "copy", 8, 2),
+    ],
+)
+def test_networks_trained_on_colours_agree(
+    name, input_planes, planes, num_centers, colour_images, tmp_path, one_device, monkeypatch
+):
+    widths = (1, 1, 2, 2) if name == "wide_resnet" else (2, 4)
+    config = digits_config(
+        batch_size=24,
+        eval_batch_size=10,
+        data=DataConfig(
+            name="image_folder", root=str(colour_images), data_dir=str(tmp_path / "data"),
+            image_size=16,
+        ),
+        model=ModelConfig(
+            name=name, depth=8, widths=widths, planes=planes, input_planes=input_planes,
+            dense_features=16,
+        ),
+        num_epochs=8,
+        binarize=BinarizeConfig(start_epoch=1, num_centers=num_centers),
+    )  # fmt: skip
+    train_and_evaluate(config, tmp_path / "run")
+    result = export.export(tmp_path / "run", tmp_path / "out", "float32", {})
+    # It has learned something, so that the agreement is not that of constants.
+    assert result["checkpoint"]["accuracy"] > 0.5
+    for file in ("model.safetensors", "model.onnx"):
+        assert result[file]["difference"] <= 1e-4
+        assert result[file]["accuracy"] == result["checkpoint"]["accuracy"]
+    compare_classes(tmp_path / "run", tmp_path / "out")
+    if name == "simple_cnn":
+        compare_with_numpy(tmp_path / "run", tmp_path / "out" / "model.safetensors", monkeypatch)
+
+
+def assert_same_classes(logits, expected):
+    """Wherever the two likeliest classes are apart."""
+    second, first = np.sort(expected, axis=1)[:, -2:].T
+    clear = first - second > 1e-4 * np.abs(expected).max()
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(logits.argmax(1)[clear], expected.argmax(1)[clear])
+
+
+def compare_classes(workdir, out):
+    """Of every test image by both files, against the checkpoint."""
+    members = {
+        path.name: predictor.open_predictor(path)
+        for path in (workdir, out / "model.safetensors", out / "model.onnx")
+    }
+    examples = predictor.open_test_split(members[workdir.name], {})
+    logits, _ = predictor.run_all(members, examples, 100)
+    expected = logits.pop(workdir.name)
+    assert len(logits) == 2
+    for values in logits.values():
+        assert_same_classes(values, expected)
+
+
+def compare_with_numpy(workdir, path, monkeypatch):
+    """The reader in NumPy, on every test image, against the checkpoint."""
+    monkeypatch.syspath_prepend(READER.parent)
+    import read_model as reader
+
+    member = predictor.open_predictor(workdir)
+    images = predictor.open_test_split(member, {}).read_all().images
+    expected = member.logits(images)
+    logits = reader.logits(*reader.read(path), images)
+    assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert_same_classes(logits, expected)
+
+
+def test_images_that_are_padded_are_given_as_stored(data_dir, tmp_path, one_device, capsys):
+    config = digits_config(data_dir, num_epochs=1, binarize=BinarizeConfig(start_epoch=0))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=37))
+    train_and_evaluate(config, tmp_path / "run")
+    result = export.export(tmp_path / "run", tmp_path / "out", "float32", {})
+    for file in ("model.safetensors", "model.onnx"):
+        assert result[file]["difference"] <= 1e-4
+        evaluate.main([str(tmp_path / "out" / file), "--json", "--data_dir", data_dir])
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert found["accuracy"] == result["checkpoint"]["accuracy"]
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["checkpoint"]["accuracy"] == record["final_test_accuracy"]
+
+
+def test_other_data_than_the_networks_are_refused(report_runs):
+    member = predictor.open_predictor(report_runs["seed_0"])
+    renamed = dataclasses.replace(member, class_names=tuple("abcdefghij"))
+    with pytest.raises(InputError, match="the data have the classes 0, 1, 2"):
+        predictor.open_test_split(renamed, {})
+    changed = dataclasses.replace(member, full_name="digits/0.0.1")
+    with pytest.raises(InputError, match=r"trained on digits/0.0.1, and these data are digits/"):
+        predictor.open_test_split(changed, {})
+    smaller = dataclasses.replace(member.images, height=28)
+    message = r"takes images of 28x32x1, and those of digits/\S+ are 32x32x1; name the data"
+    with pytest.raises(InputError, match=message):
+        predictor.open_test_split(dataclasses.replace(member, images=smaller), {})
+
+
+def test_a_checkpoint_of_an_earlier_epoch_is_a_network_too(report_runs, tmp_path):
+    first, last = (report_runs["seed_0"] / "checkpoints" / step for step in ("44", "88"))
+    images = random_images_of_digits()
+    logits = [predictor.open_predictor(path).logits(images) for path in (first, last)]
+    whole = predictor.open_predictor(report_runs["seed_0"]).logits(images)
+    np.testing.assert_array_equal(logits[1], whole)
+    assert np.abs(logits[0] - whole).max() > 0.1
+    result = export.export(first, tmp_path, "float32", {})
+    assert result["model"].provenance["step"] == 44
+
+
+def test_checkpoints_are_found_by_their_names(report_runs, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(report_runs["seed_0"], workdir)
+    with pytest.raises(InputError, match=f"^{workdir} has no checkpoint at the end of an epoch"):
+        predictor.open_predictor(workdir / "checkpoints" / "99")
+    # A directory of checkpoints that lies elsewhere, and a work directory with a checkpoint's name.
+    (workdir / "checkpoints").rename(tmp_path / "elsewhere")
+    (workdir / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    assert read_trained(workdir / "checkpoints" / "44").epoch["step"] == 44
+    named = tmp_path / "checkpoints" / "44"
+    named.parent.mkdir()
+    workdir.rename(named)
+    assert read_trained(named).epoch["step"] == 88
+
+
+def test_every_image_is_computed_once_or_to_fill_up_a_chunk(report_runs):
+    member = predictor.open_predictor(report_runs["seed_0"])
+    examples = predictor.open_test_split(member, {})
+    sizes = []
+    noting = dataclasses.replace(
+        member, logits=lambda batch: (sizes.append(len(batch)), member.logits(batch))[1]
+    )
+    logits, labels = predictor.run_all({"": noting}, examples, 1000)
+    assert (len(examples), sizes) == (360, [256, 256])
+    expected = member.logits(examples.read_all().images)
+    np.testing.assert_allclose(logits[""], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(labels, examples.read_all().labels)
+
+
+def test_large_images_are_computed_and_read_few_at_a_time(report_runs, images, monkeypatch):
+    member = predictor.open_predictor(report_runs["seed_0"])
+    # Four maps of four planes, as if the second layer were not halved.
+    assert member.image_bytes == 32 * 32 * 4 * 4 * 4
+    assert member.most_images == predictor.BATCH_BYTES // member.image_bytes
+    examples = predictor.open_test_split(member, {})
+    sizes = []
+    large = dataclasses.replace(
+        member,
+        image_bytes=predictor.BATCH_BYTES // 2,
+        logits=lambda batch: (sizes.append(len(batch)), member.logits(batch))[1],
+    )
+    paths = predict.find_images([images])
+    assert len(list(predict.predictions(large, paths, 64))) == 3
+    assert sizes == [2, 2]
+    assert dataclasses.replace(large, image_bytes=10**12).most_images == 1
+    monkeypatch.setattr("mcn_jax.data.dataset.CHUNK_BYTES", 32 * 32 * 100)
+    assert [len(chunk.labels) for chunk in examples.chunks()] == [100, 100, 100, 60]
+    sizes.clear()
+    predictor.run_all({"": dataclasses.replace(large, image_bytes=1)}, examples, 1000)
+    assert sizes == [100] * 4
+
+
+def test_a_batch_that_is_not_full_changes_nothing(report_runs):
+    member = predictor.open_predictor(report_runs["seed_0"])
+    images = random_images_of_digits()
+    sizes = []
+    noting = dataclasses.replace(
+        member, logits=lambda batch: (sizes.append(len(batch)), member.logits(batch))[1]
+    )
+    found = predictor.logits_of(noting, images, 8)
+    np.testing.assert_allclose(found, member.logits(images), rtol=1e-4, atol=1e-4)
+    assert (sizes, len(found)) == ([8], 5)
+
+
+def random_images_of_digits():
+    return np.random.default_rng(0).integers(0, 256, (5, 32, 32, 1), np.uint8)
+
+
+def test_a_file_tells_no_places(report_runs, tmp_path):
+    export.export(report_runs["seed_0"], tmp_path, "float32", {})
+    provenance = read_model(tmp_path / "model.safetensors").provenance
+    assert str(tmp_path.parent) not in json.dumps(provenance)
+    assert provenance["data"]["name"] == "digits"
+
+
+def test_sizes_add_up_to_the_file(report_runs, tmp_path):
+    result = export.export(report_runs["seed_0"], tmp_path, "float32", {})
+    parts = model_file.parts(result["model"])
+    # Two layers of 2 and 4 maps: 9*4*2 and 9*8*4 weights in bits, and as many M-filters as layers.
+    assert parts["filters"] == (9 + 36, 4 * (72 + 288))
+    assert parts["M-filters"] == (2 * 36 * 4, 2 * 36 * 4)
+    assert parts["centers"] == (2 * 2 * 4, 0)
+    header = result["parts"]["header"]["bytes"]
+    content = (tmp_path / "model.safetensors").read_bytes()
+    assert header == 8 + int.from_bytes(content[:8], "little")
+
+
+def test_command_prints_sizes_and_accuracies(report_runs, tmp_path, capsys):
+    export.main([str(report_runs["seed_0"]), str(tmp_path), "--dense", "int8"])
+    lines = capsys.readouterr().out.splitlines()
+    filters = next(line for line in lines if "filters" in line and "M-" not in line)
+    assert "45" in filters
+    assert "1,440" in filters
+    assert "32.0 x" in filters
+    assert sum("model.onnx" in line and "%" in line for line in lines) == 1
+
+
+def test_command_prints_the_same_as_json(report_runs, tmp_path, capsys):
+    export.main([str(report_runs["seed_0"]), str(tmp_path), "--json"])
+    record = json.loads(capsys.readouterr().out)
+    assert record["parts"]["filters"] == {"bytes": 45, "float32_bytes": 1440}
+    size = (tmp_path / "model.safetensors").stat().st_size
+    content = (tmp_path / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    assert record["parts"]["header"] == {"bytes": header, "float32_bytes": 0}
+    assert record["model.safetensors"]["bytes"] == size
+    assert record["checkpoint"]["accuracy"] == record["model.onnx"]["accuracy"]
+    assert record["network"]["widths"] == [2, 4]
+    assert record["provenance"]["step"] == 88
+
+
+def test_a_run_that_has_no_binary_filters_yet_is_refused(data_dir, tmp_path, one_device):
+    config = digits_config(data_dir, num_epochs=2, binarize=BinarizeConfig(start_epoch=1))
+    workdir = tmp_path / "run"
+    train_and_evaluate(config, workdir)
+    trained = read_trained(workdir)
+    first = read_trained(workdir, trained.epoch["step"] // 2)
+    assert (first.binary, trained.binary) == (False, True)
+    with pytest.raises(InputError, match="no binary filters yet, after epoch 1; they start with"):
+        export.model_of(first, (32, 32, 1), "float32")
+    with pytest.raises(
+        InputError, match="at the end of an epoch at step 3; it has those at 44, 88"
+    ):
+        read_trained(workdir, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "out"], "nowhere is no work directory of a run: it has no config.json"),
+        ([".", "out"], ". is no work directory of a run: it has no config.json"),
+    ],
+)
+def test_what_is_no_run_is_one_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        export.main(arguments)
+    assert str(stopped.value).startswith(f"mcn_jax.export: error: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def images(data_dir, tmp_path_factory):
+    """A directory of three test digits, two of them resized, and their rows in the test split."""
+    examples = open_dataset(digits_config(data_dir).data).test
+    directory = tmp_path_factory.mktemp("images")
+    pixels = examples.read(np.arange(3)).images[..., 0]
+    Image.fromarray(pixels[0]).save(directory / "a.png")
+    (directory / "below").mkdir()
+    Image.fromarray(pixels[1]).resize((64, 64)).convert("RGB").save(directory / "below" / "b.png")
+    Image.fromarray(pixels[2]).resize((48, 32)).save(directory / "below" / "c.jpg")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def model(report_runs, tmp_path_factory):
+    """The directory of an exported model."""
+    out = tmp_path_factory.mktemp("model")
+    export.export(report_runs["seed_0"], out, "float32", {})
+    return out
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "model.onnx", "checkpoint"])
+def test_predictions_of_images(file, model, images, report_runs, capsys):
+    path = report_runs["seed_0"] if file == "checkpoint" else model / file
+    predict.main([str(path), str(images), "--json", "--batch_size", "2"])
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["image"] for record in records] == [
+        str(images / name) for name in ("a.png", "below/b.png", "below/c.jpg")
+    ]
+    logits = read_logits(model, images / "a.png")
+    expected = np.exp(logits) / np.exp(logits).sum()
+    top = records[0]["top"]
+    assert [entry["index"] for entry in top] == np.argsort(-expected)[:5].tolist()
+    assert [entry["class"] for entry in top] == [str(entry["index"]) for entry in top]
+    np.testing.assert_allclose(
+        [entry["probability"] for entry in top], np.sort(expected)[::-1][:5], rtol=1e-4
+    )
+
+
+def read_logits(model, image):
+    predictor = predict.open_predictor(model / "model.safetensors")
+    return predictor.logits(np.asarray(Image.open(image))[None, ..., None])[0].astype(np.float64)
+
+
+def test_predictions_as_text(model, images, capsys):
+    predict.main([str(model / "model.safetensors"), str(images / "a.png")])
+    line = capsys.readouterr().out
+    assert line.startswith(f"{images / 'a.png'}: ")
+    assert line.count("%") == 5
+
+
+def test_names_of_images_are_printed_as_they_are(model, images, tmp_path, capsys):
+    for name in ("a:x:b.png", "[red]c.png"):
+        shutil.copy(images / "a.png", tmp_path / name)
+    shutil.copy(images / "a.png", os.fsencode(tmp_path) + b"/z\xff.png")
+    predict.main([str(model / "model.safetensors"), str(tmp_path)])
+    names = [line.partition(": ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == [f"{tmp_path}/{name}" for name in ("[red]c.png", "a:x:b.png", r"z\udcff.png")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.png", None, "x.png does not exist; name images or directories of images"),
+        ("x.png", b"no image", "x.png cannot be read as an image"),
+        ("folder", None, "folder has no images"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_one_line(name, content, message, model, tmp_path):
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        predict.main([str(model / "model.safetensors"), str(path)])
+    assert message in str(stopped.value)
+    assert "\n" not in str(stopped.value)
+
+
+def test_an_image_is_cut_as_in_training(images, model):
+    spec = read_model(model / "model.safetensors").images
+    path = images / "below" / "c.jpg"  # 48x32 pixels, of which the middle 32x32 are taken
+    with Image.open(path) as picture:
+        expected = np.asarray(picture)[:, 8:40, None]
+    np.testing.assert_array_equal(predict.read_image(path, spec), expected)
+    half = dataclasses.replace(spec, center_crop=0.5)
+    with Image.open(images / "a.png") as picture:
+        expected = picture.resize((32, 32), Image.Resampling.BILINEAR, (8, 8, 24, 24))
+    cut = predict.read_image(images / "a.png", half)
+    np.testing.assert_array_equal(cut, np.asarray(expected)[..., None])
+
+
+def test_an_image_of_another_shape_for_a_model_that_is_not_square(model, tmp_path):
+    spec = dataclasses.replace(read_model(model / "model.safetensors").images, width=16)
+    Image.new("L", (32, 32)).save(tmp_path / "x.png")
+    with pytest.raises(InputError, match="has not the 32x16 pixels of the model"):
+        predict.read_image(tmp_path / "x.png", spec)

@@ -1,0 +1,310 @@
+"""Looking into trained networks."""
+
+import html.parser
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from exported import random_model
+from mcn_jax import ops
+from mcn_jax.errors import InputError
+from mcn_jax.inspect_checkpoint import main
+from mcn_jax.inspection.measures import compare, describe, output_pixels
+from mcn_jax.inspection.network import array_of, inspect
+from mcn_jax.inspection.page import page
+from mcn_jax.model_file import write_model
+from mcn_jax.workdir import read_metrics
+
+
+@pytest.fixture
+def model_path(tmp_path):
+    model, _, _ = random_model(widths=(2, 4))
+    write_model(model, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def test_a_layer_by_hand(report_runs):
+    description = describe(inspect(report_runs["seed_0"]))
+    layers = {record["layer"]: record for record in description["layers"]}
+    # 32x32 pixels, one map of four planes to two maps; the second layer sees 16x16.
+    first = layers["conv_1"]
+    assert (first["shape"], first["in_maps"], first["out_maps"]) == ([3, 3, 4, 2], 1, 2)
+    assert (first["weights"], first["bits"], first["float32_bits"]) == (72, 72, 72 * 32)
+    assert (first["m_filters"], first["m_and_center_bits"]) == (36, 32 * 38)
+    assert first["multiply_adds_direct"] == 32 * 32 * 9 * 4 * 8
+    assert first["multiply_adds_factored"] == 32 * 32 * (9 * 4 * 2 + 9 * 4 * 2)
+    assert layers["conv_2"]["multiply_adds_direct"] == 16 * 16 * 9 * 8 * 16
+    assert sum(first["shares"]) == pytest.approx(1)
+    assert layers["dense_2"]["weights"] == 32 * 10 + 10
+    totals = description["totals"]
+    assert (totals["filter_bits"], totals["float32_filter_bits"]) == (360, 360 * 32)
+    others = sum(layers[name]["weights"] for name in layers if not name.startswith("conv"))
+    assert totals["bits"] == 360 + 32 * (2 * 38 + others)
+    assert totals["float32_bits"] == 32 * (360 + 2 * 36 + others)
+
+
+def test_measures_are_those_that_training_recorded(report_runs):
+    for name in ("seed_0", "centers_3"):
+        [health] = [
+            record
+            for record in read_metrics(report_runs[name] / "metrics.jsonl")
+            if record["kind"] == "health" and record["epoch"] == 1
+        ]
+        for record in describe(inspect(report_runs[name]))["layers"][:2]:
+            for measure in ("quantization_error", "m_min", "m_max"):
+                recorded = health[f"{record['layer']}/{measure}"]
+                assert record[measure] == pytest.approx(recorded, rel=1e-5)
+            for index, share in enumerate(record["shares"]):
+                assert share == pytest.approx(health[f"{record['layer']}/share_{index}"])
+
+
+def test_a_umcn_has_no_centers(report_runs):
+    record = describe(inspect(report_runs["umcn"]))["layers"][0]
+    assert record["bits"] == record["float32_bits"]
+    assert "centers" not in record
+    assert "quantization_error" not in record
+
+
+def test_a_model_file_tells_the_same_of_its_filters(model_path):
+    inspected = inspect(model_path)
+    description = describe(inspected)
+    assert [record["bits"] for record in description["layers"][:2]] == [72, 9 * 8 * 4]
+    assert "quantization_error" not in description["layers"][0]
+    assert description["totals"]["bits"] <= 8 * model_path.stat().st_size
+    with pytest.raises(InputError, match="has no array 'conv_1/latent_filters'"):
+        array_of(inspected, "conv_1/latent_filters")
+
+
+def test_pixels_of_a_wide_resnet(tmp_path):
+    model, _, _ = random_model(name="wide_resnet")
+    write_model(model, tmp_path / "model.safetensors")
+    inspected = inspect(tmp_path / "model.safetensors")
+    pixels = output_pixels(inspected)
+    assert next(iter(pixels)) == "stem"
+    assert pixels["stem"] == 16 * 16
+    assert pixels["stage_2_block_1/conv_1"] == 8 * 8
+    assert pixels["stage_3_block_1/conv_1"] == pixels["stage_3_block_1/conv_2"] == 4 * 4
+    layers = {record["layer"]: record for record in describe(inspected)["layers"]}
+    assert layers["stage_3_block_1/conv_1"]["multiply_adds_direct"] == 16 * 9 * 8 * 12
+
+
+def test_an_ordinary_network_costs_multiply_adds_and_saves_none(tmp_path):
+    model, _, _ = random_model(conv="conv", num_centers=0)
+    write_model(model, tmp_path / "model.safetensors")
+    description = describe(inspect(tmp_path / "model.safetensors"))
+    first = next(r for r in description["layers"] if r["layer"] == "conv_1/conv")
+    assert first["multiply_adds_direct"] == 16 * 16 * 9 * 1 * 8
+    totals = description["totals"]
+    assert totals["filter_bits"] == totals["float32_filter_bits"] == 32 * (9 * 8 + 9 * 8 * 12)
+    assert totals["multiply_adds_factored"] == 0
+
+
+def test_comparison_of_two_checkpoints(report_runs):
+    workdir = report_runs["seed_0"]
+    first, last = (inspect(workdir / "checkpoints" / step) for step in ("44", "88"))
+    for record in compare(first, last):
+        before, after = first.layers[record["layer"]], last.layers[record["layer"]]
+        assert record["flip_ratio"] == np.mean(before.filters != after.filters)
+        assert record["m_drift"] > 0
+        assert record["latent_drift"] > 0
+    assert [record["m_drift"] for record in compare(last, inspect(workdir))] == [0, 0]
+    other = compare(last, inspect(report_runs["centers_3"]))
+    assert [record["flip_ratio"] for record in other] == [None, None]
+
+
+def test_other_networks_are_not_compared(report_runs, tmp_path):
+    model, _, _ = random_model(widths=(3, 4))
+    write_model(model, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="cannot be compared: they have not the same MCconv"):
+        compare(inspect(tmp_path / "model.safetensors"), inspect(report_runs["seed_0"]))
+
+
+def test_any_array_can_be_taken_out(report_runs, tmp_path, capsys):
+    workdir, path = str(report_runs["seed_0"]), tmp_path / "out.npy"
+    arrays = {}
+    for name in ("binary_filters", "m_filters", "reconstructed_filters"):
+        main([workdir, "--array", f"layers/2/{name}", str(path)])
+        arrays[name] = np.load(path, allow_pickle=False)
+    assert "float32 [3, 3, 8, 4]" in capsys.readouterr().out
+    centers = array_of(inspect(workdir), "conv_2/centers")
+    assert set(arrays["binary_filters"].ravel().tolist()) == set(centers.tolist())
+    expected = ops.reconstructed_filters(arrays["binary_filters"], arrays["m_filters"])
+    np.testing.assert_array_equal(arrays["reconstructed_filters"], expected)
+    assert array_of(inspect(workdir), "dense_2/bias").shape == (10,)
+
+
+def test_tables_and_numbers_on_the_terminal(report_runs, capsys):
+    main([str(report_runs["seed_0"]), "--compare", str(report_runs["seed_1"])])
+    out = capsys.readouterr().out
+    assert "32.0 x smaller" in out
+    assert "flip ratio" in out
+    assert max(map(len, out.splitlines())) <= 80
+    main([str(report_runs["seed_0"]), "--json"])
+    assert json.loads(capsys.readouterr().out) == describe(inspect(report_runs["seed_0"]))
+
+
+def test_every_layer_can_be_read_on_a_narrow_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    model, _, _ = random_model(name="wide_resnet", num_centers=4)
+    path = str(tmp_path / "a:x:b.safetensors")
+    write_model(model, pathlib.Path(path))
+    main([path, "--compare", path])
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "a:x:b.safetensors" in out.replace("\n", "")
+    cells = "".join(line.split("│")[1].strip() for line in out.splitlines() if line[0] == "│")
+    for record in describe(inspect(path))["layers"]:
+        # In the table of costs, and those of an MCconv in the two others.
+        assert cells.count(record["layer"]) >= (3 if record["kind"] == "MCconv" else 1)
+
+
+def test_bytes_on_disk(report_runs, model_path, capsys):
+    workdir = report_runs["seed_0"]
+    files = [path for path in (workdir / "checkpoints" / "88").rglob("*") if path.is_file()]
+    assert len(files) > 3
+    for path, size in (
+        (workdir, sum(len(file.read_bytes()) for file in files)),
+        (model_path, len(model_path.read_bytes())),
+    ):
+        description = describe(inspect(path))
+        assert description["totals"]["file_bytes"] == size
+        main([str(path)])
+        assert re.search(rf"on disk +│ {size:,}", capsys.readouterr().out)
+        shown = f'<td data-key="{8 * size}">{size:,} bytes</td>'
+        assert shown in page(inspect(path), description)
+
+
+def test_an_array_is_written_whole_and_not_compared(report_runs, tmp_path, monkeypatch):
+    arguments = [str(report_runs["seed_0"]), "--array", "conv_1/centers", str(tmp_path / "x.npy")]
+    with pytest.raises(SystemExit, match=r"--compare=other does nothing with --array"):
+        main([*arguments, "--compare", "other"])
+    (tmp_path / "x.npy").write_text("before")
+
+    def disk_full(number):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", disk_full)
+        with pytest.raises(SystemExit, match="disk full"):
+            main(arguments)
+    assert (tmp_path / "x.npy").read_text() == "before"
+    main(arguments)
+    assert np.load(tmp_path / "x.npy", allow_pickle=False).shape == (2,)
+
+
+@pytest.mark.parametrize("number", ["0", "3", "²", "٢", "9" * 5000])
+def test_a_number_of_no_layer_is_told(number, model_path):
+    with pytest.raises(InputError, match=r"has no array 'layers/.*/centers'"):
+        array_of(inspect(model_path), f"layers/{number}/centers")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere", "nowhere does not exist; name a work directory"),
+        ("empty", "empty is no work directory of a run: it has no config.json"),
+        ("file.txt", "file.txt is no .safetensors file, work directory or checkpoint"),
+        ("run/checkpoints/7", "at the end of an epoch at step 7; it has those at 44, 88"),
+        ("old", "config.json is not of this version (missing field config.seed)"),
+        ("damaged", "config.json is damaged"),
+    ],
+)
+def test_what_cannot_be_looked_into_is_one_line(name, message, report_runs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.txt").write_text("")
+    for copy in ("run", "old", "damaged"):
+        shutil.copytree(report_runs["seed_0"], tmp_path / copy)
+    (tmp_path / "run" / "checkpoints" / "7").mkdir()
+    record = json.loads((tmp_path / "old" / "config.json").read_text())
+    del record["config"]["seed"]
+    (tmp_path / "old" / "config.json").write_text(json.dumps(record))
+    (tmp_path / "damaged" / "config.json").write_text("{")
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path / name)])
+    assert message in str(stopped.value)
+    assert "\n" not in str(stopped.value)
+
+
+class Resources(html.parser.HTMLParser):
+    """Gathers what a page would load, and its headings."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.headings, self._inside = [], [], False
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [value for name, value in attributes if name in ("src", "href", "srcset")]
+        self._inside = tag == "h2"
+
+    def handle_data(self, data):
+        if self._inside:
+            self.headings.append(data)
+            self._inside = False
+
+
+def test_the_page_is_whole_in_itself(report_runs, tmp_path, capsys):
+    path = tmp_path / "page.html"
+    main([str(report_runs["seed_0"]), "--compare", str(report_runs["seed_1"]), "--html", str(path)])
+    resources = Resources()
+    resources.feed(path.read_text())
+    assert resources.headings == [
+        "Totals", "Layers", "Changes", "Training", "Filters over the epochs",
+        "Latent filters and their centers", "M-filters, plane by plane", "Filters of conv_1",
+    ]  # fmt: skip
+    assert len(resources.found) == 6  # five pictures and the icon
+    assert all(value.startswith("data:") for value in resources.found)
+    for word in ("http:", "https:", "@import", "url("):
+        assert word not in path.read_text()
+
+
+def test_names_on_the_page_are_text(model_path):
+    inspected = inspect(model_path)
+    description = describe(inspected) | {"path": "x"}
+    description["layers"][0]["layer"] = "<script>alert(1)</script>"
+    content = page(inspected, description)
+    assert "<script>alert" not in content
+    assert "&lt;script&gt;alert(1)" in content
+
+
+@pytest.mark.slow
+def test_the_page_opens_and_sorts_in_a_browser(report_runs, tmp_path):
+    """With Chromium, where it is installed: no error, no request, and a click sorts."""
+    found = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    browser = next(filter(None, found), None)
+    if browser is None:
+        pytest.skip("install chromium")
+    path = tmp_path / "page.html"
+    main([str(report_runs["seed_0"]), "--html", str(path)])
+    probe = """
+    <script>
+    const errors = [], bits = () => [...document.querySelectorAll("table")[1].tBodies[0].rows].map(
+        row => Number(row.children[4].dataset.key));
+    window.addEventListener("error", event => errors.push(event.message));
+    const error = console.error;
+    console.error = (...values) => { errors.push(values.join(" ")); error(...values); };
+    window.addEventListener("load", () => {
+      const button = document.querySelectorAll("table")[1].querySelectorAll("th button")[4];
+      button.click(); const up = bits(); button.click(); const down = bits();
+      const loaded = performance.getEntriesByType("resource").map(entry => entry.name);
+      const result = {errors, up, down,
+        requests: loaded.filter(name => !name.startsWith("data:"))};
+      document.body.innerHTML = "<pre id=result>" + JSON.stringify(result) + "</pre>";
+    });
+    </script>"""
+    path.write_text(path.read_text().replace("<head>", f"<head>{probe}"))
+    dump = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+         f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
+    result = json.loads(dump.partition('<pre id="result">')[2].partition("</pre>")[0])
+    assert result["errors"] == []
+    assert result["requests"] == []
+    assert result["up"] == sorted(result["up"])
+    assert result["down"] == sorted(result["up"], reverse=True)
+    assert len(set(result["up"])) > 3

@@ -1,0 +1,414 @@
+"""Model files: what is written is what is read, and a stranger's file does no harm."""
+
+import dataclasses
+import json
+import pathlib
+import struct
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from exported import CLASSES, random_images, random_model
+from mcn_jax import models, onnx_graph
+from mcn_jax.data.augment import normalise
+from mcn_jax.data.images import padded_to
+from mcn_jax.errors import InputError
+from mcn_jax.layers import INPUT_PLANES, binary_filters
+from mcn_jax.model_file import KEY, codes_of, header, read_model, write_model
+from mcn_jax.model_header import (
+    MAX_DEPTH,
+    MAX_TENSORS,
+    InputImages,
+    Network,
+    layer_bytes,
+    network_from_json,
+)
+from mcn_jax.models.wide_resnet import blocks_per_stage
+from mcn_jax.onnx_graph import onnx_model, write_onnx
+from mcn_jax.predictor import logits_of, of_model, of_onnx, open_predictor
+
+NETWORKS = {
+    "simple_cnn": {},
+    "padded": {"image_size": 21},
+    "not square": {"size": (12, 20)},
+    "not square, padded": {"size": (12, 20), "image_size": 21},
+    "four centers": {"num_centers": 4, "planes": 8},
+    "three centers, first": {"num_centers": 3, "input_planes": "first"},
+    "rgbx": {"input_planes": "rgbx", "channels": 3},
+    "colour": {"channels": 3, "planes": 2},
+    "wide_resnet": {"name": "wide_resnet"},
+    "wide_resnet, four centers": {"name": "wide_resnet", "num_centers": 4, "planes": 8},
+    "wide_resnet, rgbx": {"name": "wide_resnet", "input_planes": "rgbx", "channels": 3},
+    "wide_resnet, not square": {"name": "wide_resnet", "size": (12, 20)},
+    "imagenet": {"name": "wide_resnet", "stem": "imagenet", "channels": 3},
+    "U-MCN": {"num_centers": 0},
+    "CNN": {"num_centers": 0, "conv": "conv"},
+    "WRN": {"num_centers": 0, "conv": "conv", "name": "wide_resnet"},
+}
+
+
+def trained_logits(model, variables, config, images):
+    """By the network with its own batch norm, as training evaluates it."""
+    module = models.make_model(config, CLASSES, binarized=model.network.num_centers > 0)
+    x = padded_to(images, model.images.image_size)
+    x = normalise(x, model.images.mean, model.images.std, jnp.dtype("float32"))
+    return np.asarray(module.apply(variables, x).logits)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_checkpoint_file_and_graph_agree(name, tmp_path):
+    pytest.importorskip("onnxruntime")
+    model, variables, config = random_model(**NETWORKS[name])
+    images = random_images(7, model)
+    write_model(model, tmp_path / "model.safetensors")
+    write_onnx(model, tmp_path / "model.onnx")
+    expected = trained_logits(model, variables, config, images)
+    assert np.std(expected, axis=0).min() > 1e-3  # the images matter
+    for file in ("model.safetensors", "model.onnx"):
+        predictor = open_predictor(tmp_path / file)
+        assert predictor.class_names == tuple("abcde")
+        difference = np.abs(predictor.logits(images) - expected).max()
+        assert difference <= 1e-5 * np.abs(expected).max(), file
+
+
+def test_every_network_and_input_can_be_exported():
+    assert onnx_graph.NETWORKS.keys() == models.MODELS.keys()
+    assert onnx_graph.INPUT_PLANES.keys() == INPUT_PLANES.keys()
+
+
+def test_codes_are_those_of_the_dtype_that_was_trained_in():
+    centers = np.array([0.0, 1.0])
+    latent = np.array([0.5 - 1e-12, 0.5])  # equal in float32
+    assert codes_of(latent, centers).tolist() == [0, 1]
+
+
+def test_filters_are_those_of_the_checkpoint(tmp_path):
+    model, variables, _ = random_model(num_centers=3)
+    write_model(model, tmp_path / "model.safetensors")
+    params = read_model(tmp_path / "model.safetensors").variables["params"]
+    expected = binary_filters(variables["params"], variables["centers"])
+    assert list(expected) == ["conv_1", "conv_2"]
+    for path, filters in expected.items():
+        np.testing.assert_array_equal(params[path]["latent_filters"], filters, strict=True)
+
+
+def test_a_weight_takes_a_bit():
+    model, _, _ = random_model(widths=(20, 40))
+    bits = [tensor for name, tensor in model.tensors.items() if name.endswith("/bits")]
+    assert [tensor.shape for tensor in bits] == [(1, 9 * 4 * 20 // 8), (1, 9 * 80 * 40 // 8)]
+    assert {tensor.dtype.name for tensor in bits} == {"uint8"}
+
+
+@pytest.mark.parametrize(("dense", "most"), [("float16", 2e-3), ("int8", 3e-2)])
+def test_dense_layers_in_fewer_bits(dense, most, tmp_path):
+    exact, _, _ = random_model()
+    model, _, _ = random_model(dense=dense)
+    images = random_images(9, exact)
+    expected = of_model(exact).logits(images)
+    write_model(model, tmp_path / "model.safetensors")
+    write_onnx(model, tmp_path / "model.onnx")
+    logits = of_model(read_model(tmp_path / "model.safetensors")).logits(images)
+    assert 0 < np.abs(logits - expected).max() <= most * np.abs(expected).max()
+    difference = np.abs(of_onnx(tmp_path / "model.onnx").logits(images) - logits).max()
+    assert difference <= 1e-5 * np.abs(logits).max()
+    kernel = model.tensors["dense_1/kernel"]
+    assert kernel.dtype.name == dense
+
+
+def test_onnx_holds_bits_and_takes_any_batch():
+    model, _, _ = random_model(widths=(8, 16))
+    graph = onnx_model(model).graph
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    assert held["conv_2/bits"].dims == [1, 9 * 32 * 16 // 8]
+    sizes = [np.prod(tensor.dims) for name, tensor in held.items() if "dense" not in name]
+    assert max(sizes) < 9 * 32 * 16  # no filter is there in any other form
+    assert graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    model, _, _ = random_model(channels=3, num_centers=4)
+    write_model(model, tmp_path / "model.safetensors")
+    read = read_model(tmp_path / "model.safetensors")
+    assert dataclasses.replace(read, tensors={}) == dataclasses.replace(
+        model, tensors={}, provenance=json.loads(json.dumps(model.provenance))
+    )
+    for name, tensor in model.tensors.items():
+        np.testing.assert_array_equal(read.tensors[name], tensor, strict=True)
+
+
+def test_a_model_file_is_a_plain_safetensors_file(tmp_path):
+    model, _, _ = random_model()
+    write_model(model, tmp_path / "model.safetensors")
+    tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    assert tensors.keys() == model.tensors.keys()
+
+
+def written(model, path, tensors=None, **changes):
+    """Writes a model file whose header and tensors were changed by hand."""
+    fields = json.loads(header(model))
+    for name, value in changes.items():
+        *groups, last = name.split("__")
+        place = fields
+        for group in groups:
+            place = place[group]
+        place[last] = value
+    tensors = {k: np.ascontiguousarray(v) for k, v in (tensors or model.tensors).items()}
+    path.write_bytes(safetensors.numpy.save(tensors, metadata={KEY: json.dumps(fields)}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 2}, "its version is 2, and this program reads 1"),
+        ({"network": []}, "its network has not the fields name, conv,"),
+        ({"network__name": "resnet"}, "network.name='resnet' must be one of simple_cnn"),
+        ({"network__name": ["simple_cnn"]}, r"its network.name=\['simple_cnn'\] is not of the"),
+        ({"network__planes": 65}, "network.planes=65 does not lie in 1..64"),
+        ({"network__planes": True}, "its network.planes=True is not of the right type"),
+        ({"network__widths": [2, 10**30]}, "network.widths=1000000"),
+        ({"network__widths": [1048576, 2]}, "the bytes of a layer's output=4294967296 does not"),
+        ({"network__widths": [2, 8192]}, "the filter weights=589896 does not lie in"),
+        ({"network__planes": 64, "network__widths": [300, 1]}, "the filter weights="),
+        ({"network__widths": []}, "the number of network.widths=0 does not lie"),
+        ({"network__widths": [2, 4]}, "its filter_shapes are not those of its network"),
+        ({"network__depth": 10**12}, "network.depth=1000000000000 does not lie"),
+        ({"network__depth": 202}, "network.depth=202 does not lie in 0..200"),
+        ({"network__num_centers": 1}, "network.num_centers=1 does not lie in 2..256"),
+        ({"network__conv": "conv"}, "network.num_centers=2 with network.conv=conv"),
+        ({"network__input_planes": "rgbx"}, "network.input_planes='rgbx' needs 3 channels"),
+        ({"images__height": 100000}, "images.height=100000 does not lie in 1..2048"),
+        ({"images__center_crop": 10**400}, "its images.center_crop=1000"),
+        ({"images__std": [0.0]}, r"images.std=\(0.0,\) is not positive"),
+        ({"images__std": [1e-300]}, r"images.std=\(1e-300,\) is not positive in float32"),
+        ({"images__std": [1e300]}, r"images.std=\(1e\+300,\) is not positive in float32"),
+        ({"images__mean": [1e300]}, r"images.mean=\(1e\+300,\) is not finite in float32"),
+        ({"images__mean": [0.1, 0.2]}, r"images.mean=\(0.1, 0.2\) is no number for each"),
+        ({"images__mean": [float("nan")]}, r"images.mean=\(nan,\) is no number for each"),
+        ({"images__image_size": 8}, "images.image_size=8 does not lie in 16..2048"),
+        ({"images__center_crop": 0}, r"images.center_crop=0.0 does not lie in \(0, 1\]"),
+        ({"class_names": ["a"]}, r"its tensor dense_2/bias is float32 \[5\] instead of"),
+        ({"class_names": "abcde"}, "its class_names are no list of names"),
+        ({"class_names": ["a\x1b[2J"]}, r"class_names='a\\x1b\[2J' is no printable text of up"),
+        ({"class_names": ["a\nb"]}, r"class_names='a\\nb' is no printable text"),
+        ({"class_names": ["\udcff"]}, r"class_names='\\udcff' is no printable text"),
+        ({"class_names": ["a" * 301]}, "is no printable text of up to 300 characters"),
+        ({"provenance": {"data": {"full_name": "\r"}}}, r"provenance.data.full_name='\\r' is no"),
+        ({"provenance": {"data": {"full_name": 3}}}, "provenance.data.full_name=3 is no printable"),
+        ({"filter_shapes": {}}, "its filter_shapes are not those of its network"),
+    ],
+)  # fmt: skip
+def test_a_wrong_header_is_named(changes, message, tmp_path):
+    model, _, _ = random_model()
+    path = tmp_path / "model.safetensors"
+    written(model, path, **changes)
+    with pytest.raises(InputError, match=f"^{path} cannot be used: .*{message}"):
+        read_model(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("conv_1/bits", None, "it has no tensor conv_1/bits"),
+        ("conv_1/bits", np.zeros((1, 8), np.uint8), r"conv_1/bits is uint8 \[1, 8\] instead of"),
+        ("conv_1/bits", np.full((2, 9), 255, np.uint8), "conv_1/bits has codes beyond its centers"),
+        ("conv_1/m_filters", np.full((3, 3, 4), np.nan, np.float32), "m_filters has values that"),
+        ("conv_1/centers", np.zeros(3, np.float64), "conv_1/centers is float64"),
+        ("conv_1/centers", np.array([1, 0, 2], np.float32), "conv_1/centers does not ascend"),
+        ("conv_1/m_filters", np.full((3, 3, 4), -1, np.float32), "m_filters has negative values"),
+        ("dense_1/kernel", np.zeros((192, 16), np.int32), "dense_1/kernel is int32, not one of"),
+        ("conv_9/bits", np.zeros(3, np.uint8), "it has a tensor 'conv_9/bits' that its network"),
+    ],
+)
+def test_a_wrong_tensor_is_named(name, value, message, tmp_path):
+    model, _, _ = random_model(num_centers=3)
+    tensors = {**model.tensors, name: value}
+    if value is None:
+        del tensors[name]
+    path = tmp_path / "model.safetensors"
+    written(model, path, tensors)
+    with pytest.raises(InputError, match=f"^{path} cannot be used: .*{message}"):
+        read_model(path)
+
+
+def test_a_scale_that_is_too_large_is_named(tmp_path):
+    model, _, _ = random_model(dense="int8")
+    scale = np.full(16, 3e38, np.float32)
+    path = tmp_path / "model.safetensors"
+    written(model, path, {**model.tensors, "dense_1/kernel_scale": scale})
+    with pytest.raises(InputError, match="its tensor dense_1/kernel_scale is too large for"):
+        read_model(path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.onnx"])
+def test_logits_that_are_not_finite_are_one_line(name, tmp_path):
+    model, _, _ = random_model()
+    kernel = np.full((192, 16), 3e38, np.float32)
+    model = dataclasses.replace(model, tensors={**model.tensors, "dense_1/kernel": kernel})
+    (write_model if name == "model.safetensors" else write_onnx)(model, tmp_path / name)
+    with pytest.raises(InputError, match="the network's logits of an image are not finite"):
+        logits_of(open_predictor(tmp_path / name), random_images(2, model), 4)
+
+
+def test_a_network_for_imagenet_can_be_read(tmp_path):
+    for size, stem in ((224, "cifar"), (448, "imagenet")):
+        network = Network(
+            name="wide_resnet", stem=stem, depth=28, widths=(64, 64, 128, 256), num_centers=2
+        )
+        shape = {"height": size, "width": size, "channels": 3}
+        images = InputImages(**shape, mean=(0.5,) * 3, std=(0.2,) * 3)
+        fields = dataclasses.asdict(network) | {"widths": list(network.widths)}
+        assert network_from_json(fields, images, 1000, 200, 10**7) == network
+        # 64 maps of 4 planes, in float32.
+        assert layer_bytes(network, images, 1000) == size**2 * 64 * 4 * 4
+
+
+def test_the_deepest_network_has_no_more_tensors_than_a_file_may_have():
+    convolutions = 1 + 2 * sum([blocks_per_stage(MAX_DEPTH)] * 3)
+    # Three tensors each, two of the batch norm that follows, and three of each dense layer.
+    assert convolutions * 5 + 2 * 3 == 1001 <= MAX_TENSORS
+
+
+BYTES = {"F32": 4, "U8": 1, "I8": 1, "F16": 2, "BF16": 2, "I32": 4, "F64": 8, "I64": 8, "BOOL": 1}
+
+
+def with_another_dtype(entries, generator):
+    """A tensor read as numbers of another type, mostly with a shape of as many bytes."""
+    entry = entries[generator.choice([name for name in entries if name != "__metadata__"])]
+    before, entry["dtype"] = entry["dtype"], str(generator.choice(list(BYTES)))
+    if generator.random() < 0.75:
+        entry["shape"][-1] = entry["shape"][-1] * BYTES[before] // BYTES[entry["dtype"]]
+
+
+def with_other_offsets(entries, generator):
+    """A tensor shifted, or two of them in the same place or in each other's."""
+    names = [name for name in entries if name != "__metadata__"]
+    one, two = (entries[name] for name in generator.choice(names, 2, replace=False))
+    kind = generator.integers(3)
+    start, stop = one["data_offsets"]
+    if kind == 0:
+        one["data_offsets"] = [int(n + generator.integers(-8, 9)) for n in (start, stop)]
+    elif kind == 1:
+        first = two["data_offsets"][0]
+        one["data_offsets"] = [first, first + stop - start]
+    else:
+        one["data_offsets"], two["data_offsets"] = two["data_offsets"], one["data_offsets"]
+
+
+def mutations(content, count):
+    """Files that were truncated, had bytes changed, pieces moved, numbers of their header, or types
+    and places of tensors."""
+    generator = np.random.default_rng(0)
+    (length,) = struct.unpack("<Q", content[:8])
+    numbers = (b"0", b"-1", b"1e999", b"99999999999999999999", b"null", b'"x"', b"[]", b"4096")
+    for _ in range(count):
+        kind = generator.integers(8)
+        changed = bytearray(content)
+        if kind == 0:
+            del changed[generator.integers(len(changed)) :]
+        elif kind == 1:  # anywhere in the header, its length included
+            for place in generator.integers(0, 8 + length, generator.integers(1, 4)):
+                changed[place] = generator.integers(256)
+        elif kind == 2:  # a number of the header, with the length mended
+            text = bytes(changed[8 : 8 + length])
+            places = [i for i, c in enumerate(text) if 48 <= c < 58]
+            start = stop = int(generator.choice(places))
+            while 48 <= text[stop] < 58:
+                stop += 1
+            text = text[:start] + numbers[generator.integers(len(numbers))] + text[stop:]
+            changed = bytearray(struct.pack("<Q", len(text)) + text + content[8 + length :])
+        elif kind == 3:  # a piece of the header copied elsewhere
+            start, to = generator.integers(8, 8 + length, 2)
+            piece = changed[start : start + generator.integers(1, 60)]
+            changed[to : to + len(piece)] = piece
+        elif kind == 4:  # the length of the header
+            changed[:8] = struct.pack("<Q", int(generator.integers(0, 2**63)))
+        elif kind in (5, 6):
+            entries = json.loads(content[8 : 8 + length])
+            (with_another_dtype if kind == 5 else with_other_offsets)(entries, generator)
+            text = json.dumps(entries).encode()
+            changed = bytearray(struct.pack("<Q", len(text)) + text + content[8 + length :])
+        else:  # the numbers
+            for place in generator.integers(8 + length, len(changed), 8):
+                changed[place] = generator.integers(256)
+        yield bytes(changed)
+
+
+MUTATED = ({}, {"name": "wide_resnet"}, {"num_centers": 3}, {"dense": "int8"})
+
+
+def survive(count, tmp_path, run_every=16):
+    """How many of some mutated files can still be used; the others end in one clear line.
+
+    One in `run_every` of the former is run, uncompiled, which is faster for a single image.
+    """
+    path = tmp_path / "model.safetensors"
+    usable = 0
+    for fields in MUTATED:
+        model, _, _ = random_model(**fields)
+        write_model(model, path)
+        for content in mutations(path.read_bytes(), count // len(MUTATED)):
+            path.write_bytes(content)
+            try:
+                read = read_model(path)
+                usable += 1
+                assert all(np.isfinite(leaf).all() for leaf in read.tensors.values())
+                if usable % run_every == 0:
+                    with jax.disable_jit():
+                        logits = logits_of(of_model(read), random_images(1, read), 1)
+                    assert logits.shape == (1, len(read.class_names))
+                    assert np.isfinite(logits).all()
+            except InputError as error:
+                if "\n" in str(error):
+                    raise AssertionError("more than one line") from error
+    return usable
+
+
+def test_mutated_files_do_no_harm(tmp_path):
+    assert 0 < survive(300, tmp_path, run_every=25) < 150
+
+
+@pytest.mark.slow
+def test_ten_thousand_mutated_files_do_no_harm(tmp_path):
+    program = (
+        "import pathlib, re; from test_model_file import survive;"
+        f"usable = survive(10_000, pathlib.Path({str(tmp_path)!r}));"
+        "status = pathlib.Path('/proc/self/status').read_text();"
+        "print(usable, re.search(r'VmHWM:\\s*(\\d+) kB', status)[1])"
+    )
+    # In a process of its own, whose greatest memory is known. Not from getrusage: Linux counts in
+    # ru_maxrss what the parent held before exec, gigabytes in the middle of the slow tests.
+    finished = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, check=True, cwd=pathlib.Path(__file__).parent,
+    )  # fmt: skip
+    usable, kilobytes = map(int, finished.stdout.split())
+    assert 0 < usable < 5_000
+    assert kilobytes < 1_000_000  # 0.63 million measured, nearly all of it JAX
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.onnx"])
+def test_what_is_no_model_is_one_line(name, tmp_path):
+    path = tmp_path / name
+    with pytest.raises(InputError, match=f"^{path} does not exist; name a model file"):
+        open_predictor(path)
+    path.write_bytes(b"no model\n")
+    with pytest.raises(InputError, match=rf"^{path} is no .*; export it anew$"):
+        open_predictor(path)
+
+
+def test_another_safetensors_file_is_told(tmp_path):
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file({"x": np.zeros(2)}, path)
+    with pytest.raises(InputError, match='has no "mcn_jax" in its metadata'):
+        read_model(path)
+
+
+def test_another_kind_of_file_is_told(tmp_path):
+    (tmp_path / "model.pt").write_text("")
+    with pytest.raises(InputError, match="neither a work directory nor a"):
+        open_predictor(tmp_path / "model.pt")
