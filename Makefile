@@ -22,6 +22,8 @@ bench: .venv/installed  ## the benchmarks: tens of minutes on a machine that doe
 	$(VENV)/python benchmarks/mcconv.py
 	$(VENV)/python benchmarks/step.py
 	$(VENV)/python benchmarks/roofline.py
+	$(VENV)/python benchmarks/inference.py
+	$(VENV)/python benchmarks/packing.py
 	$(VENV)/python benchmarks/input.py
 
 sweep: .venv/installed  ## a sweep of theta and lambda on digits, a few minutes: files in runs/sweep

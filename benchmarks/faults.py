@@ -36,6 +36,7 @@ FLAGS = (
 TIMES = ("wall_seconds", "images_per_second")
 STARTING = 0.2  # share of the moments that are counted from the start of the process
 PORT = 23456
+MOST_SECONDS = 60  # from the loss of one of two processes to the end of the other
 
 
 class Run:
@@ -179,6 +180,8 @@ def main() -> None:
     write(options.out, {"accuracy": accuracy, "runs": killed, "two_processes": two})
     if any(record["code_of_the_other"] in (0, EXIT_CODE) for record in two):
         sys.exit("a process ended as if it had not lost the other")
+    if max(record["seconds"] for record in two) > MOST_SECONDS:
+        sys.exit(f"a process took more than {MOST_SECONDS} seconds to see that the other was lost")
     if not all(record["same_state"] and record["same_records"] for record in killed):
         sys.exit("something was lost")
 

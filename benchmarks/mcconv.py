@@ -10,6 +10,7 @@ filters and M. Binarization is part of an MCconv's time. "auto" is the form that
 """
 
 import argparse
+import functools
 import json
 import statistics
 from typing import Any
@@ -58,8 +59,9 @@ def shapes() -> list[Shape]:
     return sorted(found)
 
 
-def measure(shape: Shape, batch: int, dtype: jnp.dtype, repeats: int) -> dict[str, Any]:
-    """Median seconds, ratios to the ordinary convolution, and bytes of temporary memory."""
+def measure(shape: Shape, batch: int, dtype: jnp.dtype, repeats: int, calls: int) -> dict[str, Any]:
+    """Median seconds, ratios to the ordinary convolution, and bytes of memory: temporary alone, and
+    with arguments and results."""
     keys = jax.random.split(jax.random.key(0), 5)
     size, strides = shape.size, (shape.stride, shape.stride)
     channels, outputs = shape.in_maps * shape.planes, shape.out_maps * shape.planes
@@ -80,7 +82,7 @@ def measure(shape: Shape, batch: int, dtype: jnp.dtype, repeats: int) -> dict[st
         )
     record: dict[str, Any] = {**shape._asdict(), "batch": batch}
     for name in ("forward", "with gradient"):
-        calls, memory = {}, {}
+        compiled_forms, memory = {}, {}
         for form, (function, parameters) in functions.items():
 
             def value_and_gradient(cotangent, *arguments, function=function):
@@ -91,22 +93,30 @@ def measure(shape: Shape, batch: int, dtype: jnp.dtype, repeats: int) -> dict[st
             if name == "with gradient":
                 function, arguments = value_and_gradient, (cotangent, *arguments)
             compiled = jax.jit(function).lower(*arguments).compile()
-            memory[form] = compiled.memory_analysis().temp_size_in_bytes
-            calls[form] = lambda compiled=compiled, arguments=arguments: compiled(*arguments)
-        times = alternated(calls, repeats)
+            memory[form] = compiled.memory_analysis()
+            compiled_forms[form] = functools.partial(compiled, *arguments)
+        times = alternated(compiled_forms, repeats, calls)
         record[name] = {
             "median_seconds": {form: statistics.median(times[form]) for form in times},
             "over_ordinary": {form: ratio(times, form, "ordinary") for form in FORMS},
             "factored_over_direct": ratio(times, "factored", "direct"),
-            "temporary_bytes": memory,
+            "temporary_bytes": {name: memory[name].temp_size_in_bytes for name in memory},
+            "peak_bytes": {name: peak_bytes(memory[name]) for name in memory},
         }
     return record
 
 
-def batch_of(shape: Shape, work: float) -> int:
-    """The power of two, 4 to 128, whose convolution takes about `work` multiply-adds."""
+def peak_bytes(memory: Any) -> int:
+    """What a program has in memory: arguments, results and temporaries, of which results that take
+    the place of arguments are counted once. `memory`: of `compiled.memory_analysis()`."""
+    whole = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return whole - memory.alias_size_in_bytes
+
+
+def batch_of(shape: Shape, work: float, largest: int) -> int:
+    """The power of two, from 4 to `largest`, whose convolution takes about `work` multiply-adds."""
     batch = 4
-    while batch < 128 and 2 * batch * multiply_adds(shape, "direct") <= work:
+    while 2 * batch <= largest and 2 * batch * multiply_adds(shape, "direct") <= work:
         batch *= 2
     return batch
 
@@ -116,24 +126,28 @@ def jax_platform() -> str:
     return "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
 
 
+def faster_form(record: dict[str, Any]) -> str:
+    """Of a layer that was measured."""
+    return "factored" if record["with gradient"]["factored_over_direct"] < 1 else "direct"
+
+
 def tune(records: list[dict[str, Any]], platform: str, dtype: str) -> None:
     """Replaces the rows of this platform and dtype in the table of "auto"."""
     rows = json.loads(TABLE.read_text()) if TABLE.exists() else []
     rows = [row for row in rows if (row["platform"], row["dtype"]) != (platform, dtype)]
     for record in records:
-        gain = record["with gradient"]["factored_over_direct"]
         shape = {name: record[name] for name in Shape._fields}
-        form = "factored" if gain < 1 else "direct"
+        gain = round(record["with gradient"]["factored_over_direct"], 3)
         rows.append(
-            {"platform": platform, "dtype": dtype, **shape, "form": form}
-            | {"factored_over_direct": round(gain, 3)}
+            {"platform": platform, "dtype": dtype, **shape, "form": record["form"]}
+            | {"factored_over_direct": gain}
         )
     lines = ",\n".join(json.dumps(row) for row in rows)
     write_atomically(TABLE, f"[\n{lines}\n]\n")
 
 
-def print_table(records: list[dict[str, Any]], platform: str, dtype: str) -> None:
-    """Ratios to the ordinary convolution."""
+def print_table(records: list[dict[str, Any]], *, has_targets: bool) -> None:
+    """Ratios to the ordinary convolution, and what is asked of them if `has_targets`."""
     table = rich.table.Table(
         "maps", "K", "size", "stride", "batch", "direct, forward", "factored, forward",
         "direct", "factored", "factored / direct", "auto", "auto / ordinary", "asked",
@@ -142,7 +156,7 @@ def print_table(records: list[dict[str, Any]], platform: str, dtype: str) -> Non
         shape = Shape(**{name: record[name] for name in Shape._fields})
         forward = record["forward"]["over_ordinary"]
         whole = record["with gradient"]["over_ordinary"]
-        form = fastest_form(platform, dtype, shape)
+        form = record["form"]
         limit = TARGETS.get(shape, TARGET_ELSEWHERE)
         table.add_row(
             f"{shape.in_maps}-{shape.out_maps}",
@@ -152,7 +166,7 @@ def print_table(records: list[dict[str, Any]], platform: str, dtype: str) -> Non
             f"{record['with gradient']['factored_over_direct']:.2f}",
             form,
             f"{whole[form]:.2f}",
-            f"{limit:.2f}",
+            f"{limit:.2f}" if has_targets else "",
         )
     rich.console.Console(width=160, highlight=False).print(table)
 
@@ -162,6 +176,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repeats", type=int, default=20, help="turns that are counted")
     parser.add_argument("--work", type=float, default=1e9, help="multiply-adds that a batch costs")
+    parser.add_argument("--largest_batch", type=int, default=128, help="whatever the work")
+    parser.add_argument("--calls", type=int, default=1, help="that one time is the mean of")
     parser.add_argument("--maps", type=int, help="only shapes with as many output maps")
 
 
@@ -176,26 +192,30 @@ def main() -> None:
     options = parser.parse_args()
     if options.tune and options.maps:
         parser.error("--tune needs all shapes: leave out --maps")
-    platform = jax_platform()
+    kind = jax_platform(), options.dtype
     records = []
     for shape in shapes():
         if options.maps in (None, shape.out_maps):
-            batch = batch_of(shape, options.work)
-            records.append(measure(shape, batch, jnp.dtype(options.dtype), options.repeats))
+            batch = batch_of(shape, options.work, options.largest_batch)
+            dtype = jnp.dtype(options.dtype)
+            record = measure(shape, batch, dtype, options.repeats, options.calls)
+            form = faster_form(record) if options.tune else fastest_form(*kind, shape)
+            records.append(record | {"form": form})
             print(f"{shape}, batch {batch}", flush=True)
-    if options.tune:
-        tune(records, platform, options.dtype)
-    print_table(records, platform, options.dtype)
+    print_table(records, has_targets=kind == ("cpu", "float32"))
     write(
         options.out,
         {
-            "platform": platform,
+            "platform": kind[0],
             "device": jax.local_devices()[0].device_kind,
             "dtype": options.dtype,
             "repeats": options.repeats,
+            "calls": options.calls,
             "layers": records,
         },
     )
+    if options.tune:
+        tune(records, *kind)
 
 
 if __name__ == "__main__":

@@ -13,18 +13,27 @@ from mcn_jax.config import Config, from_config_dict, load_config_file
 from mcn_jax.data import DATASETS
 from mcn_jax.data.batches import Batch, Split
 from mcn_jax.state import create_state
-from mcn_jax.steps import StepSettings, train_step
+from mcn_jax.steps import StepSettings, train_step, train_steps
 
 
 class TrainingStep:
-    """One compiled step of a config on one device; each call is the next step.
+    """One compiled step of a config on one device, or several in one program; each call is the
+    next.
 
     Attributes:
         compiled: see `jax.stages.Compiled`.
         split, batch, settings, state: its arguments; `state` is that after the last call.
     """
 
-    def __init__(self, config: Config, batch_size: int, *, binarized: bool, form: str = "auto"):
+    def __init__(
+        self,
+        config: Config,
+        batch_size: int,
+        *,
+        binarized: bool,
+        form: str = "auto",
+        steps: int = 1,
+    ):
         """Builds and compiles.
 
         Args:
@@ -32,6 +41,7 @@ class TrainingStep:
             batch_size: takes the place of the config's.
             binarized: whether it is a step of the binary epochs.
             form: of MCconv.
+            steps: in one program, of the same batch.
         """
         facts = DATASETS[config.data.name]
         generator = np.random.default_rng(0)
@@ -42,7 +52,10 @@ class TrainingStep:
         )
         rows = generator.choice(count, batch_size, replace=False).astype(np.int32)
         positions = np.arange(batch_size, dtype=np.int32)
-        self.batch = Batch(jax.device_put(rows), jax.device_put(positions))
+        batch = Batch(rows, positions)
+        if steps > 1:
+            batch = jax.tree.map(lambda array: np.stack(steps * [array]), batch)
+        self.batch = jax.device_put(batch)
         schedule = (config.optimizer, count // config.batch_size, config.num_epochs)
         optimizer = optim.make_optimizer(*schedule)
         model = models.make_model(config, facts.classes, binarized=binarized)
@@ -54,14 +67,14 @@ class TrainingStep:
         )
         self.state = create_state(config, model, optimizer, facts.image_shape)
         step = functools.partial(
-            train_step, model=model, optimizer=optimizer, settings=self.settings,
-            binarized=binarized,
+            train_steps if steps > 1 else train_step, model=model, optimizer=optimizer,
+            settings=self.settings, binarized=binarized,
         )  # fmt: skip
         lowered = jax.jit(step, donate_argnums=0).lower(self.state, self.split, self.batch)
         self.compiled = lowered.compile()
 
     def __call__(self) -> dict[str, jax.Array]:
-        """Runs a step and returns its metrics."""
+        """Runs the steps and returns their metrics."""
         self.state, metrics = self.compiled(self.state, self.split, self.batch)
         return metrics
 

@@ -42,9 +42,13 @@ class WideResNet(nn.Sequential):
 
 
 class TrainingStep:
-    """Forward, backward and SGD with Nesterov momentum on one batch of random images."""
+    """Forward, backward and SGD with Nesterov momentum on one batch of random images, as many
+    steps a call as `steps` says."""
 
-    def __init__(self, channels: tuple[int, ...], blocks: int, batch_size: int, dtype: str):
+    def __init__(
+        self, channels: tuple[int, ...], blocks: int, batch_size: int, dtype: str, steps: int = 1
+    ):
+        self.steps = steps
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = getattr(torch, dtype)
         layout = {"device": self.device, "memory_format": torch.channels_last}
@@ -58,11 +62,12 @@ class TrainingStep:
         self.labels = torch.from_numpy(generator.integers(0, 10, batch_size)).to(self.device)
 
     def __call__(self) -> None:
-        """Runs a step to its end."""
-        self.optimizer.zero_grad(set_to_none=True)
-        half = self.dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
-            loss = F.cross_entropy(self.model(self.images), self.labels)
-        loss.backward()
-        self.optimizer.step()
+        """Runs the steps to their end."""
+        for _ in range(self.steps):
+            self.optimizer.zero_grad(set_to_none=True)
+            half = self.dtype != torch.float32
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
+                loss = F.cross_entropy(self.model(self.images), self.labels)
+            loss.backward()
+            self.optimizer.step()
         loss.item()  # waits for the device

@@ -2,9 +2,9 @@
 
 First the machine's own best: FLOP/s of a large matrix product, bytes/s of reading and writing an
 array larger than any cache. Then, for layers of the authors' four widths, forward with gradients:
-the FLOP that a form has to compute and the bytes that must move at least (features, output and
-cotangent, each once a pass), over the time it took. "Of attainable" is the time that the slower of
-the two would take at the machine's best, over the measured one.
+the FLOP that a form has to compute and the bytes that must move at least (features, output,
+cotangent and filters, each once a pass), over the time it took. "Of attainable" is the time that
+the slower of the two would take at the machine's best, over the measured one.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import rich.table
 from mcconv import add_options, batch_of, jax_platform, measure
 from measure import add_out, seconds, write
 
-from mcn_jax.ops.costs import multiply_adds
+from mcn_jax.ops.costs import TAPS, multiply_adds
 from mcn_jax.ops.fastest import Shape, fastest_form
 
 SHAPES = tuple(
@@ -28,36 +28,48 @@ SHAPES = tuple(
         (16, 32), (32, 32), (64, 32), (32, 16), (64, 16), (128, 16), (64, 8), (128, 8), (256, 8),
     )
 )  # fmt: skip
-COPY_BYTES = 2**28
+ARRAY_BYTES = 2**28
 
 
-def peak_flops(dtype: jnp.dtype, repeats: int) -> float:
+def peak_flops(dtype: jnp.dtype, repeats: int, calls: int) -> float:
     """FLOP/s of the fastest of some large matrix products."""
     rates = []
     for size in (1024, 2048, 4096):
         a, b = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in (0, 1))
         product = jax.jit(jnp.matmul)
-        rates.append(2 * size**3 / _best(lambda f=product, a=a, b=b: f(a, b), repeats))
+        rates.append(2 * size**3 / _best(lambda f=product, a=a, b=b: f(a, b), repeats, calls))
     return max(rates)
 
 
-def peak_bandwidth(repeats: int) -> float:
-    """Bytes/s of reading an array and writing another."""
-    array = jax.random.normal(jax.random.key(0), (COPY_BYTES // 4,))
-    copy = jax.jit(lambda x: x + 1)
-    return 2 * COPY_BYTES / _best(lambda: copy(array), repeats)
+def peak_bandwidth(repeats: int, calls: int) -> float:
+    """Bytes/s of reading an array and writing its place anew: memory that a process has just got
+    would be mapped within the time."""
+    array = jax.random.normal(jax.random.key(0), (ARRAY_BYTES // 4,))
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
+
+    def add_in_place() -> jax.Array:
+        nonlocal array
+        array = add(array)
+        return array
+
+    jax.block_until_ready(add_in_place())  # compiles
+    return 2 * ARRAY_BYTES / _best(add_in_place, repeats, calls)
 
 
-def _best(function: Callable[[], Any], repeats: int) -> float:
-    return min(seconds(function) for _ in range(repeats))
+def _best(function: Callable[[], Any], repeats: int, calls: int) -> float:
+    return min(seconds(function, calls) for _ in range(repeats))
 
 
-def bytes_moved(shape: Shape, batch: int, itemsize: int) -> int:
-    """At least: the forward pass reads the features and writes the output; the backward pass reads
-    features and cotangent and writes a gradient of the features."""
+def bytes_moved(shape: Shape, form: str, batch: int, itemsize: int) -> int:
+    """At least: the forward pass reads features and filters and writes the output; the backward
+    pass reads all three of features, filters and cotangent, and writes the gradients of the first
+    two. The filters are those of the product: of "direct" Q, of "factored" the binary ones."""
     features = shape.size**2 * shape.in_maps * shape.planes
     output = math.ceil(shape.size / shape.stride) ** 2 * shape.out_maps * shape.planes
-    return batch * itemsize * (3 * features + 2 * output)
+    filters = TAPS * shape.in_maps * shape.planes * shape.out_maps
+    if form != "factored":
+        filters *= shape.planes
+    return itemsize * (batch * (3 * features + 2 * output) + 3 * filters)
 
 
 def main() -> None:
@@ -69,11 +81,12 @@ def main() -> None:
     add_out(parser, "roofline.json")
     options = parser.parse_args()
     dtype = jnp.dtype(options.dtype)
-    flops, bandwidth = peak_flops(dtype, options.repeats), peak_bandwidth(options.repeats)
+    turns = options.repeats, options.calls
+    flops, bandwidth = peak_flops(dtype, *turns), peak_bandwidth(*turns)
     console = rich.console.Console(width=120, highlight=False)
     console.print(
         f"a matrix product reaches {flops / 1e9:,.0f} GFLOP/s in {options.dtype}, "
-        f"a copy {bandwidth / 1e9:,.1f} GB/s"
+        f"a sum in place {bandwidth / 1e9:,.1f} GB/s"
     )
     table = rich.table.Table(
         "maps", "size", "batch", "form", "GFLOP/s", "of peak", "GB/s", "of peak", "of attainable"
@@ -82,12 +95,12 @@ def main() -> None:
     for shape in SHAPES:
         if options.maps not in (None, shape.out_maps):
             continue
-        batch = batch_of(shape, options.work)
-        measured = measure(shape, batch, dtype, options.repeats)["with gradient"]
-        moved = bytes_moved(shape, batch, dtype.itemsize)
+        batch = batch_of(shape, options.work, options.largest_batch)
+        measured = measure(shape, batch, dtype, *turns)["with gradient"]
         auto = fastest_form(jax_platform(), options.dtype, shape)
         for form in dict.fromkeys(("ordinary", "direct", auto)):
             time = measured["median_seconds"][form]
+            moved = bytes_moved(shape, form, batch, dtype.itemsize)
             computed = "direct" if form == "ordinary" else form
             flop = 2 * batch * multiply_adds(shape, computed, gradients=True)
             least = max(flop / flops, moved / bandwidth)
@@ -106,6 +119,7 @@ def main() -> None:
             "device": jax.local_devices()[0].device_kind,
             "dtype": options.dtype,
             "repeats": options.repeats,
+            "calls": options.calls,
             "peak": {"flops": flops, "bytes": bandwidth},
             "layers": records,
         },

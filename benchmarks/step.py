@@ -1,14 +1,21 @@
 """Whole training steps: MCN, U-MCN and WRN of the same channels: `python benchmarks/step.py`.
 
 Twenty layers, random images of CIFAR-10's shape; augmentation, losses and updates included; one
-device. "MCN, direct" convolves with the reconstructed filters. Where PyTorch is installed
-(benchmarks/requirements.txt) the same WRN in PyTorch stands beside them: forward, backward and
-update on images that need no augmentation.
+device, as many steps a dispatch as the training loop takes there. "MCN, direct" convolves with the
+reconstructed filters. Where PyTorch is installed (benchmarks/requirements.txt) the same WRN in
+PyTorch stands beside them: forward, backward and update on images that need no augmentation.
+
+"Temporary memory" is what XLA sets aside beside arguments and results. "Device peak" is the most
+that the device had in use in a process that compiled and ran one network and nothing else, where
+the backend counts it, as on GPUs.
 """
 
 import argparse
+import concurrent.futures
 import importlib.util
+import multiprocessing
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,43 +24,95 @@ import rich.table
 from measure import ROOT, add_out, alternated, ratio, write
 from networks import TrainingStep, load
 
+from mcn_jax.data.sources import default_steps_per_dispatch
 from mcn_jax.models.wide_resnet import blocks_per_stage
 
 CONFIG = ROOT / "configs" / "cifar10_20_16_16_32_64.py"
-# Widths in maps: (batch size, what is asked of MCN over WRN on a CPU).
-NETWORKS = {
-    (4, 4, 8, 16): (128, None), (16, 16, 32, 64): (32, 0.8), (32, 64, 128, 256): (8, 0.55),
-}  # fmt: skip
+# Widths in maps: batch size.
+WIDTHS = {(4, 4, 8, 16): 128, (16, 16, 32, 64): 32, (32, 64, 128, 256): 8}
+# Backend and dtype: {widths: what is asked of MCN over WRN}.
+ASKED = {
+    ("cpu", "float32"): {(16, 16, 32, 64): 0.8, (32, 64, 128, 256): 0.55},
+    ("gpu", "bfloat16"): {(16, 16, 32, 64): 0.75, (32, 64, 128, 256): 0.5},
+}
+# Name: (fields of the config, arguments of `TrainingStep`).
+NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "WRN": ({"model.conv": "conv"}, {"binarized": False}),
+    "U-MCN": ({}, {"binarized": False}),
+    "MCN": ({}, {"binarized": True}),
+    "MCN, direct": ({}, {"binarized": True, "form": "direct"}),
+}
 HAS_PYTORCH = importlib.util.find_spec("torch") is not None
 
 
-def measure(widths: tuple[int, ...], batch_size: int, dtype: str, repeats: int) -> dict[str, Any]:
+def make_step(
+    name: str, widths: tuple[int, ...], batch_size: int, dtype: str, steps: int
+) -> TrainingStep:
+    """One of `NETWORKS`, compiled."""
+    fields, arguments = NETWORKS[name]
+    config = load(CONFIG, {"model.widths": widths, "dtype": dtype, **fields})
+    return TrainingStep(config, batch_size, steps=steps, **arguments)
+
+
+def measure(
+    widths: tuple[int, ...], batch_size: int, dtype: str, steps: int, repeats: int
+) -> dict[str, Any]:
     """Median seconds a step, ratios to the WRN, and bytes of temporary memory."""
-    fields = {"model.widths": widths, "dtype": dtype}
-    mcn, wrn = load(CONFIG, fields), load(CONFIG, fields | {"model.conv": "conv"})
-    steps: dict[str, Any] = {
-        "WRN": TrainingStep(wrn, batch_size, binarized=False),
-        "U-MCN": TrainingStep(mcn, batch_size, binarized=False),
-        "MCN": TrainingStep(mcn, batch_size, binarized=True),
-        "MCN, direct": TrainingStep(mcn, batch_size, binarized=True, form="direct"),
-    }
+    members = {name: make_step(name, widths, batch_size, dtype, steps) for name in NETWORKS}
     memory = {
-        name: step.compiled.memory_analysis().temp_size_in_bytes for name, step in steps.items()
+        name: step.compiled.memory_analysis().temp_size_in_bytes for name, step in members.items()
     }
+    times = alternated(members, repeats)
+    over_wrn = {name: ratio(times, name, "WRN") for name in times}
     if HAS_PYTORCH:
         import pytorch_wrn
 
-        channels = tuple(width * mcn.model.planes for width in widths)
-        blocks = blocks_per_stage(mcn.model.depth)
-        steps["WRN, PyTorch"] = pytorch_wrn.TrainingStep(channels, blocks, batch_size, dtype)
-    times = alternated(steps, repeats)
+        model = load(CONFIG).model
+        channels = tuple(width * model.planes for width in widths)
+        blocks = blocks_per_stage(model.depth)
+        peer = pytorch_wrn.TrainingStep(channels, blocks, batch_size, dtype, steps)
+        # In turns of its own: a framework's threads may still spin when the other's begin.
+        times |= alternated({"WRN, PyTorch": peer}, repeats)
     return {
         "widths": widths,
         "batch_size": batch_size,
-        "median_seconds": {name: statistics.median(times[name]) for name in times},
-        "over_wrn": {name: ratio(times, name, "WRN") for name in times},
+        "steps_per_dispatch": steps,
+        "median_seconds": {name: statistics.median(times[name]) / steps for name in times},
+        "over_wrn": over_wrn,
         "temporary_bytes": memory,
     }
+
+
+def device_peaks(
+    batch_sizes: Mapping[tuple[int, ...], int], dtype: str, steps: int | None
+) -> dict[tuple[int, ...], dict[str, int]]:
+    """{widths: {name: bytes}}, empty where the backend does not count.
+
+    The counter is a process's and never falls, so each network has a process of its own; and each
+    takes the device, so this one must not have it yet.
+    """
+    peaks: dict[tuple[int, ...], dict[str, int]] = {}
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
+        for widths, batch_size in batch_sizes.items():
+            for name in NETWORKS:
+                arguments = name, widths, batch_size, dtype, steps
+                peak = pool.submit(_device_peak, *arguments).result()
+                if peak is None:
+                    return {}
+                peaks.setdefault(widths, {})[name] = peak
+    return peaks
+
+
+def _device_peak(
+    name: str, widths: tuple[int, ...], batch_size: int, dtype: str, steps: int | None
+) -> int | None:
+    device = jax.local_devices()[0]
+    if device.memory_stats() is None:
+        return None
+    step = make_step(name, widths, batch_size, dtype, steps or default_steps_per_dispatch())
+    jax.block_until_ready(step())
+    return device.memory_stats()["peak_bytes_in_use"]
 
 
 def main() -> None:
@@ -63,28 +122,41 @@ def main() -> None:
     )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--batch_size", type=int, help="of all networks; default: one for each")
+    parser.add_argument("--maps", type=int, help="only networks with as many in the last stage")
+    parser.add_argument(
+        "--steps_per_dispatch", type=int, help="default: as in training, 1 on a CPU, 32 elsewhere"
+    )
     parser.add_argument("--repeats", type=int, default=20, help="turns that are counted")
     parser.add_argument("--large_repeats", type=int, default=5, help="of the largest network")
     add_out(parser, "step.json")
     options = parser.parse_args()
+    batch_sizes = {
+        widths: options.batch_size or size
+        for widths, size in WIDTHS.items()
+        if options.maps in (None, widths[-1])
+    }
+    peaks = device_peaks(batch_sizes, options.dtype, options.steps_per_dispatch)
+    steps = options.steps_per_dispatch or default_steps_per_dispatch()
+    asked = ASKED.get((jax.default_backend(), options.dtype), {})
     table = rich.table.Table(
-        "maps", "batch", "network", "median", "over WRN", "asked", "temporary memory"
+        "maps", "batch", "network", "median", "over WRN", "asked", "temporary memory", "device peak"
     )
     records = []
-    for widths, (batch_size, asked) in NETWORKS.items():
-        repeats = options.large_repeats if widths == max(NETWORKS) else options.repeats
-        record = measure(widths, options.batch_size or batch_size, options.dtype, repeats)
-        records.append(record | {"repeats": repeats})
+    for widths, batch_size in batch_sizes.items():
+        repeats = options.large_repeats if widths == max(WIDTHS) else options.repeats
+        record = measure(widths, batch_size, options.dtype, steps, repeats)
+        record |= {"repeats": repeats, "device_peak_bytes": peaks.get(widths, {})}
+        records.append(record)
         for name, median in record["median_seconds"].items():
-            memory = record["temporary_bytes"].get(name)
+            ratios = record["over_wrn"].get(name), asked.get(widths) if name == "MCN" else None
+            memory = [record[key].get(name) for key in ("temporary_bytes", "device_peak_bytes")]
             table.add_row(
                 "-".join(map(str, widths)),
-                str(record["batch_size"]),
+                str(batch_size),
                 name,
-                f"{median:.3f} s",
-                f"{record['over_wrn'][name]:.2f}",
-                f"{asked:.2f}" if asked and name == "MCN" else "",
-                f"{memory / 1e6:,.0f} MB" if memory else "",
+                f"{median:.4f} s",
+                *(f"{value:.2f}" if value else "" for value in ratios),
+                *(f"{value / 1e6:,.0f} MB" if value else "" for value in memory),
             )
     rich.console.Console(width=120, highlight=False).print(table)
     device = jax.local_devices()[0].device_kind

@@ -1,4 +1,4 @@
-"""Work on a few images of a batch at a time, so that what lies between stays in cache."""
+"""On a CPU, work on a few images of a batch at a time, so that what lies between stays in cache."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,7 +33,8 @@ def scan_chunks(
     outputs: jax.Array,
     chunk: int,
 ) -> tuple[Any, jax.Array]:
-    """Calls a function for each chunk of a batch, in turn.
+    """Calls a function for each chunk of a batch, in turn; on other platforms than a CPU once, for
+    the whole batch.
 
     `lax.scan` would write to a buffer of zeros. XLA makes these where it likes, for all layers of a
     network long before they are needed; so the caller gives the buffer.
@@ -43,17 +44,24 @@ def scan_chunks(
         sums: at the start.
         arrays: [N, ...] each.
         outputs: [N, ...], of any values, which are overwritten.
-        chunk: images of a chunk, a divisor of N.
+        chunk: images of a chunk on a CPU, a divisor of N.
 
     Returns:
         The last sums, and the outputs of all chunks.
     """
 
-    def step(index, carry):
-        sums, outputs = carry
-        start = index * chunk
-        chunks = [lax.dynamic_slice_in_dim(array, start, chunk) for array in arrays]
-        sums, output = function(sums, *chunks)
-        return sums, lax.dynamic_update_slice_in_dim(outputs, output, start, axis=0)
+    def in_turn(sums, outputs, *arrays):
+        def step(index, carry):
+            sums, outputs = carry
+            start = index * chunk
+            chunks = [lax.dynamic_slice_in_dim(array, start, chunk) for array in arrays]
+            sums, output = function(sums, *chunks)
+            return sums, lax.dynamic_update_slice_in_dim(outputs, output, start, axis=0)
 
-    return lax.fori_loop(0, len(outputs) // chunk, step, (sums, outputs))
+        return lax.fori_loop(0, len(outputs) // chunk, step, (sums, outputs))
+
+    def at_once(sums, outputs, *arrays):
+        del outputs
+        return function(sums, *arrays)
+
+    return lax.platform_dependent(sums, outputs, *arrays, cpu=in_turn, default=at_once)

@@ -14,8 +14,8 @@ shifted products, computed anew, and the cotangent.
 With strides (s, s) a tap reads every s-th pixel in y and x, one of s*s phases of the image. Each
 phase is multiplied by the filters of its own taps; with stride 1 the image is the only phase.
 
-What lies between has T*H channels, more than input and output together. It is made for a few images
-at a time, so that it stays in cache and costs no memory.
+What lies between has T*H channels, more than input and output together. On a CPU it is made for a
+few images at a time, so that it stays in cache and costs no memory; elsewhere for the whole batch.
 """
 
 import itertools
@@ -190,8 +190,8 @@ def _onto_image(phase, place: tuple[int, int], taps: _Taps):
 
 
 def _chunk(features, filters, m_TK, taps: _Taps) -> int:
-    """Images a chunk. Of each there are the products, their gradients and the cotangent, planes
-    first. Each chunk reads the filters again, so that it is no smaller than they."""
+    """Images a chunk on a CPU. Of each there are the products, their gradients and the cotangent,
+    planes first. Each chunk reads the filters again, so that it is no smaller than they."""
     pixels = max(math.prod(taps.size), math.prod(taps.out_size))
     channels = (2 * m_TK.shape[0] + m_TK.shape[1]) * filters.shape[-1]
     itemsize = features.dtype.itemsize

@@ -28,6 +28,9 @@ def traced_multiply_adds(function, *arguments):
                 total += outputs * math.prod(operands[0][axis] for axis in contracted)
             elif equation.primitive.name == "conv_general_dilated":
                 total += outputs * math.prod(operands[1][:-1])
+            elif equation.primitive.name == "cond":  # the platforms, which compute as much
+                [of_each] = {of(branch.jaxpr) for branch in equation.params["branches"]}
+                total += of_each
             for parameter in equation.params.values():
                 inner = getattr(parameter, "jaxpr", parameter)
                 if hasattr(inner, "eqns"):

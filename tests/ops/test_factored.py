@@ -15,9 +15,14 @@ def output_and_gradients(arrays, cotangent_seed=9, **options):
     """Of one form: output, d_features, d_latent, d_m."""
     dtype = arrays[0].dtype
     centers = jnp.asarray(CENTERS, dtype)
-    output, vjp = jax.vjp(lambda f, c, m: mcconv(f, c, centers, m, **options), *arrays)
-    cotangent = np.random.default_rng(cotangent_seed).normal(size=output.shape)
-    return output, *vjp(jnp.asarray(cotangent, dtype))
+
+    @jax.jit
+    def computed(*arrays):
+        output, vjp = jax.vjp(lambda f, c, m: mcconv(f, c, centers, m, **options), *arrays)
+        cotangent = np.random.default_rng(cotangent_seed).normal(size=output.shape)
+        return output, *vjp(jnp.asarray(cotangent, dtype))
+
+    return computed(*arrays)
 
 
 def random_arrays(seed, images, size, in_maps, out_maps, planes, taps, dtype=np.float64):
@@ -66,15 +71,84 @@ def test_it_is_the_direct_form_for_any_shape(
             assert distance(a, b) <= 1e-12
 
 
-@pytest.mark.parametrize("planes", [1, 2, 4, 8])
-@pytest.mark.parametrize(("strides", "padding"), [((1, 1), "SAME"), ((2, 2), "VALID")])
-def test_it_is_the_direct_form_in_float32(planes, strides, padding):
-    arrays = random_arrays(3, 8, (15, 14), 16 // planes, 12, planes, 3, np.float32)
+def every_kind(test):
+    """Runs a test with each K, stride and padding."""
+    test = pytest.mark.parametrize("padding", ["SAME", "VALID"])(test)
+    test = pytest.mark.parametrize("strides", [(1, 1), (2, 2)])(test)
+    return pytest.mark.parametrize("planes", [1, 2, 4, 8])(test)
+
+
+@every_kind
+def test_it_is_the_direct_form_in_float64(planes, strides, padding):
     options = {"strides": strides, "padding": padding}
+    with jax.enable_x64(True):
+        arrays = random_arrays(2, 3, (9, 7), 2, 3, planes, 3)
+        ours = output_and_gradients(arrays, form="factored", **options)
+        expected = output_and_gradients(arrays, form="direct", **options)
+        for a, b in zip(ours, expected, strict=True):
+            assert distance(a, b) <= 1e-12
+
+
+def agree_in_float32(arrays, **options):
     ours = output_and_gradients(arrays, form="factored", **options)
     expected = output_and_gradients(arrays, form="direct", **options)
     for a, b, limit in zip(ours, expected, (1e-5, 1e-5, 1e-5, 1e-4), strict=True):
+        assert a.dtype == b.dtype == jnp.float32
         assert distance(a, b) <= limit
+
+
+@every_kind
+def test_it_is_the_direct_form_in_float32(planes, strides, padding):
+    arrays = random_arrays(3, 8, (15, 13), 16 // planes, 12, planes, 3, np.float32)
+    agree_in_float32(arrays, strides=strides, padding=padding)
+
+
+# No smaller than this: a single sum may cancel to less than its rounding.
+@settings(deadline=None, max_examples=5, derandomize=True)
+@given(
+    seed=st.integers(0, 2**31),
+    images=st.integers(2, 5),
+    size=st.tuples(st.integers(5, 11), st.integers(5, 11)),
+    in_maps=st.integers(1, 3),
+    out_maps=st.integers(2, 4),
+    planes=st.sampled_from([1, 2, 4, 8]),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.sampled_from(["SAME", "VALID"]),
+)
+def test_it_is_the_direct_form_in_float32_for_any_shape(
+    seed, images, size, in_maps, out_maps, planes, strides, padding
+):
+    arrays = random_arrays(seed, images, size, in_maps, out_maps, planes, 3, np.float32)
+    agree_in_float32(arrays, strides=strides, padding=padding)
+
+
+def test_the_whole_batch_at_once_is_the_same(monkeypatch):
+    """What other platforms than a CPU compute, here on a CPU."""
+    calls = []
+
+    def default(*arrays, cpu, default):
+        calls.append(cpu)
+        return default(*arrays)
+
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1)
+    with jax.enable_x64(True):
+        arrays = random_arrays(6, 6, (9, 8), 2, 3, 4, 3)
+        expected = output_and_gradients(arrays, form="factored", strides=(2, 2))
+        monkeypatch.setattr(chunks.lax, "platform_dependent", default)
+        ours = output_and_gradients(arrays, form="factored", strides=(2, 2))
+        for a, b in zip(ours, expected, strict=True):
+            assert distance(a, b) <= 1e-12
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(("platform", "loops"), [("cpu", True), ("cuda", False), ("tpu", False)])
+def test_only_a_cpu_works_in_chunks(platform, loops):
+    def gradients(*arrays):
+        return output_and_gradients(arrays, form="factored")
+
+    traced = jax.jit(gradients).trace(*random_arrays(7, 64, (32, 32), 4, 4, 4, 3, np.float32))
+    lowered = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.while" in lowered) == loops
 
 
 def test_half_precision_loses_no_more_than_its_rounding():
