@@ -4,10 +4,10 @@
 #   launch/local.sh PROCESSES FLAG...
 #   launch/local.sh 2 --config=configs/digits.py --workdir=runs/two
 #
-# The flags are those of `python -m mcn_jax.main`; PYTHON names another interpreter, PORT another
-# port of process 0. Devices are divided by the environment as usual: on CPUs with
-# XLA_FLAGS=--xla_force_host_platform_device_count=N, on GPUs with CUDA_VISIBLE_DEVICES, which this
-# script sets to one GPU a process where GPUS=1.
+# The flags are those of `python -m mcn_jax.main`; PYTHON names another interpreter than that of
+# .venv, PORT a port for process 0, which is else a free one. Devices are divided by the environment
+# as usual: on CPUs with XLA_FLAGS=--xla_force_host_platform_device_count=N, on GPUs with
+# CUDA_VISIBLE_DEVICES, which this script sets to one GPU a process where GPUS=1.
 #
 # Output goes through unchanged, that of all processes together. SIGTERM and SIGINT are passed on to
 # all processes; they save and end with code 75, and so does this script. When one process ends in
@@ -22,22 +22,40 @@ if ! [[ $count =~ ^[1-9][0-9]*$ ]]; then
 fi
 shift
 
+if [ -z "${PYTHON:-}" ]; then
+  PYTHON=$(cd "$(dirname "$0")/.." && pwd)/.venv/bin/python
+  if ! [ -x "$PYTHON" ]; then PYTHON=python; fi
+fi
+while [ -z "${PORT:-}" ]; do
+  PORT=$((20000 + RANDOM % 12000))
+  if (exec 3<> "/dev/tcp/127.0.0.1/$PORT") 2> /dev/null; then PORT=''; fi # something listens there
+done
+
 declare -A process_of
+send() { kill -s "$1" "${!process_of[@]}" 2> /dev/null; }
+trap 'asked=yes; send TERM' TERM INT
 for ((i = 0; i < count; i++)); do
   if [ -n "${GPUS:-}" ]; then export CUDA_VISIBLE_DEVICES=$i; fi
-  "${PYTHON:-python}" -m mcn_jax.main "$@" \
-    --coordinator_address="127.0.0.1:${PORT:-12345}" --num_processes="$count" --process_id="$i" &
+  "$PYTHON" -m mcn_jax.main "$@" \
+    --coordinator_address="127.0.0.1:$PORT" --num_processes="$count" --process_id="$i" &
   process_of[$!]=$i
 done
 
-send() { kill -s "$1" "${!process_of[@]}" 2>/dev/null; }
-trap 'send TERM' TERM INT
+if [ -n "${asked:-}" ]; then send TERM; fi # before the last had started
 
 lost='' code=0
 while [ ${#process_of[@]} -gt 0 ]; do
-  wait -n -p ended "${!process_of[@]}"
+  wait -n -p ended "${!process_of[@]}" 2>/dev/null
   status=$?
-  if [ -z "${ended:-}" ]; then continue; fi # a signal came, all processes still run
+  if [ -z "${ended:-}" ]; then
+    # A signal came, or bash has seen two processes end at once and forgets the second here.
+    for candidate in "${!process_of[@]}"; do
+      if ! kill -0 "$candidate" 2>/dev/null; then ended=$candidate; fi
+    done
+    if [ -z "${ended:-}" ]; then continue; fi
+    wait "$ended" 2>/dev/null
+    status=$?
+  fi
   # A process that stopped as asked to (75) does not hide one that is lost.
   if [ "$status" -ne 0 ] && { [ "$code" -eq 0 ] || [ "$code" -eq 75 ]; }; then
     lost=${process_of[$ended]} code=$status

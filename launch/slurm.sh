@@ -4,7 +4,7 @@
 #   sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 launch/slurm.sh FLAG...
 #   sbatch launch/slurm.sh --config=configs/cifar10.py --workdir=/shared/runs/cifar10
 #
-# The flags are those of `python -m mcn_jax.main`; the work directory must lie where all nodes see
+# The flags are those of `python -m mcn_jax.main`, of PYTHON or .venv/bin/python here; the work directory must lie where all nodes see
 # it. JAX finds the tasks by Slurm's variables and gives each the GPU of its place on the node; on
 # nodes without GPUs ask for one task a node. Two minutes before the job's time is up Slurm sends
 # SIGTERM to the tasks: they save and end with code 75, and the job is queued again under its own
@@ -20,6 +20,7 @@
 set -u
 
 # Slurm runs a copy of this file, from the directory that sbatch was called in.
+if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
 srun "${PYTHON:-python}" -m mcn_jax.main "$@"
 code=$?
 counter=.mcn_faults.$SLURM_JOB_ID

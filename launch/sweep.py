@@ -5,11 +5,11 @@
 
 Every trial is a process of its own, `python -m mcn_jax.main` with the work directory OUT/NAME; what
 stands behind `--` is passed to all of them. A trial that dies goes on from its checkpoint; one that
-ends with an error of its own is not tried again. The same command goes on with a sweep that was
-interrupted; --asha then compares only the trials that are left. At the end OUT holds sweep.csv and
-the report of all runs with its figures, and the best command line is printed: that of the highest
-accuracy of the last epoch, as a mean over the seeds. It was chosen by the test split unless
---config.data.test_split names another.
+ends with an error of its own is tried again only when the same command is given again. That command
+also goes on with a sweep that was interrupted; --asha then compares only the trials that are left.
+At the end OUT holds sweep.csv and the report of all runs with its figures, and the best command
+line is printed: that of the highest accuracy of the last epoch, as a mean over the seeds. It was
+chosen by the test split unless --config.data.test_split names another.
 
 A second stage, such as lambda after theta, starts every trial from the checkpoint of the best
 trial of the first stage with the same seed:
@@ -27,6 +27,7 @@ import json
 import math
 import os
 import pathlib
+import pickletools
 import re
 import shlex
 import signal
@@ -34,7 +35,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,15 +68,16 @@ class Training(tune.Trainable):
         self.workdir = pathlib.Path(config["out"]) / trial_name(config)
         self.workdir.parent.mkdir(parents=True, exist_ok=True)
         self.told = 0
+        self.failed = False
         command = command_line(config)
-        log = self.workdir.with_suffix(self.workdir.suffix + ".log")
+        self.log = self.workdir.with_suffix(self.workdir.suffix + ".log")
         # A trial is a run of its own, even where srun or a TPU pod has started Ray.
         environment = {
             name: value
             for name, value in os.environ.items()
             if name not in ("SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES")
         }
-        with log.open("a") as file:
+        with self.log.open("a") as file:
             self.process = subprocess.Popen(
                 command, cwd=config["cwd"], env=environment, stdout=file, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent,
@@ -91,8 +93,12 @@ class Training(tune.Trainable):
                 return _report(epochs[self.told - 1])
             if code == 0 and epochs:
                 return _report(epochs[-1]) | {"done": True}
-            if code == 1:  # its own error, which it would meet again
-                return {METRIC: 0.0, "epoch": self.told, "failed": True, "done": True}
+            if code == 1 and not self.failed:
+                self.failed = True
+                return {METRIC: 0.0, "epoch": self.told, "failed": True}  # for NoRestart
+            if code == 1:
+                said = self.log.read_text(errors="replace").strip().splitlines()
+                raise RuntimeError(said[-1] if said else "the training process ended with code 1")
             if code is not None:
                 raise RuntimeError(f"the training process ended with code {code}; see its log")
             time.sleep(POLL_SECONDS)
@@ -117,6 +123,18 @@ class Training(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: the training process goes on by itself."""
+
+
+class NoRestart(tune.Callback):
+    """Lets an error of a training process end its trial: the process would only meet it again.
+
+    Tune counts all errors alike, so that the trial has to be out of restarts before it raises.
+    """
+
+    def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """Called between the result that says "failed" and the error."""
+        if result.get("failed"):
+            trial.run_metadata.num_failures = RESTARTS
 
 
 def _report(epoch: dict[str, Any]) -> dict[str, Any]:
@@ -247,8 +265,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="of the second stage",
     )
     add("--cpus_per_trial", type=float, default=1)
-    add("--gpus_per_trial", type=float, default=0)
-    add("--ray_address", help="of a running cluster; without it, this machine")
+    add(
+        "--gpus_per_trial",
+        type=float,
+        help="default: 1 where Ray finds a GPU, else 0; a trial sees no other GPUs",
+    )
+    add("--ray_address", help="of a running cluster, or auto; without it, this machine")
     add("flags", nargs="*", help="of all trials, after --")
     return parser
 
@@ -299,7 +321,15 @@ def _sweep(options: argparse.Namespace) -> int:
         raise InputError(f"{out} holds another sweep, see {sweep_file}; use another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(sweep_file, written)
-    ray.init(address=options.ray_address, include_dashboard=False, log_to_driver=False)
+    try:
+        # Without an address Ray would join any cluster that it finds.
+        ray.init(options.ray_address or "local", include_dashboard=False, log_to_driver=False)
+    except ConnectionError as error:
+        raise InputError(
+            f"--ray_address={options.ray_address}: {error}; without it, the sweep runs on this"
+            " machine"
+        ) from error
+    options.gpus_per_trial = gpus_per_trial(options.gpus_per_trial, ray.cluster_resources())
     seeds = [int(seed) for seed in options.seeds.split(",")]
     common = {"out": str(out), "flags": options.flags, "cwd": os.getcwd()}
     first = common | {"stage": "", "config": str(options.config), "starts": {}}
@@ -310,6 +340,14 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.then_config:
         best = best_setting(trials)
         starts = {str(t["seed"]): t["workdir"] for t in trials if t["setting"] == best}
+        then_file = out / "then.json"
+        written = json.dumps({"setting": best, "starts": starts}, indent=2) + "\n"
+        if then_file.exists() and then_file.read_text() != written:
+            raise InputError(
+                f"the best of the first stage is now {best}, and the second stage began from the"
+                f" setting in {then_file}; remove {out}/then* and {out}/ray/then to begin it again"
+            )
+        write_atomically(then_file, written)
         second = common | {
             "stage": "then_", "config": str(options.then_config), "starts": starts,
         }  # fmt: skip
@@ -328,8 +366,18 @@ def _sweep(options: argparse.Namespace) -> int:
         print(f"best{stage}: {best or 'the config as it is'}\n  {shlex.join(chosen['command'])}")
     lost = [trial["workdir"] for trial in everything if trial["state"] == "failed"]
     for workdir in lost:
-        print(f"sweep: error: {workdir} failed; see {workdir}.log", file=sys.stderr)
+        print(
+            f"sweep: error: {workdir} failed; see {workdir}.log; the same command tries it again",
+            file=sys.stderr,
+        )
     return 1 if lost else 0
+
+
+def gpus_per_trial(asked: float | None, resources: Mapping[str, float]) -> float:
+    """What --gpus_per_trial says, or else one GPU where the cluster has any."""
+    if asked is None:
+        return 1 if resources.get("GPU") else 0
+    return asked
 
 
 def _stage(
@@ -344,11 +392,20 @@ def _stage(
     space = common | {"fields": tune.grid_search(points), "seed": tune.grid_search(seeds)}
     resources = {"cpu": options.cpus_per_trial, "gpu": options.gpus_per_trial}
     trainable = tune.with_resources(Training, resources)
-    if tune.Tuner.can_restore(str(storage / name)):
+    if restorable(storage / name):
         tuner = tune.Tuner.restore(
             str(storage / name), trainable, param_space=space, restart_errored=True
         )
     else:
+        if (storage / name).exists():
+            asides = (storage / f"{name}_damaged_{number}" for number in itertools.count(1))
+            aside = next(path for path in asides if not path.exists())
+            (storage / name).rename(aside)
+            print(
+                f"sweep: Ray Tune's record in {storage / name} is not whole and is now"
+                f" {aside.name}; the trials go on from their work directories",
+                file=sys.stderr,
+            )
         scheduler = None
         if options.asha:
             # Trials end by themselves: no last epoch is set here.
@@ -364,17 +421,26 @@ def _stage(
                 name=name,
                 storage_path=str(storage),
                 failure_config=tune.FailureConfig(max_failures=RESTARTS),
+                callbacks=[NoRestart()],
                 verbose=1,
             ),
         )
-    trials = [
-        describe(
-            result.config,
-            failed=result.error is not None or (result.metrics or {}).get("failed", False),
-        )
-        for result in tuner.fit()
-    ]
+    trials = [describe(result.config, failed=result.error is not None) for result in tuner.fit()]
     return sorted(trials, key=lambda trial: (points.index(trial["fields"]), trial["seed"]))
+
+
+def restorable(directory: pathlib.Path) -> bool:
+    """Whether Tune's last record of its trials is whole: its driver may be killed while writing."""
+    name = max((path.name for path in directory.glob("experiment_state-*.json")), default="")
+    try:
+        json.loads((directory / name).read_text())
+        # Of the same time, and no JSON: the points of which no trial has been made yet.
+        points = name.replace("experiment_state", "basic-variant-state")
+        for _ in pickletools.genops((directory / points).read_bytes()):
+            pass
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def describe(config: dict[str, Any], *, failed: bool) -> dict[str, Any]:
@@ -407,7 +473,10 @@ def best_setting(trials: list[dict[str, Any]]) -> str:
         if None not in accuracies:
             means[setting] = statistics.fmean(accuracies)
     if not means:
-        raise InputError("no setting has ended with all its seeds; see the logs of the trials")
+        raise InputError(
+            "no setting has ended with all its seeds; see the logs of the trials; the same command"
+            " tries those that failed again"
+        )
     return max(means, key=lambda setting: means[setting])
 
 

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from mcn_jax import parallel
-from mcn_jax.errors import InputError, without_warnings
+from mcn_jax.errors import InputError, first_line, without_warnings
 
 METRIC = "test_accuracy"
 UNRANKED = -1.0  # accuracy of a checkpoint inside an epoch, below that of any other
@@ -29,10 +29,6 @@ READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 class DamagedCheckpointError(InputError):
     """A checkpoint is not what was saved: a file is missing, cannot be read or has other bytes."""
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def named_leaves(tree: Any) -> dict[str, np.ndarray]:
@@ -58,7 +54,8 @@ def digests(leaves: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
 
 def saved_steps(directory: pathlib.Path) -> list[int]:
     """The steps of the whole checkpoints in a directory, ascending; none where it is absent."""
-    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+    names = (path.name for path in directory.glob("*"))
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
 
 def sha256(record: Any) -> str:
@@ -95,38 +92,65 @@ class Checkpoints:
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                 [
                     checkpoint_managers.LatestN(2),
-                    checkpoint_managers.BestN(get_metric_fn=accuracy, n=1),
+                    # One without accuracy is what a kill left of a checkpoint being removed.
+                    checkpoint_managers.BestN(
+                        get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False
+                    ),
                 ]
             ),
             # Several processes save in step: one that fails then ends, and the others with it.
             enable_async_checkpointing=not read_only and jax.process_count() == 1,
-            cleanup_tmp_directories=not read_only,
             read_only=read_only,
             save_interval_steps=0 if read_only else 1,
             create=not read_only,
         )
         for step in saved_steps(self.directory):
             self._check_metrics(step)
+        if not read_only and parallel.is_primary():
+            self._remove_half_written()
         try:
             with without_warnings():  # Orbax warns of a directory that it is told only to read
                 self._manager = _Manager(self.directory, options=options)
         except READ_ERRORS as error:
             raise InputError(
-                f"the list of checkpoints in {self.directory} cannot be read: {_reason(error)};"
+                f"the list of checkpoints in {self.directory} cannot be read: {first_line(error)};"
                 " delete the damaged step's directory to resume without it"
             ) from error
 
+    def _remove_half_written(self) -> None:
+        # Orbax's own option removes them in a thread that only a later save waits for; a run that
+        # ended before it could remove what the next one writes.
+        for path in self.directory.glob(f"*{ocp.path.step.TMP_DIR_SUFFIX}*"):
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                raise InputError(
+                    f"{path}, which a kill left half written, cannot be removed:"
+                    f" {first_line(error)}; delete it to go on"
+                ) from error
+
     def _check_metrics(self, step: int) -> None:
-        """Orbax reads the accuracies of all checkpoints before it lists them."""
+        """Orbax reads the accuracies of all checkpoints before it lists them, and removes
+        checkpoints by them."""
         path = self.directory / str(step) / "metrics" / "metrics"
         try:
             if path.exists():  # Orbax does without the file, but not with a damaged one
-                float(json.loads(path.read_text())[METRIC])
+                accuracy = float(json.loads(path.read_text())[METRIC])
+                if self._accuracy_beside_digests(step) not in (None, accuracy):
+                    raise ValueError("its accuracy differs from that beside the digests")
         except READ_ERRORS as error:
             raise InputError(
-                f"{path} is damaged ({_reason(error)}); delete the directory of step {step} to"
+                f"{path} is damaged ({first_line(error)}); delete the directory of step {step} to"
                 " resume without it"
             ) from error
+
+    def _accuracy_beside_digests(self, step: int) -> float | None:
+        """None where it cannot be read, which restoring tells of."""
+        try:
+            text = (self.directory / str(step) / "digests" / "metadata").read_text()
+            return float(json.loads(text)[METRIC])
+        except READ_ERRORS:
+            return None
 
     def steps(self) -> list[int]:
         """The steps that were saved, that which is still being written included, ascending."""
@@ -149,7 +173,7 @@ class Checkpoints:
         """
         leaves = named_leaves(state)
         described = digests(leaves)
-        record = {"leaves": described, "sha256": sha256(described)}
+        record = {"leaves": described, "sha256": sha256(described), METRIC: float(test_accuracy)}
         with self._writing():
             saved = self._manager.save(
                 step,
@@ -171,8 +195,8 @@ class Checkpoints:
                 yield
         except READ_ERRORS as error:
             raise OSError(
-                f"a checkpoint in {self.directory} cannot be written: {_reason(error)}; make room,"
-                " then the same command goes on from the one before"
+                f"a checkpoint in {self.directory} cannot be written: {first_line(error)}; make"
+                " room, then the same command goes on from the one before"
             ) from error
 
     def digests(self, step: int) -> dict[str, dict[str, Any]]:
@@ -224,6 +248,20 @@ class Checkpoints:
         expected = named_leaves(template)
         saved = self.digests(step)
         self._check_leaves(step, saved, expected, part, remedy)
+        leaves = self._read_leaves(step, saved)
+        return jax.tree_util.tree_unflatten(
+            jax.tree_util.tree_structure(template), [leaves[name] for name in expected]
+        )
+
+    def read(self, step: int) -> dict[str, np.ndarray]:
+        """All that a checkpoint holds, by the names that `named_leaves` gave it.
+
+        Raises:
+            DamagedCheckpointError: as `restore`.
+        """
+        return self._read_leaves(step, self.digests(step))
+
+    def _read_leaves(self, step: int, saved: dict[str, Any]) -> dict[str, np.ndarray]:
         # Orbax reads all leaves or none, so that it is told of all, by arrays without memory.
         whole = {
             name: np.broadcast_to(np.zeros((), digest["dtype"]), digest["shape"])
@@ -236,9 +274,7 @@ class Checkpoints:
                     f"checkpoint {self.directory / str(step)} is damaged: {name} differs from its"
                     " digest"
                 )
-        return jax.tree_util.tree_unflatten(
-            jax.tree_util.tree_structure(template), [leaves[name] for name in expected]
-        )
+        return leaves
 
     def wait(self) -> None:
         """Returns when all that was saved is on the disk; raises OSError if it cannot be."""
@@ -271,7 +307,7 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except READ_ERRORS as error:
             raise DamagedCheckpointError(
-                f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}"
+                f"checkpoint {self.directory / str(step)} cannot be read: {first_line(error)}"
             ) from error
 
     def _check_leaves(

@@ -19,6 +19,7 @@ from mcn_jax.errors import InputError
 from mcn_jax.layers import INPUT_PLANES
 from mcn_jax.ops.mcconv import M_GRADIENTS
 from mcn_jax.ops.modulate import FILTER_LOSSES
+from mcn_jax.ops.packing import MAX_CENTERS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class BinarizeConfig:
     """When and how latent filters are replaced by their k-means centers."""
 
     enabled: bool = True  # False trains a U-MCN to the end; no effect on ordinary convolutions
-    num_centers: int = 2  # U, k-means centers a layer; a weight costs ceil(log2 U) bits
+    num_centers: int = 2  # U, k-means centers a layer, 2 to 256; a weight costs ceil(log2 U) bits
     start_epoch: int = 10  # epochs trained as a U-MCN before k-means (paper: 10)
     refresh_epochs: int = 0  # computes the centers anew every so many epochs; 0 never (paper)
     m_gradient: str = "binary"  # Eq. 16 with C-hat ("binary", the book) or C ("latent", the paper)
@@ -243,7 +244,8 @@ def validate(config: Config, num_devices: int = 1) -> None:
     ):  # fmt: skip
         _require(flat[name] >= 1, name, flat[name], "must be at least 1")
     num_centers = binarize.num_centers
-    _require(num_centers >= 2, "binarize.num_centers", num_centers, "must be at least 2")
+    allowed = f"must lie in 2..{MAX_CENTERS}"
+    _require(2 <= num_centers <= MAX_CENTERS, "binarize.num_centers", num_centers, allowed)
     for name in (
         "seed", "data.split_seed", "data.workers", "data.image_size", "data.crop_padding",
         "data.cutout", "data.mixup", "model.m_noise", "loss.theta",

@@ -1,11 +1,12 @@
 """Finding the other processes of a run on several hosts, before JAX is asked for its devices."""
 
 import os
+import socket
 from collections.abc import Mapping
 
 import jax
 
-from mcn_jax.errors import InputError
+from mcn_jax.errors import InputError, first_line
 
 HEARTBEAT_SECONDS = 20  # a process that is silent for so long is lost, and its peers end
 
@@ -30,8 +31,8 @@ def initialize(
         detect: ask the cluster even if no environment variable tells of several processes.
 
     Raises:
-        InputError: if only some are given or do not fit, or the others do not come within five
-            minutes.
+        InputError: if only some are given or do not fit, the port is in use, or the others do not
+            come within five minutes.
     """
     given = {
         "--coordinator_address": coordinator_address,
@@ -50,6 +51,8 @@ def initialize(
         raise InputError(
             f"--process_id={process_id} is none of {num_processes} processes, counted from 0"
         )
+    if process_id == 0 and coordinator_address:
+        _check_port(coordinator_address)
     try:
         jax.distributed.initialize(
             coordinator_address=coordinator_address,
@@ -62,6 +65,18 @@ def initialize(
         raise InputError(
             f"the processes of this run did not find each other ({reason}); check that each was"
             " started, once, with the same --coordinator_address and --num_processes"
+        ) from error
+
+
+def _check_port(address: str) -> None:
+    """JAX would share the port with another run's process 0, and the two runs end each other."""
+    port = address.rpartition(":")[2]
+    try:
+        socket.create_server(("", int(port))).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"--coordinator_address={address}: this process cannot listen there"
+            f" ({first_line(error)}); name HOST:PORT with a port that nothing uses"
         ) from error
 
 

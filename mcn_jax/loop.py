@@ -149,6 +149,8 @@ class Loop:
         state = parallel.replicate(host_state)
         step, quiet = int(host_state.step), not parallel.is_primary()
         with metrics.Progress(config.num_epochs, steps_per_epoch, step, quiet=quiet) as bar:
+            kinds = {device.device_kind for device in parallel.local_devices()}
+            bar.say(f"devices: {parallel.num_devices()} {', '.join(sorted(kinds))}")
             bar.say(optim.describe_groups(host_state.params))
             if step:
                 inside = f" and {steps_done} steps" if steps_done else ""
@@ -167,7 +169,8 @@ class Loop:
                         )
                         state = parallel.replicate(host_state)
                     progress = new_progress(host_state, self.seconds())
-                state, progress, rate = self._train(state, epoch, progress, bar)
+                with self._trace(config.binarized_in(epoch)) as trace:
+                    state, progress, rate = self._train(state, epoch, progress, bar, trace)
                 host_state, record = self._end_epoch(state, epoch, progress, rate)
                 progress = None
                 # The record first: when resuming, a surplus one is cut, a missing one is lost.
@@ -179,16 +182,24 @@ class Loop:
                     self._stop(record["step"])
         return host_state
 
+    def _trace(self, binarized: bool) -> StepTrace:
+        """Of an epoch: of the first of each phase, if traces are asked for."""
+        if self.traces is None or binarized in self._traced:
+            return StepTrace(None)
+        self._traced.add(binarized)
+        return StepTrace(self.traces / ("binary" if binarized else "float"))
+
     def _train(
-        self, state: TrainState, epoch: int, progress: EpochProgress, bar: metrics.Progress
+        self,
+        state: TrainState,
+        epoch: int,
+        progress: EpochProgress,
+        bar: metrics.Progress,
+        trace: StepTrace,
     ) -> tuple[TrainState, EpochProgress, float]:
         """The steps of an epoch that are not done yet; also returns their images per second."""
         config, setup = self.config, self.setup
         phase = setup.phase(config.binarized_in(epoch))
-        trace = StepTrace(None)
-        if self.traces and phase.binarized not in self._traced:
-            trace = StepTrace(self.traces / ("binary" if phase.binarized else "float"))
-            self._traced.add(phase.binarized)
         sums = {name: float(total) for name, total in progress.sums.items()}
         first = int(parallel.unreplicate(state.step))
         last = (epoch + 1) * setup.steps_per_epoch
@@ -214,9 +225,10 @@ class Loop:
         # Metrics are read one dispatch late, so that the device always has the next one at hand.
         pending: Any = None
         done = first
+        dispatches = (last - first) // setup.source.together
         batches = setup.source.train_batches(epoch, first - epoch * setup.steps_per_epoch)
         for dispatch, (split, batch) in enumerate(batches):
-            trace.before(dispatch, state)
+            trace.before(dispatch, dispatches, state)
             state, values = phase.train(state, split, batch)
             trace.after(dispatch, values)
             if parallel.must_await_steps():
@@ -233,9 +245,7 @@ class Loop:
                 host_state = dataclasses.replace(parallel.unreplicate(state), epoch=so_far())
                 self.checkpoints.save(done, host_state, UNRANKED)
                 if stopping:
-                    trace.close()
                     self._stop(done)
-        trace.close()
         if pending is not None:
             account(pending)
         rate = (last - first) * config.batch_size / (time.perf_counter() - start_time)

@@ -8,6 +8,7 @@ import itertools
 import os
 import pathlib
 import sys
+import traceback
 from typing import NoReturn
 
 import jax
@@ -16,7 +17,7 @@ from ml_collections import config_flags
 
 from mcn_jax import hosts, metrics, parallel
 from mcn_jax.config import Config, check_field, from_config_dict, validate
-from mcn_jax.errors import InputError
+from mcn_jax.errors import InputError, first_line
 from mcn_jax.stopping import EXIT_CODE, Stopped
 from mcn_jax.train import train_and_evaluate
 
@@ -103,14 +104,20 @@ def main(argv: list[str]) -> None:
         sys.exit(EXIT_CODE)
     except (InputError, FloatingPointError, OSError) as error:
         _fail(str(error))
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except SystemExit:
+        raise
+    except BaseException as error:
+        if not jax.distributed.is_initialized():
             raise
-        _fail(
-            f"process {jax.process_index()} ends, because a step failed, as it does when another"
-            f" process is lost ({str(error).splitlines()[0]}); the same commands go on from the"
-            " last checkpoint"
-        )
+        # With devices alone in their process, a step's failure is a ValueError of Gloo's.
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
+            _fail(
+                f"process {jax.process_index()} ends, because a step failed, as it does when"
+                f" another process is lost ({first_line(error)}); the same commands go on from the"
+                " last checkpoint"
+            )
+        traceback.print_exc()
+        _fail(f"process {jax.process_index()} ends by the above {type(error).__name__}")
     if parallel.is_primary():
         metrics.print_result(result, workdir)
 

@@ -1,18 +1,22 @@
 """What a run tells: metrics.jsonl, TensorBoard events and the terminal."""
 
+import contextlib
 import json
 import os
 import pathlib
+import time
 from typing import Any, Self
 
 import rich.console
 import rich.markup
 import rich.progress
 import rich.table
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from mcn_jax import parallel
-from mcn_jax.errors import InputError
+from mcn_jax.errors import InputError, first_line
 from mcn_jax.workdir import cut_metrics
 
 
@@ -52,17 +56,35 @@ class MetricsWriter:
         self._path = path
         self.records = cut_metrics(path, step)
         self._file = path.open("a")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        # Not by a SummaryWriter, whose thread dies of a full disk and leaves its callers waiting.
+        self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
+        start = SessionLog(status=SessionLog.START)  # of which viewers drop what came after it
+        self._events.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def write(self, record: dict[str, Any]) -> None:
-        """Writes one record through to the disk. It has "kind" and "step" besides its values."""
+        """Writes one record through to the disk. It has "kind" and "step" besides its values.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
         self.records.append(record)
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        for name, value in record.items():
-            if name not in ("kind", "step"):
-                self._events.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            for name, value in record.items():
+                if name not in ("kind", "step"):
+                    scalar = summary.scalar(f"{record['kind']}/{name}", value)
+                    event = Event(wall_time=time.time(), step=record["step"], summary=scalar)
+                    self._events.write_event(event)
+            self._events.flush()
+        except OSError as error:
+            raise OSError(
+                f"{self._path} and its events in tensorboard/ cannot be written:"
+                f" {first_line(error)}; make room, then the same command goes on from the last"
+                " checkpoint"
+            ) from error
 
     def seconds_at(self, step: int) -> float:
         """How long the run had taken at the end of the epoch that ended at a step.
@@ -82,8 +104,10 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
-        self._events.close()
+        with contextlib.suppress(OSError):  # `write` has raised it
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._events.close()
 
 
 def make_writer(workdir: pathlib.Path, step: int) -> MetricsWriter | NoWriter:
@@ -112,7 +136,9 @@ class Progress:
         quiet: print nothing.
         """
         self._num_epochs = num_epochs
-        self._console = rich.console.Console(highlight=False, soft_wrap=True, quiet=quiet)
+        self._console = rich.console.Console(
+            highlight=False, soft_wrap=True, emoji=False, quiet=quiet
+        )
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
@@ -129,7 +155,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Prints a line above the bar."""
-        self._console.print(line)
+        self._console.print(line, markup=False)
 
     def step(self, epoch: int, loss: float) -> None:
         """One training step is done."""
@@ -161,7 +187,8 @@ class Progress:
 
 def print_result(result: dict[str, Any], workdir: pathlib.Path) -> None:
     """The end of a run as a small table."""
-    table = rich.table.Table(show_header=False, title=f"result of {workdir}", title_justify="left")
+    title = rich.markup.escape(f"result of {workdir}")
+    table = rich.table.Table(show_header=False, title=title, title_justify="left")
     table.add_row("test accuracy", f"{result['final_test_accuracy']:.2%}, last epoch")
     table.add_row("", f"{result['best_test_accuracy']:.2%}, best epoch")
     table.add_row("test images", f"{result['test_examples']:,}")
@@ -173,4 +200,4 @@ def print_result(result: dict[str, Any], workdir: pathlib.Path) -> None:
         f"{result['filter_bits']:,} bits, {result['float32_filter_bits']:,} as float32",
     )
     table.add_row("time", f"{result['wall_seconds']:,.0f} s")
-    rich.console.Console(highlight=False).print(table)
+    rich.console.Console(highlight=False, emoji=False).print(table)

@@ -54,6 +54,13 @@ def all_equal(digest: str) -> bool:
     return bool((multihost_utils.process_allgather(words) == words).all())
 
 
+def anywhere(condition: bool) -> bool:
+    """Whether a condition holds in any process of a run; all of them ask."""
+    if jax.process_count() == 1:
+        return condition
+    return bool(multihost_utils.process_allgather(np.bool_(condition)).any())
+
+
 def share(tree: Any, axis: int = 0) -> Any:
     """This process's part of a global batch: [B, ...] -> [B / processes, ...]."""
     count, index = jax.process_count(), jax.process_index()

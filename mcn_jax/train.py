@@ -73,6 +73,8 @@ def train_and_evaluate(
     validate_for_data(config, dataset.image_shape, len(dataset.train))
     check_workdir(workdir, config, dataset.description())
     if (result := read_result(workdir)) is not None:
+        if profile:
+            logging.warning("%s has ended and trains no step to trace; name another", workdir)
         return result
 
     with contextlib.ExitStack() as closing:
@@ -138,10 +140,13 @@ def restore_last(checkpoints: Checkpoints, template: TrainState) -> TrainState:
     """
     damaged: dict[int, str] = {}
     for step in reversed(checkpoints.steps()):
+        reason = ""
         try:
             state = checkpoints.restore(step, _template(checkpoints.digests(step), template))
         except DamagedCheckpointError as error:
-            damaged[step] = str(error)
+            reason = str(error)
+        if parallel.anywhere(bool(reason)):
+            damaged[step] = reason or f"another process cannot read checkpoint {step}"
             continue
         for other, reason in damaged.items():
             place = checkpoints.set_aside(other)

@@ -28,12 +28,21 @@ PACKAGES = (
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Replaces a file as a whole: whoever reads it finds the old text or the new one."""
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: pathlib.Path, content: bytes) -> None:
+    """As `write_atomically`; nothing is left behind where writing fails."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def check_workdir(workdir: pathlib.Path, config: Config, data: dict[str, Any]) -> None:

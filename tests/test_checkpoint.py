@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from mcn_jax.checkpoint import Checkpoints, DamagedCheckpointError, named_leaves
+from mcn_jax.checkpoint import Checkpoints, DamagedCheckpointError, named_leaves, saved_steps
 from mcn_jax.errors import InputError
 from mcn_jax.train import restore_last
 from small_runs import digits_config, step_arguments
@@ -102,6 +102,40 @@ def test_what_a_kill_left_half_written_is_removed(tmp_path):
     assert opened.steps() == [1, 2]
     opened.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+    (tmp_path / "3.orbax-checkpoint-tmp").touch()  # a file, where only directories are removed
+    with pytest.raises(InputError, match=r"tmp, .* cannot be removed: .* delete it"):
+        Checkpoints(tmp_path)
+
+
+def test_what_a_kill_left_of_a_removed_checkpoint_is_removed(tmp_path):
+    opened = Checkpoints(tmp_path)
+    for step in (1, 2):
+        opened.save(step, {"x": np.arange(3.0)}, test_accuracy=0.5)
+    opened.close()
+    for path in (tmp_path / "1").iterdir():
+        if path.name != "state":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    opened = Checkpoints(tmp_path)
+    for step in (3, 4):
+        opened.save(step, {"x": np.arange(3.0)}, test_accuracy=0.1 * step)
+    opened.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3", "4"]
+
+
+def test_an_accuracy_that_was_changed_does_not_choose_another_best_checkpoint(tmp_path):
+    opened = Checkpoints(tmp_path)
+    opened.save(1, {"x": np.arange(3.0)}, test_accuracy=0.9)
+    opened.close()
+    path = tmp_path / "1" / "metrics" / "metrics"
+    path.write_text(path.read_text().replace("0.9", "0.1"))
+    with pytest.raises(InputError, match=r"metrics is damaged \(its accuracy differs .*; delete"):
+        Checkpoints(tmp_path)
+
+
+def test_a_directory_of_another_name_is_no_step(tmp_path):
+    for name in ("12", "²", "٢", "x", "3.orbax-checkpoint-tmp"):
+        (tmp_path / name).mkdir()
+    assert saved_steps(tmp_path) == [12]
 
 
 def save_and_wait(checkpoints, tree):

@@ -145,7 +145,7 @@ def test_a_missing_field_is_named():
         (Config(batch_size=0), "config.batch_size=0 must be at least 1"),
         (
             Config(binarize=BinarizeConfig(num_centers=1)),
-            "config.binarize.num_centers=1 must be at least 2",
+            "config.binarize.num_centers=1 must lie in 2..256",
         ),
         (
             Config(optimizer=OptimizerConfig(schedule_epochs=(2, 1))),

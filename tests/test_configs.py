@@ -294,6 +294,11 @@ BOOK = "cifar10_20_16_16_32_64"
 
 
 @pytest.mark.parametrize("name", CPU)
+def test_one_for_a_cpu_says_how_long_it_takes(name):
+    assert re.search(r"\b(minutes?|hours?)\b", section(name, "Expected"))
+
+
+@pytest.mark.parametrize("name", CPU)
 def test_one_for_a_cpu_has_a_full_one_and_binarizes_early(name):
     full = {"book_cpu": BOOK}.get(name, name.removesuffix("_cpu"))
     assert full in NAMES

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mcn_jax import hosts
-from mcn_jax.checkpoint import Checkpoints, named_leaves
+from mcn_jax.checkpoint import Checkpoints, named_leaves, saved_steps
 from mcn_jax.config import from_config_dict
 from mcn_jax.errors import InputError
 from mcn_jax.stopping import EXIT_CODE
@@ -36,6 +36,18 @@ def free_port():
         return listener.getsockname()[1]
 
 
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def leaves_no_process():
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.communicate()
+
+
 def start(*flags, devices, processes=1, of_process=lambda index: ()):
     """The processes of a run with `devices` CPU devices each, and flags of their own."""
     count = f"--xla_force_host_platform_device_count={devices}"
@@ -50,6 +62,7 @@ def start(*flags, devices, processes=1, of_process=lambda index: ()):
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         started.append(process)
+        STARTED.append(process)
     return started
 
 
@@ -127,7 +140,7 @@ def test_processes_that_would_start_from_different_states_are_refused(data_dir, 
 @pytest.mark.slow
 def test_processes_that_are_stopped_or_lost_go_on_where_they_stood(data_dir, tmp_path):
     flags = (
-        f"--config.data.data_dir={data_dir}", "--config.batch_size=32", "--config.num_epochs=6",
+        f"--config.data.data_dir={data_dir}", "--config.batch_size=32", "--config.num_epochs=8",
         "--config.checkpoint_every_steps=20", "--config.log_every_steps=5",
         "--config.binarize.start_epoch=1",
     )  # fmt: skip
@@ -152,11 +165,34 @@ def test_processes_that_are_stopped_or_lost_go_on_where_they_stood(data_dir, tmp
             assert found[index][0] == -signal.SIGKILL
             assert found[1 - index][0] not in (0, EXIT_CODE)
             assert time.monotonic() - sent < 60
+    last = workdir / "checkpoints" / str(saved_steps(workdir / "checkpoints")[-1])
+    digests = last / "digests" / "metadata"
+    digests.write_bytes(digests.read_bytes()[:-20])
     run(*flags, f"--workdir={workdir}", devices=2, processes=2)
+    assert (workdir / "damaged_checkpoints" / last.name).exists()
     expected = last_leaves(tmp_path / "whole")
     for name, leaf in last_leaves(workdir).items():
         np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
     assert without_times(workdir) == without_times(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_processes_of_one_device_each_end_soon_after_one_of_them(number, data_dir, tmp_path):
+    flags = (f"--config.data.data_dir={data_dir}", "--config.num_epochs=1000")
+    processes = start(*flags, f"--workdir={tmp_path}/run", devices=1, processes=2)
+    wait_for((tmp_path / "run" / "checkpoints" / "11").exists, processes[0])
+    processes[1].send_signal(number)
+    sent = time.monotonic()
+    (code, stderr), (ended, message) = ends(processes)
+    assert time.monotonic() - sent < 60
+    assert code not in (0, EXIT_CODE)
+    assert "another process is lost" in stderr or code == -signal.SIGABRT, (code, stderr)
+    if number == signal.SIGINT:
+        assert ended == 1
+        assert message.endswith("process 1 ends by the above KeyboardInterrupt\n")
+    else:
+        assert ended == -signal.SIGKILL
 
 
 @pytest.mark.slow
@@ -180,6 +216,16 @@ def test_a_run_goes_on_with_other_processes_and_devices(first, second, data_dir,
     found = last_leaves(tmp_path / "changed")
     distances = {name: relative_distance(found[name], expected[name]) for name in expected}
     assert max(distances.values()) <= 1e-9, distances
+
+
+def test_a_port_that_another_run_listens_on_is_refused():
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as JAX does
+        listener.bind(("0.0.0.0", 0))
+        listener.listen()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"{address}: this process cannot listen there"):
+            hosts.initialize(address, 2, 0)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -29,7 +31,9 @@ def local(tmp_path, of_process):
     """launch/local.sh with processes that each do what a dictionary says."""
     cases = "\n".join(f"*--process_id={i}) {text};;" for i, text in of_process.items())
     python = program(tmp_path / "python", f'echo "$*"\ncase "$*" in\n{cases}\nesac')
-    return launch("local.sh", str(len(of_process)), "--config=x", cwd=tmp_path, PYTHON=python)
+    return launch(
+        "local.sh", str(len(of_process)), "--config=x", cwd=tmp_path, PYTHON=python, PORT="12345"
+    )
 
 
 def test_every_process_is_told_its_place(tmp_path):
@@ -43,12 +47,37 @@ def test_every_process_is_told_its_place(tmp_path):
     ]
 
 
+def test_a_port_is_chosen_where_none_is_named(tmp_path):
+    python = program(tmp_path / "python", 'echo "$*"')
+    lines = [
+        line
+        for _ in range(3)
+        for line in launch("local.sh", "2", cwd=tmp_path, PYTHON=python).stdout.splitlines()
+    ]
+    ports = [re.search(r"--coordinator_address=127\.0\.0\.1:(\d+) ", line)[1] for line in lines]
+    assert all(20_000 <= int(port) < 32_000 for port in ports)
+    assert ports[::2] == ports[1::2]
+    assert len(set(ports)) > 1  # of three runs
+
+
+def test_the_environment_of_the_checkout_is_used(tmp_path):
+    (tmp_path / "launch").mkdir()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    shutil.copy(LAUNCH / "local.sh", tmp_path / "launch")
+    program(tmp_path / ".venv" / "bin" / "python", "echo the one of .venv")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHON"}
+    output = subprocess.check_output([tmp_path / "launch" / "local.sh", "1"], env=environment)
+    assert output == b"the one of .venv\n"
+
+
 @pytest.mark.parametrize(
     ("of_process", "code", "message"),
     [
         ({0: "exit 75", 1: "exit 75"}, 75, "asked to stop and have saved"),
         ({0: "sleep 0.5; exit 1", 1: "kill -9 $$"}, 137, "process 1 was lost first (code 137)"),
         ({0: "exit 75", 1: "sleep 0.5; exit 3"}, 3, "process 1 was lost first (code 3)"),
+        # At once, as processes abort when the runtime tells them that another is lost.
+        (dict.fromkeys(range(4), "kill -ABRT $$"), 134, "was lost first (code 134)"),
     ],
 )
 def test_the_last_line_says_how_processes_ended(tmp_path, of_process, code, message):

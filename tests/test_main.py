@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from mcn_jax.checkpoint import Checkpoints
+from mcn_jax.checkpoint import Checkpoints, saved_steps
 from mcn_jax.config import from_config_dict
 from mcn_jax.data.mnist import FILES
 from mcn_jax.layers import binary_filters
@@ -55,6 +55,7 @@ def data_flag(data_dir):
 def test_a_run_prints_its_accuracy_and_the_same_command_ends_at_once(data_flag, tmp_path):
     first = run(*SHORT, data_flag, f"--workdir={tmp_path}/run")
     assert first.returncode == 0, first.stderr
+    assert re.search(r"^devices: \d+ cpu$", first.stdout, re.MULTILINE)
     assert re.search(r"test accuracy +│ \d+\.\d\d%, last epoch", first.stdout)
     assert re.search(r"filters +│ 360 bits, 11,520 as float32", first.stdout)
     assert len(re.findall(r"^epoch +\d/2", first.stdout, re.MULTILINE)) == 2
@@ -88,7 +89,7 @@ def test_a_run_prints_its_accuracy_and_the_same_command_ends_at_once(data_flag, 
         ([DIGITS, "--config.model.widths=(2,4)", "--config.model.widths=(3,)"], 1, "given twice"),
         ([DIGITS, "--config.model.input_planes=rgbx"], 1, "needs 3 channels and planes=4"),
         ([DIGITS, "--config.model.widths=(2,2,2,2,2,2)"], 1, "more layers than images of 32"),
-        ([DIGITS, "--config.binarize.num_centers=1000"], 1, "exceeds the 180 weights"),
+        ([DIGITS, "--config.binarize.num_centers=200"], 1, "exceeds the 180 weights"),
         ([DIGITS, "--config.seed=4294967296"], 1, "config.seed=4294967296 must be below 2^32"),
         ([DIGITS, "--config.seed=one"], 1, "--config.seed=one"),
         ([DIGITS, "--wrkdir=x"], 1, "wrkdir"),
@@ -173,12 +174,15 @@ def test_a_killed_process_ends_where_the_uninterrupted_one_ends(data_flag, tmp_p
         command(*arguments),
         cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    metrics = tmp_path / "killed" / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_text().count('"epoch"') < 4:
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    checkpoints, deadline = tmp_path / "killed" / "checkpoints", time.monotonic() + 300
+    try:
+        while not saved_steps(checkpoints):
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
     resumed = run(*arguments)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after epoch" in resumed.stdout

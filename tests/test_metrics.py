@@ -1,7 +1,9 @@
 import json
+import resource
 import struct
 
-from tensorboardX.proto.event_pb2 import Event
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from mcn_jax import metrics
 from mcn_jax.workdir import read_metrics
@@ -12,17 +14,23 @@ EPOCH = {
 }  # fmt: skip
 
 
-def events(directory):
-    """(step, tag, value) of every scalar in the event files, parsed from their records."""
-    scalars = []
+def all_events(directory):
+    """Parsed from the records of the event files."""
     for path in sorted(directory.glob("events.out.tfevents.*")):
         content = path.read_bytes()
         while content:
             (length,) = struct.unpack("<Q", content[:8])
-            event = Event.FromString(content[12 : 12 + length])
+            yield Event.FromString(content[12 : 12 + length])
             content = content[16 + length :]
-            scalars += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
-    return scalars
+
+
+def events(directory):
+    """(step, tag, value) of every scalar in the event files."""
+    return [
+        (event.step, value.tag, value.simple_value)
+        for event in all_events(directory)
+        for value in event.summary.value
+    ]
 
 
 def test_records_reach_the_file_and_tensorboard(tmp_path):
@@ -50,6 +58,39 @@ def test_resuming_cuts_what_came_after_the_checkpoint(tmp_path):
     ]  # fmt: skip
 
 
+def write_epochs(writer, count):
+    for step in range(count):
+        writer.write(EPOCH | {"step": step})
+
+
+def test_a_full_disk_is_one_error_that_says_what_to_do(tmp_path):
+    """Files of at most 20 kB stand for a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with metrics.MetricsWriter(tmp_path, 0) as writer:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+            with pytest.raises(OSError, match=r"metrics\.jsonl .* cannot be written: .*; make"):
+                write_epochs(writer, 10_000)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    written = (tmp_path / "metrics.jsonl").read_text().count("\n")
+    with metrics.MetricsWriter(tmp_path, 5) as writer:  # goes on
+        assert len(writer.records) == 6 < written
+        writer.write(EPOCH | {"step": 6})
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 7
+
+
+def test_viewers_are_told_where_a_run_goes_on(tmp_path):
+    with metrics.MetricsWriter(tmp_path, 0):
+        pass
+    with metrics.MetricsWriter(tmp_path, 20):
+        pass
+    logs = [
+        (event.step, event.session_log.status) for event in all_events(tmp_path / "tensorboard")
+    ]
+    assert (21, SessionLog.START) in logs
+
+
 def test_plain_lines_without_a_terminal(capsys):
     with metrics.Progress(4, 10, 0, quiet=False) as progress:
         progress.step(0, 0.5)
@@ -69,3 +110,15 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
     output = capsys.readouterr().out
     assert "epoch 2/4  loss 0.5000" in output
     assert "11/40" in output
+
+
+def test_names_are_printed_as_they_are(tmp_path, capsys):
+    result = dict.fromkeys(
+        ("final_test_accuracy", "best_test_accuracy", "test_examples", "filter_bits",
+         "float32_filter_bits", "wall_seconds"), 1,
+    )  # fmt: skip
+    metrics.print_result(result | {"class_names": ["a:x:b", "[red]"]}, "[bold]:x:")
+    metrics.Progress(1, 1, 0, quiet=False).say("[bold]:x:")
+    out = capsys.readouterr().out
+    assert out.count("[bold]:x:") == 2
+    assert "2: a:x:b, [red]" in out

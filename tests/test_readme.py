@@ -1,13 +1,21 @@
 """What the README says is true: its snippet runs, its table is that of the records."""
 
 import importlib.util
+import json
 import pathlib
 import re
 import statistics
 import sys
 
 import jax
+import markdown_tables
+import mcconv
 import numpy as np
+import packing
+import records
+import step
+
+from mcn_jax.ops.fastest import Shape, fastest_form
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -39,26 +47,64 @@ def test_the_snippet_runs():
 
 
 def test_the_tables_are_made_from_the_records():
-    records = load(ROOT / "results" / "records.py")
-    assert records.readme_with_tables(README) == README
+    for path, tables in markdown_tables.TABLES.items():
+        text = path.read_text()
+        assert records.with_tables(text, tables) == text
+
+
+def test_the_figures_that_compare_records_are_drawn_and_shown(tmp_path):
+    records.draw_comparisons(tmp_path)
+    text = README + (ROOT / "docs" / "experiments.md").read_text()
+    drawn = sorted(path.name for path in tmp_path.iterdir())
+    assert drawn == sorted(f"{name}.png" for name in records.COMPARISONS)
+    assert all(f"results/{name}" in text for name in drawn)
+
+
+def test_layers_and_steps_are_as_fast_as_is_asked():
+    for layer in markdown_tables.read("benchmarks", "mcconv.json")["layers"]:
+        shape = Shape(**{name: layer[name] for name in Shape._fields})
+        assert layer["form"] == fastest_form("cpu", "float32", shape)
+        asked = mcconv.TARGETS.get(shape, mcconv.TARGET_ELSEWHERE)
+        assert layer["with gradient"]["over_ordinary"][layer["form"]] <= asked, shape
+        memory = layer["with gradient"]["peak_bytes"]
+        assert memory[layer["form"]] <= 1.1 * memory["direct"], shape
+    for network in markdown_tables.read("benchmarks", "step.json")["networks"]:
+        asked = step.ASKED["cpu", "float32"].get(tuple(network["widths"]))
+        if asked:
+            assert network["over_wrn"]["MCN"] <= asked
+        memory = network["temporary_bytes"]
+        assert memory["MCN"] <= 1.1 * memory["MCN, direct"]
+    for codes in markdown_tables.read("benchmarks", "packing.json")["codes"]:
+        assert max(codes["over_numpy"].values()) <= packing.SLOWEST
+
+
+def test_exported_files_are_as_small_and_as_exact_as_is_asked():
+    paths = sorted((ROOT / "results" / "exports").iterdir())
+    assert [path.name for path in paths] == ["cifar10.json", "digits.json", "mnist.json"]
+    for path in paths:
+        record = json.loads(path.read_text())
+        filters = record["parts"]["filters"]
+        assert 31 * filters["bytes"] <= filters["float32_bytes"]
+        for file in ("model.safetensors", "model.onnx"):
+            assert record[file]["difference"] <= 1e-4
+            assert record[file]["accuracy"] == record["checkpoint"]["accuracy"]
 
 
 def test_the_input_costs_what_the_record_says_and_no_more_than_its_targets():
-    record = load(ROOT / "results" / "records.py").read("benchmarks", "input.json")
+    record = markdown_tables.read("benchmarks", "input.json")
     assert record["resident"]["ratio"] <= 0.02
     assert record["streamed"]["ratio"] >= 0.8
     assert record["resident"]["config"] == "configs/cifar10.py"
 
 
 def test_every_record_is_in_the_table_or_in_the_documentation():
-    text = README + (ROOT / "docs" / "method.md").read_text()
+    text = README + "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
     for path in (ROOT / "results").iterdir():
         if path.is_dir() and path.name != "__pycache__":
             assert f"results/{path.name}" in text, path
 
 
 def test_accuracies_in_the_documentation_are_those_of_the_records():
-    records = load(ROOT / "results" / "records.py")
     rows = re.findall(
         r"\| (.+?) \| ([\d.]+) ± ([\d.]+) \| ((?:\[\d\]\(\.\./results/[^)]+\) ?)+) \|",
         (ROOT / "docs" / "method.md").read_text(),
@@ -66,10 +112,11 @@ def test_accuracies_in_the_documentation_are_those_of_the_records():
     assert len(rows) == 5
     for setting, mean, deviation, links in rows:
         names = re.findall(r"results/([^)]+)", links)
-        accuracies = [100 * records.read(n, "result.json")["final_test_accuracy"] for n in names]
+        results = [markdown_tables.read(name, "result.json") for name in names]
+        accuracies = [100 * result["final_test_accuracy"] for result in results]
         assert f"{statistics.mean(accuracies):.2f}" == mean
         assert f"{statistics.stdev(accuracies):.2f}" == deviation
-        configs = [records.read(name, "config.json")["config"] for name in names]
+        configs = [markdown_tables.read(name, "config.json")["config"] for name in names]
         assert [config["seed"] for config in configs] == [0, 1, 2]
         cells = setting.split(" | ")
         for config in configs:
@@ -83,7 +130,7 @@ def test_accuracies_in_the_documentation_are_those_of_the_records():
 
 
 def test_local_links_lead_somewhere():
-    for document in (ROOT / "README.md", ROOT / "docs" / "method.md"):
+    for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
             assert (document.parent / target).exists(), target
 

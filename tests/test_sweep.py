@@ -1,9 +1,11 @@
 """launch/sweep.py: what its arguments mean, and a real sweep on Ray Tune whose parts are killed."""
 
+import contextlib
 import csv
 import json
 import os
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,7 +13,9 @@ import time
 
 import pytest
 
+from mcn_jax.checkpoint import saved_steps
 from mcn_jax.errors import InputError
+from mcn_jax.workdir import locked, read_metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -63,55 +67,215 @@ def test_the_best_setting_has_all_its_seeds():
         sweep.best_setting(trials[3:4])
 
 
-def command(data_dir, out):
+def test_a_trial_has_a_gpu_of_its_own_where_there_is_one():
+    assert sweep.gpus_per_trial(None, {"CPU": 8.0, "GPU": 2.0}) == 1
+    assert sweep.gpus_per_trial(None, {"CPU": 8.0}) == 0
+    assert sweep.gpus_per_trial(0.5, {"CPU": 8.0, "GPU": 2.0}) == 0.5
+    assert sweep.gpus_per_trial(0, {"CPU": 8.0, "GPU": 2.0}) == 0
+    assert sweep.make_parser().parse_args(["--config=a", "--out=b"]).gpus_per_trial is None
+
+
+@pytest.mark.parametrize(
+    ("options", "address"),
+    [([], "local"), (["--ray_address=auto"], "auto"), (["--ray_address=head:6379"], "head:6379")],
+)
+def test_no_cluster_is_joined_unasked(options, address, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def init(address, **_):
+        asked.append(address)
+        raise ConnectionError("no cluster")
+
+    monkeypatch.setattr(sweep.ray, "init", init)
+    arguments = [f"--config={ROOT}/configs/digits.py", f"--out={tmp_path}", *options]
+    assert sweep.main(arguments) == 1
+    assert asked == [address]
+    assert "no cluster" in capsys.readouterr().err
+
+
+def test_a_second_stage_goes_on_only_from_where_it_began(tmp_path, monkeypatch, capsys):
+    accuracies = {"0": None, "1e-2": 0.5}  # the first trial has failed
+
+    def stage(name, common, points, seeds, options):
+        return [
+            {
+                "fields": point, "setting": str(point), "seed": 0, "workdir": str(point),
+                "command": [], "accuracy": accuracy, "state": "ended" if accuracy else "failed",
+            }
+            for point in points
+            for accuracy in [accuracies.get(point.get("loss.theta"), 0.7)]
+        ]  # fmt: skip
+
+    monkeypatch.setattr(sweep, "_stage", stage)
+    monkeypatch.setattr(sweep.ray, "init", lambda *_, **__: None)
+    monkeypatch.setattr(sweep.ray, "cluster_resources", dict)
+    monkeypatch.setattr(sweep.report, "main", lambda arguments: 0)
+    arguments = [
+        f"--config={ROOT}/configs/digits.py", f"--out={tmp_path}", "--grid", "loss.theta=0,1e-2",
+        f"--then_config={ROOT}/configs/digits.py", "--then_grid", "loss.center_loss_weight=0,1",
+    ]  # fmt: skip
+    assert sweep.main(arguments) == 1
+    assert sweep.main(arguments) == 1
+    assert "the best of the first stage" not in capsys.readouterr().err
+    accuracies["0"] = 0.9
+    assert sweep.main(arguments) == 1
+    assert "the best of the first stage is now {'loss.theta': '0'}" in capsys.readouterr().err
+    (tmp_path / "then.json").unlink()
+    assert sweep.main(arguments) == 0
+
+
+@pytest.mark.parametrize("name", ["experiment_state", "basic-variant-state"])
+def test_a_record_that_a_killed_driver_left_is_whole_or_not_gone_on_with(name, tmp_path):
+    directory = tmp_path / "first"
+    assert not sweep.restorable(directory)
+    directory.mkdir()
+    (directory / "tuner.pkl").write_bytes(pickle.dumps({}))  # which is written before the others
+    assert not sweep.restorable(directory)
+    for time_of_day in ("09-00-00", "10-00-00"):
+        state = directory / f"experiment_state-2026-01-01_{time_of_day}.json"
+        state.write_text(json.dumps({"trial_data": []}))
+        points = directory / f"basic-variant-state-2026-01-01_{time_of_day}.json"
+        points.write_bytes(pickle.dumps([1, 2]))
+    assert sweep.restorable(directory)
+    path = {"experiment_state": state, "basic-variant-state": points}[name]
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        assert not sweep.restorable(directory)
+    path.write_bytes(whole)
+    assert sweep.restorable(directory)
+    points.unlink()
+    assert not sweep.restorable(directory)
+
+
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+def command(data_dir, out, *options, num_epochs):
     return [
         sys.executable, str(ROOT / "launch" / "sweep.py"), "--config=configs/digits.py",
-        f"--out={out}", "--grid", "loss.theta=0,1e-2", "--seeds=0,1",
-        "--then_config=configs/digits.py", "--then_grid", "loss.center_loss_weight=1e-3,1e-2", "--",
+        f"--out={out}", "--grid", "loss.theta=0,1e-2", *options, "--",
         f"--config.data.data_dir={data_dir}", "--config.model.widths=2,4",
         "--config.model.dense_features=32", "--config.model.dropout_rate=0.2",
-        "--config.optimizer.learning_rate=0.05", "--config.num_epochs=3",
+        "--config.optimizer.learning_rate=0.05", f"--config.num_epochs={num_epochs}",
         "--config.binarize.start_epoch=1", "--config.optimizer.warmup_epochs=1",
     ]  # fmt: skip
 
 
-@pytest.mark.slow
-def test_a_sweep_survives_the_death_of_a_trial_and_of_its_driver(data_dir, tmp_path):
-    out = tmp_path / "sweep"
-    environment = {**os.environ, "XLA_FLAGS": "", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    output = tmp_path / "output"
+def rows_of(out):
+    return list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
 
-    def start():
-        with output.open("a") as file:
-            return subprocess.Popen(
-                command(data_dir, out), cwd=ROOT, env=environment, stdout=file, stderr=file,
+
+@pytest.mark.slow
+def test_a_trial_that_fails_is_tried_again_by_the_same_command_alone(data_dir, tmp_path):
+    out = tmp_path / "sweep"
+
+    def run():
+        return subprocess.run(
+            command(data_dir, out, num_epochs=2),
+            cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=900,
+        )  # fmt: skip
+
+    held = out / "theta=1e-2,seed=0"
+    with locked(held):
+        first = run()
+    assert first.returncode == 1, first.stderr
+    assert [row["state"] for row in rows_of(out)] == ["ended", "failed"]
+    line = f"sweep: error: {held} failed; see {held}.log; the same command tries it again\n"
+    assert line in first.stderr
+    log = pathlib.Path(f"{held}.log").read_text()
+    assert log.count("is in use by") == 1
+    (error,) = (out / "ray" / "first").glob("*theta_1e-2*/error.txt")
+    assert "RuntimeError: mcn_jax: error: " in error.read_text()
+
+    second = run()
+    assert second.returncode == 0, second.stderr
+    assert [row["state"] for row in rows_of(out)] == ["ended", "ended"]
+
+    rows = rows_of(out)
+    metrics = (held / "metrics.jsonl").read_bytes()
+    state = max((out / "ray" / "first").glob("experiment_state-*.json"))
+    state.write_text(state.read_text()[:100])
+    third = run()
+    assert third.returncode == 0, third.stderr
+    assert "is not whole and is now first_damaged_1; the trials go on" in third.stderr
+    assert (out / "ray" / "first_damaged_1" / state.name).stat().st_size == 100
+    assert rows_of(out) == rows
+    assert (held / "metrics.jsonl").read_bytes() == metrics
+
+
+def kill_session(leader):
+    """Kills a driver and what it has started: Ray's workers leave its group, not its session."""
+    deadline = time.monotonic() + 60
+    while True:
+        leader.poll()  # of whom nothing is left then
+        listed = subprocess.check_output(["ps", "-A", "-o", "pid=,stat="], text=True)
+        alive = False
+        for pid, state in map(str.split, listed.splitlines()):
+            with contextlib.suppress(OSError):  # it has ended
+                if os.getsid(int(pid)) == leader.pid and not state.startswith("Z"):
+                    alive = True
+                    os.kill(int(pid), signal.SIGKILL)
+        if not alive:
+            return
+        assert time.monotonic() < deadline, listed
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a command whose output goes to tmp_path/output; what still runs ends with the test."""
+    started = []
+
+    def start(arguments):
+        with (tmp_path / "output").open("a") as file:
+            process = subprocess.Popen(
+                arguments, cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=file,
                 start_new_session=True,
             )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            kill_session(process)
+
+
+@pytest.mark.slow
+def test_a_sweep_survives_the_death_of_a_trial_and_of_its_driver(data_dir, tmp_path, start):
+    out = tmp_path / "sweep"
+    output = tmp_path / "output"
+    # All trials of a stage at once on any machine: one that has died waits for none of the others.
+    sweep_command = command(
+        data_dir, out, "--seeds=0,1", "--cpus_per_trial=0.25", "--then_config=configs/digits.py",
+        "--then_grid", "loss.center_loss_weight=1e-3,1e-2", num_epochs=8,
+    )  # fmt: skip
 
     def wait_for(condition, driver):
-        deadline = time.monotonic() + 400
+        deadline = time.monotonic() + 600
         while not condition():
             assert driver.poll() is None, output.read_text()
             assert time.monotonic() < deadline, output.read_text()
-            time.sleep(0.2)
+            time.sleep(0.05)
 
-    driver = start()
+    driver = start(sweep_command)
     first = out / "theta=0,seed=0"
-    wait_for((first / "metrics.jsonl").exists, driver)
+    wait_for(lambda: saved_steps(first / "checkpoints"), driver)  # seven epochs are left
     holder = (first / "lock").read_text()
     os.kill(int(holder.split()[1]), signal.SIGKILL)  # the training process of a trial
     wait_for(lambda: (first / "lock").read_text() != holder, driver)  # goes on in another process
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
-    subprocess.run(["pkill", "-KILL", "-f", str(out)], check=False)
-    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "stop", "--force"],
-                   capture_output=True, check=False)  # fmt: skip
-    before = (first / "metrics.jsonl").read_bytes()
+    os.kill(driver.pid, signal.SIGKILL)
+    kill_session(driver)
+    metrics = first / "metrics.jsonl"
+    kept = len(read_metrics(metrics, max(saved_steps(first / "checkpoints"))))
+    assert kept > 0
+    before = metrics.read_bytes().splitlines()[:kept]
 
-    assert start().wait(timeout=900) == 0, output.read_text()
+    assert start(sweep_command).wait(timeout=1800) == 0, output.read_text()
     text = output.read_text()
-    assert (first / "metrics.jsonl").read_bytes().startswith(before.rpartition(b"\n")[0])
-    rows = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
+    assert metrics.read_bytes().splitlines()[:kept] == before
+    rows = rows_of(out)
     assert len(rows) == 8
     assert {row["state"] for row in rows} == {"ended"}
     assert {row["loss.theta"] for row in rows} == {"0", "1e-2", ""}
@@ -134,8 +298,8 @@ def test_a_sweep_survives_the_death_of_a_trial_and_of_its_driver(data_dir, tmp_p
         assert (out / "report" / name).stat().st_size > 0
 
     other = subprocess.run(
-        [*command(data_dir, out), "--config.seed=9"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+        [*sweep_command, "--config.seed=9"],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert other.returncode == 1
     assert "holds another sweep" in other.stderr

@@ -7,7 +7,13 @@ import pytest
 
 from mcn_jax.config import Config, DataConfig
 from mcn_jax.errors import InputError
-from mcn_jax.workdir import check_workdir, read_metrics, read_result, write_config
+from mcn_jax.workdir import (
+    check_workdir,
+    read_metrics,
+    read_result,
+    write_bytes_atomically,
+    write_config,
+)
 
 DATA = {"train_examples": 1437, "class_names": ["0", "1"]}
 
@@ -71,6 +77,18 @@ def test_a_file_in_place_of_the_directory(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file is a file; name a directory"):
         check_workdir(tmp_path / "file", Config(), DATA)
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
+    def disk_full(number):
+        raise OSError("disk full")
+
+    path = tmp_path / "x"
+    write_bytes_atomically(path, b"before")
+    monkeypatch.setattr("os.fsync", disk_full)
+    with pytest.raises(OSError, match="disk full"):
+        write_bytes_atomically(path, b"after")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("x", b"before")]
 
 
 def test_a_damaged_result_is_named(tmp_path):

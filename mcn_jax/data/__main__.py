@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     # Tables are as wide as they are where nobody sees a terminal, in a file for instance.
     width = None if sys.stdout.isatty() else 160
-    console = rich.console.Console(highlight=False, soft_wrap=True, width=width)
+    console = rich.console.Console(highlight=False, soft_wrap=True, emoji=False, width=width)
     if options.list:
         console.print(_list_of_datasets())
         return
@@ -145,7 +145,7 @@ def _show(
         for name, examples in splits.items():
             counts[name], pixels[name] = _read(examples, progress, task)
 
-    console.print(f"{config.name} in {builder.data_path}")
+    console.print(rich.markup.escape(f"{config.name} in {builder.data_path}"))
     table = rich.table.Table("split", "examples", "images a class", "mean of pixels", "std")
     for name, per_class in counts.items():
         few, many = per_class.min(), per_class.max()
@@ -167,7 +167,7 @@ def _show(
     if len(dataset.class_names) > SHOWN_CLASSES:
         console.print(f"and {len(dataset.class_names) - SHOWN_CLASSES} more classes")
     contact_sheet.draw(dataset, sheet, seed)
-    console.print(f"contact sheet: {sheet}")
+    console.print(rich.markup.escape(f"contact sheet: {sheet}"))
 
 
 def _read(

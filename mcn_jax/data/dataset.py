@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import itertools
+import math
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,7 +21,8 @@ from mcn_jax.data.prepare import prepared_builder, readable
 from mcn_jax.errors import InputError
 
 STATISTICS_IMAGES = 1024
-CHUNK = 256  # examples read at once
+# At most so many examples, and bytes of their images, are read at once.
+CHUNK, CHUNK_BYTES = 256, 2**26
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,11 +94,17 @@ class Examples:
             return images.random_crop(stored, channels, size, self.config.min_crop_area, generator)
         return images.center_crop(stored, channels, size, self.config.center_crop)
 
+    @property
+    def chunk_size(self) -> int:
+        """How many examples `chunks` reads at once."""
+        return max(1, min(CHUNK, CHUNK_BYTES // math.prod(self.image_shape)))
+
     def chunks(self) -> Iterator[Split]:
         """The whole split in order, some examples at a time, decoded by several threads, which
         Pillow allows."""
         threads = (parallel.host_cores() or 1) if self.encoded else 1
-        parts = iter(np.split(np.arange(len(self)), range(CHUNK, len(self), CHUNK)))
+        size = self.chunk_size
+        parts = iter(np.split(np.arange(len(self)), range(size, len(self), size)))
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             # No more than the threads can work on, because the split may not fit the memory.
             ahead = collections.deque(

@@ -15,7 +15,7 @@ from tensorflow_datasets.core.utils.version import list_all_versions
 
 from mcn_jax.config import DataConfig, did_you_mean
 from mcn_jax.data.facts import DATASETS
-from mcn_jax.errors import InputError, without_warnings
+from mcn_jax.errors import InputError, first_line, without_warnings
 
 DOWNLOAD_ERRORS: tuple[type[Exception], ...] = (
     requests.RequestException,
@@ -120,7 +120,7 @@ def _prepare(builder: tfds.core.DatasetBuilder, config: DataConfig) -> None:
     except DOWNLOAD_ERRORS as error:
         raise InputError(
             f"data set {config.name} could not be prepared in {config.data_dir}:"
-            f" {_first_line(error)}; get its official archives and pass their directory as"
+            f" {first_line(error)}; get its official archives and pass their directory as"
             " --config.data.archive_dir"
         ) from error
     except (OSError, RuntimeError) as error:
@@ -154,10 +154,6 @@ def readable(name: str, path: pathlib.Path) -> Iterator[None]:
                 message = f"{file} cannot be read ({error.strerror}); make it readable"
                 raise InputError(message) from error
         raise InputError(
-            f"data set {name} in {path} cannot be read ({_first_line(error)}); delete {path} and"
+            f"data set {name} in {path} cannot be read ({first_line(error)}); delete {path} and"
             " start again"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
