@@ -2,8 +2,8 @@ r"""MCN on CIFAR-10, the authors' book, Sec. 3.4, row 64-64-128-256: 20 layers, 
 
 Command:  python -m mcn_jax.main --config=configs/cifar10_20_64_64_128_256.py \
               --config.data.archive_dir=DIR
-Expected: WRN 95.75 %, U-MCN 95.72 %, MCN 95.30 %, MCN with the center loss 95.34 % (the authors');
-          ours not run, time not measured
+Expected: WRN of the same printed width 95.75 %, U-MCN 95.72 %, MCN 95.30 %, MCN with the center
+          loss 95.34 % (the authors'); ours not run, time not measured
 Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same channels with --config.model.conv=conv
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2

@@ -2,7 +2,10 @@
 
 Command:  python -m mcn_jax.main --config=configs/cifar10_cpu.py --config.data.archive_dir=DIR
 Expected: 74.37 %, U-MCN 76.20 %, WRN of the same channels 87.32 % (ours, seed 0); the paper has no
-          such row. A quiet core was not at hand to measure the time
+          such row. About an hour on two cores of an AMD EPYC, as the first two epochs tell
+          (results/cifar10_cpu_two_epochs): 300 s a float and 331 s a binary one, compilation
+          included, which later ones do without. The WRN takes 2.8 times as long by its steps
+          (results/benchmarks/step.json)
 Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same channels with --config.model.conv=conv
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2

