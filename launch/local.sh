@@ -45,26 +45,22 @@ if [ -n "${asked:-}" ]; then send TERM; fi # before the last had started
 
 lost='' code=0
 while [ ${#process_of[@]} -gt 0 ]; do
-  wait -n -p ended "${!process_of[@]}" 2>/dev/null
-  status=$?
-  if [ -z "${ended:-}" ]; then
-    # A signal came, or bash has seen two processes end at once and forgets the second here.
-    for candidate in "${!process_of[@]}"; do
-      if ! kill -0 "$candidate" 2>/dev/null; then ended=$candidate; fi
-    done
-    if [ -z "${ended:-}" ]; then continue; fi
-    wait "$ended" 2>/dev/null
+  sleep 0.2
+  # Each is asked for: `wait -n` forgets processes that ended at once or before it was called.
+  for process in "${!process_of[@]}"; do
+    if kill -0 "$process" 2> /dev/null; then continue; fi
+    wait "$process" 2> /dev/null
     status=$?
-  fi
-  # A process that stopped as asked to (75) does not hide one that is lost.
-  if [ "$status" -ne 0 ] && { [ "$code" -eq 0 ] || [ "$code" -eq 75 ]; }; then
-    lost=${process_of[$ended]} code=$status
-    if [ "$status" -ne 75 ]; then
-      (sleep 60; send KILL) > /dev/null 2>&1 &
-      killer=$!
+    # A process that stopped as asked to (75) does not hide one that is lost.
+    if [ "$status" -ne 0 ] && { [ "$code" -eq 0 ] || [ "$code" -eq 75 ]; }; then
+      lost=${process_of[$process]} code=$status
+      if [ "$status" -ne 75 ]; then
+        (sleep 60; send KILL) > /dev/null 2>&1 &
+        killer=$!
+      fi
     fi
-  fi
-  unset "process_of[$ended]"
+    unset "process_of[$process]"
+  done
 done
 if [ -n "${killer:-}" ]; then kill "$killer" 2>/dev/null; fi
 if [ "$code" -eq 75 ]; then

@@ -70,12 +70,30 @@ def test_the_environment_of_the_checkout_is_used(tmp_path):
     assert output == b"the one of .venv\n"
 
 
+# What a process does a good while after the other has ended, however slow the machine is.
+AFTERWARDS = "until [ -e ended ]; do sleep 0.1; done; sleep 3;"
+
+
 @pytest.mark.parametrize(
     ("of_process", "code", "message"),
     [
         ({0: "exit 75", 1: "exit 75"}, 75, "asked to stop and have saved"),
-        ({0: "sleep 0.5; exit 1", 1: "kill -9 $$"}, 137, "process 1 was lost first (code 137)"),
-        ({0: "exit 75", 1: "sleep 0.5; exit 3"}, 3, "process 1 was lost first (code 3)"),
+        (
+            {0: f"{AFTERWARDS} exit 1", 1: ": > ended; kill -9 $$"},
+            137,
+            "process 1 was lost first (code 137)",
+        ),
+        (
+            {0: ": > ended; exit 75", 1: f"{AFTERWARDS} exit 3"},
+            3,
+            "process 1 was lost first (code 3)",
+        ),
+        # Before the last has started.
+        (
+            {0: ": > ended; kill -9 $$"} | dict.fromkeys(range(1, 20), f"{AFTERWARDS} exit 1"),
+            137,
+            "process 0 was lost first (code 137)",
+        ),
         # At once, as processes abort when the runtime tells them that another is lost.
         (dict.fromkeys(range(4), "kill -ABRT $$"), 134, "was lost first (code 134)"),
     ],
