@@ -112,6 +112,8 @@ class Checkpoints:
             with without_warnings():  # Orbax warns of a directory that it is told only to read
                 self._manager = _Manager(self.directory, options=options)
         except READ_ERRORS as error:
+            if parallel.peer_is_lost(error):
+                raise
             raise InputError(
                 f"the list of checkpoints in {self.directory} cannot be read: {first_line(error)};"
                 " delete the damaged step's directory to resume without it"
@@ -194,6 +196,8 @@ class Checkpoints:
             with without_warnings():  # Orbax logs what it raises
                 yield
         except READ_ERRORS as error:
+            if parallel.peer_is_lost(error):  # in one of the barriers in which Orbax's save ends
+                raise
             raise OSError(
                 f"a checkpoint in {self.directory} cannot be written: {first_line(error)}; make"
                 " room, then the same command goes on from the one before"
@@ -306,6 +310,8 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except READ_ERRORS as error:
+            if parallel.peer_is_lost(error):
+                raise
             raise DamagedCheckpointError(
                 f"checkpoint {self.directory / str(step)} cannot be read: {first_line(error)}"
             ) from error

@@ -109,8 +109,7 @@ def main(argv: list[str]) -> None:
     except BaseException as error:
         if not jax.distributed.is_initialized():
             raise
-        # With devices alone in their process, a step's failure is a ValueError of Gloo's.
-        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
+        if parallel.peer_is_lost(error):
             _fail(
                 f"process {jax.process_index()} ends, because a step failed, as it does when"
                 f" another process is lost ({first_line(error)}); the same commands go on from the"

@@ -39,6 +39,12 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def peer_is_lost(error: BaseException) -> bool:
+    """Whether a step or a barrier raised this in a run of several processes, as they do once
+    another process is lost. With devices alone in their process it is a ValueError of Gloo's."""
+    return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+
+
 def from_primary(number: int) -> int:
     """What the first process knows, on all processes."""
     if jax.process_count() == 1:

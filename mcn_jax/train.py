@@ -65,6 +65,8 @@ def train_and_evaluate(
     validate(config, parallel.num_devices())
     if any(jax.dtypes.canonicalize_dtype(d) != d for d in (config.dtype, config.param_dtype)):
         raise InputError("float64 needs JAX's 64-bit mode; set the environment's JAX_ENABLE_X64=1")
+    # The processes find each other here, for which they have seconds, not the time of preparing.
+    parallel.barrier("joined")
     if not parallel.is_primary():
         parallel.barrier("prepared")
     dataset = open_dataset(config.data)  # the first process prepares it if need be

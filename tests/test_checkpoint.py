@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from mcn_jax import checkpoint
 from mcn_jax.checkpoint import Checkpoints, DamagedCheckpointError, named_leaves, saved_steps
 from mcn_jax.errors import InputError
 from mcn_jax.train import restore_last
@@ -190,6 +191,30 @@ def with_each_file_damaged(directory, damage, copies):
         yield file, copy
 
 
+def test_a_peer_that_is_lost_in_a_barrier_of_orbax_is_not_taken_for_a_fault_of_files(
+    checkpoints, tmp_path, monkeypatch
+):
+    checkpoints.save(1, state_of(), test_accuracy=0.5)
+    checkpoints.wait()
+
+    def lost(*arguments, **options):
+        raise ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
+    with monkeypatch.context() as patch:
+        for name in ("save", "wait_until_finished", "restore"):
+            patch.setattr(checkpoint._Manager, name, lost)
+        for call in (
+            lambda: checkpoints.save(2, state_of(), test_accuracy=0.5),
+            checkpoints.wait,
+            lambda: checkpoints.read(1),
+        ):
+            with pytest.raises(ValueError, match=r"^UNKNOWN: Gloo"):
+                call()
+    monkeypatch.setattr(checkpoint, "_Manager", lost)
+    with pytest.raises(ValueError, match=r"^UNKNOWN: Gloo"):
+        Checkpoints(tmp_path / "other")
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_no_damaged_file_gives_a_wrong_state_or_a_traceback(tmp_path, damage):
     tree = {"a": np.random.default_rng(0).normal(size=5000), "b": np.zeros(4)}
@@ -199,8 +224,8 @@ def test_no_damaged_file_gives_a_wrong_state_or_a_traceback(tmp_path, damage):
     messages = {}
     for file, copy in with_each_file_damaged(original.directory, damage, tmp_path):
         try:
-            damaged = Checkpoints(copy)
-            restored = damaged.restore(1, tree) if damaged.steps() else None
+            with contextlib.closing(Checkpoints(copy)) as damaged:
+                restored = damaged.restore(1, tree) if damaged.steps() else None
         except InputError as error:
             messages[file] = str(error)
             continue
@@ -221,12 +246,11 @@ def test_a_run_goes_on_from_the_last_checkpoint_that_is_whole(tmp_path, damage):
     outcomes = {}
     for file, copy in with_each_file_damaged(original.directory, damage, tmp_path):
         try:
-            opened = Checkpoints(copy)
-            restored = named_leaves(restore_last(opened, state_of()))
+            with contextlib.closing(Checkpoints(copy)) as opened:
+                restored = named_leaves(restore_last(opened, state_of()))
         except InputError as error:
             outcomes[file] = str(error)
             continue
-        opened.close()
         aside = (copy.parent / "damaged_checkpoints" / "2").exists()
         outcomes[file] = "the one before" if aside else "the last"
         expected = named_leaves(before if aside else last)

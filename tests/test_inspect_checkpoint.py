@@ -138,7 +138,8 @@ def test_any_array_can_be_taken_out(report_runs, tmp_path, capsys):
     assert array_of(inspect(workdir), "dense_2/bias").shape == (10,)
 
 
-def test_tables_and_numbers_on_the_terminal(report_runs, capsys):
+def test_tables_and_numbers_on_the_terminal(report_runs, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     main([str(report_runs["seed_0"]), "--compare", str(report_runs["seed_1"])])
     out = capsys.readouterr().out
     assert "32.0 x smaller" in out

@@ -15,7 +15,7 @@ import pytest
 from absl import logging
 
 from mcn_jax import metrics, parallel
-from mcn_jax.checkpoint import Checkpoints, named_leaves
+from mcn_jax.checkpoint import Checkpoints, named_leaves, saved_steps
 from mcn_jax.config import BinarizeConfig, LossConfig, ModelConfig, OptimizerConfig
 from mcn_jax.data import open_dataset
 from mcn_jax.errors import InputError
@@ -187,7 +187,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     damage(workdir, last)
     with caplog.at_level(logging.WARNING, logger="absl"):
         resumed = train_and_evaluate(config, workdir)
-    [message] = [r.getMessage() for r in caplog.records if "checkpoint" in r.getMessage()]
+    [message] = [
+        r.getMessage()
+        for r in caplog.records
+        if r.name == "absl" and "checkpoint" in r.getMessage()
+    ]
     assert re.search(
         rf"{last} is damaged: \S+ differs from its digest; it is now \S+/{last}", message
     )
@@ -333,7 +337,7 @@ def test_files_of_a_run_and_what_they_say(data_dir, tmp_path, one_device):
     record = json.loads((tmp_path / "config.json").read_text())
     assert record["config"]["loss"]["theta"] == 1e-3
     assert record["versions"]["jax"] == jax.__version__
-    steps = Checkpoints(tmp_path / "checkpoints").steps()
+    steps = saved_steps(tmp_path / "checkpoints")
     assert steps[-2:] == [3 * STEPS_PER_EPOCH, 4 * STEPS_PER_EPOCH]
 
     before = (tmp_path / "metrics.jsonl").read_bytes()

@@ -47,7 +47,7 @@ def test_another_environment_is_told(tmp_path, caplog):
     path.write_text(json.dumps(record))
     with caplog.at_level(logging.WARNING, logger="absl"):
         check_workdir(tmp_path, Config(), DATA)
-    [message] = [record.getMessage() for record in caplog.records]
+    [message] = [record.getMessage() for record in caplog.records if record.name == "absl"]
     assert "with devices" in message
     assert "instead of ['NVIDIA H200']: the result may differ in the last bits" in message
 

@@ -52,9 +52,13 @@ def prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
     with readable(config.name, path):
         if not path.exists():
             print(f"preparing {config.name} in {path}")
-            # If another process has prepared it meanwhile, what is there is whole, too.
-            with contextlib.suppress(FileExistsError):
+            try:
                 _prepare(builder, config)
+            except OSError as error:
+                # If another process has prepared it meanwhile, what is there is whole, too. TFDS
+                # looks for it before it renames, and one that comes between makes that fail.
+                if not (isinstance(error, FileExistsError) or error.errno == errno.ENOTEMPTY):
+                    raise
         # Without its sources, which a worker process or a later run may not have.
         builder = tfds.builder_from_directory(str(path))
         for split, examples in facts.examples.items():

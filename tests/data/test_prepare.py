@@ -2,7 +2,9 @@
 
 import errno
 import io
+import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +54,19 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(limit, tmp_path):
     assert not [path for path in (tmp_path / "digits").rglob("*") if path.is_file()]
     # With room again it is prepared as if nothing had been.
     assert len(data.open_dataset(DataConfig(data_dir=str(tmp_path))).train) == 1437
+
+
+def test_another_process_may_prepare_it_just_before_the_last_rename(tmp_path, monkeypatch):
+    rename = os.rename
+
+    def rename_after_another(source, target):
+        if pathlib.Path(target) == tmp_path / "digits" / "1.0.0":
+            shutil.copytree(source, target)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", rename_after_another)
+    assert len(data.open_dataset(DataConfig(data_dir=str(tmp_path))).train) == 1437
+    assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1.0.0"]
 
 
 def test_a_kill_in_the_middle_of_preparation_leaves_it_absent_or_whole(tmp_path):
