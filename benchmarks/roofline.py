@@ -28,7 +28,7 @@ SHAPES = tuple(
         (16, 32), (32, 32), (64, 32), (32, 16), (64, 16), (128, 16), (64, 8), (128, 8), (256, 8),
     )
 )  # fmt: skip
-ARRAY_BYTES = 2**28
+ARRAY_BYTES = 2**30
 
 
 def peak_flops(dtype: jnp.dtype, repeats: int, calls: int) -> float:

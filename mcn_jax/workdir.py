@@ -176,18 +176,19 @@ def environment() -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
-    """Of the source tree, with "-dirty" where it has changes; None where there is none."""
+    """Of the source tree, with "-dirty" where it has changes; None where there is none. Records
+    under results/ are no source."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(pathlib.Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--match="],
-            cwd=pathlib.Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        revision = git("rev-parse", "HEAD")
+        changes = git("status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)results/*.json*")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return answer.stdout.strip()
+    return revision + ("-dirty" if changes else "")
 
 
 def read_metrics(path: pathlib.Path, last_step: int | None = None) -> list[dict[str, Any]]:

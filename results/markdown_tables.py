@@ -41,6 +41,11 @@ ROWS = (
 )
 
 
+# Under results/, of benchmarks that were run on two cores of two machines.
+MACHINES = ("benchmarks", "benchmarks/epyc")
+MEASURED_ON_ALL = ("mcconv", "step", "roofline")
+
+
 def read(name: str, file: str) -> dict:
     """One of the JSON files of a record."""
     return json.loads((RESULTS / name / file).read_text())
@@ -167,7 +172,10 @@ def benchmark(name: str, what: str, columns: str, lines: Iterable[str], root: st
     """
     record = read("benchmarks", f"{name}.json")
     on_cpu = record["backend"] == "cpu"
-    hardware = f"{record['cpu_count']} CPU cores" if on_cpu else ", ".join(record["devices"])
+    cores = f"{record['cpu_count']} CPU cores"
+    if record.get("cpu"):
+        cores = f"{record['cpu_count']} cores of an {record['cpu']}"
+    hardware = cores if on_cpu else ", ".join(record["devices"])
     return "\n".join(
         [
             f"`benchmarks/{name}.py` on {hardware}"
@@ -199,6 +207,14 @@ def mcconv_table() -> str:
             )
     count = len(record["layers"])
     after = f"The highest ratio of auto at any of the {count} shapes is {worst[0]:.2f}: {worst[1]}."
+    wholes = [
+        (layer["form"], layer["with gradient"]["over_ordinary"]) for layer in record["layers"]
+    ]
+    losses = [ratios[form] / min(ratios["direct"], ratios["factored"]) for form, ratios in wholes]
+    after += (
+        f" With gradients auto takes the slower form at {sum(loss > 1 for loss in losses)} of them,"
+        f" and then at most {max(losses):.2f} of the other's time."
+    )
     what = (
         "time over that of the ordinary convolution of the same channels,"
         f" {record['dtype']}, medians of {record['repeats']} pairs"
@@ -279,6 +295,38 @@ def roofline_table() -> str:
         f" and {peak['bytes'] / 1e9:.1f} GB/s, {record['dtype']}",
         "maps | pixels | form | GFLOP/s | of the best | GB/s | of the best | of attainable",
         lines,
+    )
+
+
+def machines_table() -> str:
+    """The ratios that are asked for, on the machine of the tables above and on another one."""
+    lines = []
+    for place in MACHINES:
+        layers, steps, peaks = (read(place, f"{name}.json") for name in MEASURED_ON_ALL)
+        ratios = [
+            layer["with gradient"]["over_ordinary"][layer["form"]] for layer in layers["layers"]
+        ]
+        auto = {
+            (layer["in_maps"], layer["size"]): ratio
+            for layer, ratio in zip(layers["layers"], ratios, strict=True)
+            if (layer["planes"], layer["stride"], layer["out_maps"]) == (4, 1, layer["in_maps"])
+        }
+        asked = [auto[maps, size] for maps, size in ((16, 32), (32, 16), (64, 8), (256, 8))]
+        over_wrn = [network["over_wrn"]["MCN"] for network in steps["networks"]]
+        cells = [f"{ratio:.2f}" for ratio in (*asked, max(ratios), *over_wrn)]
+        links = " ".join(f"[{name}](../results/{place}/{name}.json)" for name in MEASURED_ON_ALL)
+        lines.append(
+            f"| {layers['cpu']}, {peaks['peak']['flops'] / 1e9:.0f} GFLOP/s | {' | '.join(cells)}"
+            f" | {links} |"
+        )
+    return "\n".join(
+        [
+            "| machine, its best matrix product | 16-16, 32x32 | 32-32, 16x16 | 64-64, 8x8"
+            " | 256-256, 8x8 | highest of 47 | step, 4-4-8-16 | 16-16-32-64 | 32-64-128-256"
+            " | records |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+            *lines,
+        ]
     )
 
 
@@ -364,6 +412,6 @@ TABLES = {
     },
     ROOT / "docs" / "performance.md": {
         "mcconv": mcconv_table, "step": step_table, "roofline": roofline_table,
-        "inference": inference_table, "packing": packing_table,
+        "machines": machines_table, "inference": inference_table, "packing": packing_table,
     },
 }  # fmt: skip

@@ -12,6 +12,7 @@ import markdown_tables
 import mcconv
 import numpy as np
 import packing
+import pytest
 import records
 import step
 
@@ -60,20 +61,24 @@ def test_the_figures_that_compare_records_are_drawn_and_shown(tmp_path):
     assert all(f"results/{name}" in text for name in drawn)
 
 
-def test_layers_and_steps_are_as_fast_as_is_asked():
-    for layer in markdown_tables.read("benchmarks", "mcconv.json")["layers"]:
+@pytest.mark.parametrize("machine", markdown_tables.MACHINES)
+def test_layers_and_steps_are_as_fast_as_is_asked(machine):
+    for layer in markdown_tables.read(machine, "mcconv.json")["layers"]:
         shape = Shape(**{name: layer[name] for name in Shape._fields})
         assert layer["form"] == fastest_form("cpu", "float32", shape)
         asked = mcconv.TARGETS.get(shape, mcconv.TARGET_ELSEWHERE)
         assert layer["with gradient"]["over_ordinary"][layer["form"]] <= asked, shape
         memory = layer["with gradient"]["peak_bytes"]
         assert memory[layer["form"]] <= 1.1 * memory["direct"], shape
-    for network in markdown_tables.read("benchmarks", "step.json")["networks"]:
+    for network in markdown_tables.read(machine, "step.json")["networks"]:
         asked = step.ASKED["cpu", "float32"].get(tuple(network["widths"]))
         if asked:
             assert network["over_wrn"]["MCN"] <= asked
         memory = network["temporary_bytes"]
         assert memory["MCN"] <= 1.1 * memory["MCN, direct"]
+
+
+def test_packing_is_as_fast_as_is_asked():
     for codes in markdown_tables.read("benchmarks", "packing.json")["codes"]:
         assert max(codes["over_numpy"].values()) <= packing.SLOWEST
 

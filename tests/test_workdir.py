@@ -2,9 +2,11 @@ import dataclasses
 import json
 import logging
 import re
+import subprocess
 
 import pytest
 
+from mcn_jax import workdir
 from mcn_jax.config import Config, DataConfig
 from mcn_jax.errors import InputError
 from mcn_jax.workdir import (
@@ -37,6 +39,29 @@ def test_other_data_are_refused(tmp_path):
     message = r"was written with other data: train_examples was 1437 and is 1438; use another"
     with pytest.raises(InputError, match=message):
         check_workdir(tmp_path, Config(), DATA | {"train_examples": 1438})
+
+
+def test_a_revision_is_dirty_by_changes_of_the_source_alone(tmp_path, monkeypatch):
+    def git(*arguments):
+        name = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        return subprocess.check_output(["git", "-C", tmp_path, *name, *arguments], text=True)
+
+    monkeypatch.setattr(workdir, "__file__", str(tmp_path / "mcn_jax" / "workdir.py"))
+    assert workdir.environment()["git_revision"] is None
+    source, record = tmp_path / "mcn_jax" / "steps.py", tmp_path / "results" / "a" / "step.json"
+    for path in (source, record):
+        path.parent.mkdir(parents=True)
+        path.write_text("0")
+    assert workdir.environment()["git_revision"] is None
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "First")
+    revision = git("rev-parse", "HEAD").strip()
+    record.write_text("1")
+    (source.parent / "new.py").touch()
+    assert workdir.environment()["git_revision"] == revision
+    source.write_text("1")
+    assert workdir.environment()["git_revision"] == f"{revision}-dirty"
 
 
 def test_another_environment_is_told(tmp_path, caplog):
