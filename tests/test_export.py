@@ -157,6 +157,7 @@ def compare_with_numpy(workdir, path, monkeypatch):
     assert_same_classes(logits, expected)
 
 
+@pytest.mark.slow
 def test_images_that_are_padded_are_given_as_stored(data_dir, tmp_path, one_device, capsys):
     config = digits_config(data_dir, num_epochs=1, binarize=BinarizeConfig(start_epoch=0))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=37))

@@ -103,6 +103,7 @@ def wait_for(condition, process):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_two_processes_of_two_devices_equal_one_of_four(data_dir, tmp_path):
     flags = (
         f"--config.data.data_dir={data_dir}", "--config.dtype=float64",

@@ -52,6 +52,7 @@ def data_flag(data_dir):
     return f"--config.data.data_dir={data_dir}"
 
 
+@pytest.mark.slow
 def test_a_run_prints_its_accuracy_and_the_same_command_ends_at_once(data_flag, tmp_path):
     first = run(*SHORT, data_flag, f"--workdir={tmp_path}/run")
     assert first.returncode == 0, first.stderr
@@ -131,6 +132,7 @@ def test_a_truncated_archive_is_one_line(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_workdir_of_another_architecture_is_one_line(data_flag, tmp_path):
     workdir = tmp_path / "run"
     assert run(*SHORT, data_flag, f"--workdir={workdir}").returncode == 0

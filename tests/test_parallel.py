@@ -53,6 +53,7 @@ def test_one_device_equals_eight_in_float64(binarized, center_loss_weight, monke
         compare(config, binarized, 10, 1e-9, monkeypatch)
 
 
+@pytest.mark.slow
 def test_one_device_equals_eight_in_float64_with_every_augmentation(monkeypatch):
     data = DataConfig(crop_padding=2, flip=True, color_jitter=0.4, cutout=5, mixup=0.5)
     config = digits_config(dtype="float64", param_dtype="float64", data=data)
@@ -60,12 +61,14 @@ def test_one_device_equals_eight_in_float64_with_every_augmentation(monkeypatch)
         compare(config, True, 10, 1e-9, monkeypatch)
 
 
+@pytest.mark.slow
 def test_one_device_equals_eight_in_float64_with_a_wide_resnet(monkeypatch):
     config = digits_config(dtype="float64", param_dtype="float64", model=WIDE_RESNET)
     with jax.enable_x64(True):
         compare(config, True, 10, 1e-9, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("binarized", [True, False])
 def test_one_device_equals_eight_in_float32(binarized, monkeypatch):
     compare(digits_config(), binarized, 1, 1e-5, monkeypatch)

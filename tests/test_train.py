@@ -43,6 +43,7 @@ def without_times(records):
     return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps_per_dispatch", [1, 22])
 def test_a_run_compiles_its_steps_twice_once_for_float_and_once_for_binary_filters(
     steps_per_dispatch, data_dir, tmp_path, monkeypatch
@@ -94,6 +95,7 @@ def test_the_state_before_a_step_is_given_up_to_it(
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((after, split)))
 
 
+@pytest.mark.slow
 def test_a_run_stopped_after_any_epoch_ends_where_the_uninterrupted_one_ends(
     data_dir, tmp_path, monkeypatch, one_device
 ):
@@ -130,6 +132,7 @@ def test_a_run_stopped_after_any_epoch_ends_where_the_uninterrupted_one_ends(
         )
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_signals_inside_epochs_ends_where_the_uninterrupted_one_ends(
     data_dir, tmp_path, monkeypatch, one_device
 ):
@@ -227,6 +230,7 @@ def test_a_directory_in_use_is_refused_with_the_name_of_its_process(data_dir, tm
         pass
 
 
+@pytest.mark.slow
 def test_several_steps_in_one_program_are_the_same_steps(data_dir, tmp_path, one_device, caplog):
     binarize = BinarizeConfig(enabled=False)
     config = digits_config(data_dir, num_epochs=1, log_every_steps=5, binarize=binarize)
@@ -259,6 +263,7 @@ def test_several_steps_in_one_program_are_the_same_steps(data_dir, tmp_path, one
     assert any("dot" in event.get("name", "") for event in events)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_centers", [2, 3])
 def test_every_step_keeps_m_non_negative_and_every_forward_pass_is_binary(
     num_centers, data_dir, tmp_path, monkeypatch, one_device
@@ -412,6 +417,7 @@ def test_float64_without_the_64_bit_mode(data_dir, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_eight_devices_train_to_the_same_accuracy_as_one(data_dir, tmp_path, monkeypatch):
     from mcn_jax import parallel
 
@@ -453,6 +459,7 @@ def test_other_planes_centers_and_optimizers_learn(
     assert len(np.unique(filters)) == num_centers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps_per_dispatch", [22, 44])
 def test_an_epoch_of_one_or_two_dispatches_is_traced(
     steps_per_dispatch, data_dir, tmp_path, one_device

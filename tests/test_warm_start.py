@@ -77,6 +77,7 @@ def test_parameters_statistics_and_centers_are_taken_and_nothing_else(first_stag
     assert start.description["test_accuracy"] == last["test_accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_centers", [2, 4])
 def test_fine_tuning_keeps_the_centers_where_it_can(num_centers, first_stage, tmp_path, one_device):
     binarize = BinarizeConfig(start_epoch=0, num_centers=num_centers)
@@ -102,6 +103,7 @@ def test_fine_tuning_keeps_the_centers_where_it_can(num_centers, first_stage, tm
     assert json.loads((tmp_path / "random" / "config.json").read_text())["init_from"] is None
 
 
+@pytest.mark.slow
 def test_a_float_first_stage_gets_its_centers_by_k_means(
     first_stage, data_dir, tmp_path, one_device
 ):

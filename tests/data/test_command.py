@@ -101,6 +101,7 @@ def test_the_columns_of_the_sheet_are_what_the_augmentations_make(data_dir):
     assert brighter.min() < 1 < brighter.max()
 
 
+@pytest.mark.slow
 def test_images_of_many_sizes_have_a_column_of_random_parts(tmp_path):
     generator = np.random.default_rng(0)
     for name in ("a$_$b", "cat [old]"):  # neither mathematics nor markup

@@ -55,6 +55,7 @@ def test_facts_of_digits(data_dir):
     check_facts("digits", load(name="digits", data_dir=data_dir))
 
 
+@pytest.mark.slow
 def test_real_mnist(mnist_archives, tmp_path):
     config = {"name": "mnist", "data_dir": str(tmp_path), "archive_dir": mnist_archives}
     dataset = load(**config)

@@ -69,6 +69,7 @@ def test_another_process_may_prepare_it_just_before_the_last_rename(tmp_path, mo
     assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1.0.0"]
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_preparation_leaves_it_absent_or_whole(tmp_path):
     """Killed at moments that are spread over the preparation, which is then done again."""
     kills = 0

@@ -65,6 +65,7 @@ def photos_config(photos, data_dir, **changes):
     )
 
 
+@pytest.mark.slow
 def test_both_sources_give_the_same_batches(data_dir):
     config = with_data(digits_config(data_dir, num_epochs=2), workers=1)
     dataset = data.open_dataset(config.data)
@@ -137,6 +138,7 @@ def test_the_source_is_chosen_by_size(data_dir, monkeypatch):
     assert sources.source_name(config, dataset) == "resident"
 
 
+@pytest.mark.slow
 def test_random_parts_are_streamed_and_depend_on_seed_epoch_and_step(photos, data_dir):
     config = photos_config(photos, data_dir, min_crop_area=0.3, workers=1)
     dataset = data.open_dataset(config.data)
