@@ -5,8 +5,8 @@ Command:  for centers in 2 3 4 8; do
                   --config.data.archive_dir=DIR \
                   --config.binarize.num_centers=$centers --workdir=runs/figure7_cpu/centers_$centers
           done
-Expected: 97.69 +- 0.15 % with 2 centers, 98.05 +- 0.09 % with 8 (ours, seeds 0 to 2), four minutes
-          a run on one core with other work beside it; the paper has no such figure
+Expected: 97.61 +- 0.44 % with 2 centers, 98.21 +- 0.11 % with 8 (ours, seeds 0 to 2), two minutes a
+          run on one core with other work beside it; the paper has no such figure
 Partners: U-MCN with --config.binarize.enabled=False
           CNN of the same channels with --config.model.conv=conv
           CNN of the same number of weights with --config.model.conv=conv --config.model.planes=2
