@@ -190,6 +190,11 @@ def benchmark(name: str, what: str, columns: str, lines: Iterable[str], root: st
     )
 
 
+def _auto(layer: dict[str, Any]) -> float:
+    """What auto takes at a layer with gradients, over the ordinary convolution."""
+    return layer["with gradient"]["over_ordinary"][layer["form"]]
+
+
 def mcconv_table() -> str:
     """What benchmarks/mcconv.py measured where maps, strides and K are as in most layers."""
     record = read("benchmarks", "mcconv.json")
@@ -197,7 +202,7 @@ def mcconv_table() -> str:
     for layer in record["layers"]:
         maps = f"{layer['in_maps']}-{layer['out_maps']}"
         forward, ratios = (layer[k]["over_ordinary"] for k in ("forward", "with gradient"))
-        auto = ratios[layer["form"]]
+        auto = _auto(layer)
         place = f"{maps} maps, {layer['size']}x{layer['size']} pixels, K = {layer['planes']}"
         worst = max(worst, (auto, f"{place}, stride {layer['stride']}"))
         if (layer["in_maps"], layer["planes"], layer["stride"]) == (layer["out_maps"], 4, 1):
@@ -208,10 +213,10 @@ def mcconv_table() -> str:
             )
     count = len(record["layers"])
     after = f"The highest ratio of auto at any of the {count} shapes is {worst[0]:.2f}: {worst[1]}."
-    wholes = [
-        (layer["form"], layer["with gradient"]["over_ordinary"]) for layer in record["layers"]
+    losses = [
+        _auto(layer) / min(layer["with gradient"]["over_ordinary"].values())
+        for layer in record["layers"]
     ]
-    losses = [ratios[form] / min(ratios["direct"], ratios["factored"]) for form, ratios in wholes]
     after += (
         f" With gradients auto takes the slower form at {sum(loss > 1 for loss in losses)} of them,"
         f" and then at most {max(losses):.2f} of the other's time."
@@ -304,17 +309,14 @@ def machines_table() -> str:
     lines = []
     for place in MACHINES:
         layers, steps, peaks = (read(place, f"{name}.json") for name in MEASURED_ON_ALL)
-        ratios = [
-            layer["with gradient"]["over_ordinary"][layer["form"]] for layer in layers["layers"]
-        ]
         auto = {
-            (layer["in_maps"], layer["size"]): ratio
-            for layer, ratio in zip(layers["layers"], ratios, strict=True)
+            (layer["in_maps"], layer["size"]): _auto(layer)
+            for layer in layers["layers"]
             if (layer["planes"], layer["stride"], layer["out_maps"]) == (4, 1, layer["in_maps"])
         }
         asked = [auto[maps, size] for maps, size in ((16, 32), (32, 16), (64, 8), (256, 8))]
         over_wrn = [network["over_wrn"]["MCN"] for network in steps["networks"]]
-        cells = [f"{ratio:.2f}" for ratio in (*asked, max(ratios), *over_wrn)]
+        cells = [f"{ratio:.2f}" for ratio in (*asked, max(map(_auto, layers["layers"])), *over_wrn)]
         links = " ".join(f"[{name}](../results/{place}/{name}.json)" for name in MEASURED_ON_ALL)
         lines.append(
             f"| {layers['cpu']}, {peaks['peak']['flops'] / 1e9:.0f} GFLOP/s | {' | '.join(cells)}"
@@ -339,7 +341,7 @@ def _repeated_ratios() -> str:
     texts = []
     for planes in (4, 2):
         ratios = [
-            layer["with gradient"]["over_ordinary"][layer["form"]]
+            _auto(layer)
             for path in sorted((RESULTS / REPEATED).iterdir())
             for layer in json.loads(path.read_text())["layers"]
             if (layer["in_maps"], layer["planes"], layer["size"]) == (64, planes, 8)
