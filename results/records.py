@@ -1,4 +1,5 @@
-"""The records of finished runs, and the documents' tables (markdown_tables) and figures of them.
+"""The records of finished runs, and the documents' figures and tables (markdown_tables,
+benchmark_tables) of them.
 
     python results/records.py add WORKDIR NAME   copies a run's records to results/NAME; --bare
                                                  without figures
@@ -17,7 +18,17 @@ import pathlib
 import shutil
 from collections.abc import Callable, Mapping
 
-from markdown_tables import RESULTS, TABLES, results_table
+from benchmark_tables import (
+    faults_table,
+    inference_table,
+    input_table,
+    machines_table,
+    mcconv_table,
+    packing_table,
+    roofline_table,
+    step_table,
+)
+from markdown_tables import RESULTS, exports_table, results_table, sweep_table
 
 from mcn_jax import figures, report
 from mcn_jax.config import DataConfig
@@ -31,6 +42,24 @@ COMPARISONS = {
     "figure5_cpu_lambda": ("lambda", ("figure5_cpu/lambda_*",)),
     "figure7_cpu_centers": ("centers", ("figure7_cpu/*",)),
 }
+
+ROOT = RESULTS.parent
+# {document: {the name of a table in it: what makes the table}}
+TABLES = {
+    ROOT / "README.md": {
+        "results": results_table, "input": input_table, "faults": faults_table,
+        "exports": exports_table,
+    },
+    ROOT / "docs" / "experiments.md": {
+        "theta": lambda: sweep_table("figure5_cpu/theta_*", "theta"),
+        "lambda": lambda: sweep_table("figure5_cpu/lambda_*", "lambda"),
+        "centers": lambda: sweep_table("figure7_cpu/*", "centers", "lambda"),
+    },
+    ROOT / "docs" / "performance.md": {
+        "mcconv": mcconv_table, "step": step_table, "roofline": roofline_table,
+        "machines": machines_table, "inference": inference_table, "packing": packing_table,
+    },
+}  # fmt: skip
 
 
 def add(workdir: pathlib.Path, name: str, *, draws: bool) -> None:

@@ -1,0 +1,293 @@
+"""The tables of benchmarks in Markdown, made from the records under results/benchmarks/."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from markdown_tables import RESULTS, read, short_revision
+
+from mcn_jax import runs
+
+# Under results/, of benchmarks that were run on two cores of two machines.
+MACHINES = ("benchmarks", "benchmarks/epyc")
+MEASURED_ON_ALL = ("mcconv", "step", "roofline")
+REPEATED = "benchmarks/repeated"
+
+
+def input_table() -> str:
+    """What benchmarks/input.py measured."""
+    record = read("benchmarks", "input.json")
+    resident, streamed = record["resident"], record["streamed"]
+    seconds, rates = resident["median_seconds"], streamed["median_images_per_second"]
+    return benchmark(
+        "input",
+        "two ratios and what is asked of them",
+        "a | b | a / b | target",
+        [
+            f"| resident: input function, {1000 * seconds['input function']:.1f} ms"
+            f" | training step of `{resident['config']}`, batch {resident['batch_size']}:"
+            f" {seconds['training step']:.1f} s | {resident['ratio']:.5f}"
+            f" | {resident['target']} |",
+            f"| streamed JPEG, {streamed['processes']} workers: {rates['streamed']:.0f} images/s"
+            f" | a bare Pillow loop in as many processes: {rates['bare loop']:.0f} images/s"
+            f" | {streamed['ratio']:.2f} | {streamed['target']} |",
+        ],
+        root="",
+    )
+
+
+def faults_table() -> str:
+    """What benchmarks/faults.py counted."""
+    record = read("benchmarks", "faults.json")
+    rows = [
+        f"| {run['signal']} | {run['kills']} | {_exit_codes(run['exit_codes'])}"
+        f" | {run['left_a_checkpoint_half_written']} | {run['resumed_inside_an_epoch']}"
+        f" | {'yes' if run['same_state'] and run['same_records'] else 'no'} |"
+        for run in record["runs"]
+    ]
+    seconds = [f"{lost['seconds']:.1f}" for lost in record["two_processes"]]
+    table = benchmark(
+        "faults",
+        "a run on digits, killed and started again",
+        "signal | times | exit codes | a checkpoint was half written | it stood inside an epoch"
+        " | same state and records as the unbroken run",
+        rows,
+        root="",
+    )
+    return (
+        f"{table}\n\nOf two processes one was killed, {len(seconds)} times: the other ended"
+        f" {', '.join(seconds)} seconds later."
+    )
+
+
+def _exit_codes(counts: dict[str, int]) -> str:
+    """Each with its count, as a shell gives them: 128 and the signal's number."""
+    codes = {int(code) if int(code) >= 0 else 128 - int(code): n for code, n in counts.items()}
+    return ", ".join(f"{code}: {count}" for code, count in codes.items())
+
+
+def benchmark(name: str, what: str, columns: str, lines: Iterable[str], root: str = "../") -> str:
+    """The table of a benchmark, below where its numbers come from.
+
+    Args:
+        name: of benchmarks/NAME.py.
+        what: was measured.
+        columns: their names with | between.
+        lines: of the table.
+        root: of the project, seen from the document.
+    """
+    record = read("benchmarks", f"{name}.json")
+    on_cpu = record["backend"] == "cpu"
+    cores = f"{record['cpu_count']} CPU cores"
+    if record.get("cpu"):
+        cores = f"{record['cpu_count']} cores of an {record['cpu']}"
+    hardware = cores if on_cpu else ", ".join(record["devices"])
+    return "\n".join(
+        [
+            f"`benchmarks/{name}.py` on {hardware}"
+            f" ([record]({root}results/benchmarks/{name}.json), revision"
+            f" {short_revision(record['git_revision'])}): {what}",
+            "",
+            f"| {columns} |",
+            "|---" * (columns.count("|") + 1) + "|",
+            *lines,
+        ]
+    )
+
+
+def _auto(layer: dict[str, Any]) -> float:
+    """What auto takes at a layer with gradients, over the ordinary convolution."""
+    return layer["with gradient"]["over_ordinary"][layer["form"]]
+
+
+def mcconv_table() -> str:
+    """What benchmarks/mcconv.py measured where maps, strides and K are as in most layers."""
+    record = read("benchmarks", "mcconv.json")
+    lines, worst = [], (0.0, "")
+    for layer in record["layers"]:
+        maps = f"{layer['in_maps']}-{layer['out_maps']}"
+        forward, ratios = (layer[k]["over_ordinary"] for k in ("forward", "with gradient"))
+        auto = _auto(layer)
+        place = f"{maps} maps, {layer['size']}x{layer['size']} pixels, K = {layer['planes']}"
+        worst = max(worst, (auto, f"{place}, stride {layer['stride']}"))
+        if (layer["in_maps"], layer["planes"], layer["stride"]) == (layer["out_maps"], 4, 1):
+            lines.append(
+                f"| {maps} | {layer['size']}x{layer['size']} | {layer['batch']}"
+                f" | {forward['direct']:.2f} | {forward['factored']:.2f} | {ratios['direct']:.2f}"
+                f" | {ratios['factored']:.2f} | {layer['form']}: {auto:.2f} |"
+            )
+    count = len(record["layers"])
+    after = f"The highest ratio of auto at any of the {count} shapes is {worst[0]:.2f}: {worst[1]}."
+    losses = [
+        _auto(layer) / min(layer["with gradient"]["over_ordinary"].values())
+        for layer in record["layers"]
+    ]
+    after += (
+        f" With gradients auto takes the slower form at {sum(loss > 1 for loss in losses)} of them,"
+        f" and then at most {max(losses):.2f} of the other's time."
+    )
+    what = (
+        "time over that of the ordinary convolution of the same channels,"
+        f" {record['dtype']}, medians of {record['repeats']} pairs"
+    )
+    columns = (
+        "maps | pixels | batch | direct, forward | factored, forward | direct, with gradients"
+        " | factored, with gradients | auto"
+    )
+    peaks = [(layer["form"], layer["with gradient"]["peak_bytes"]) for layer in record["layers"]]
+    over_direct = max(peak[form] / peak["direct"] for form, peak in peaks)
+    after += (
+        " Its memory with gradients (arguments, results and temporaries) is at most"
+        f" {over_direct:.2f} of that of the direct form."
+    )
+    return f"{benchmark('mcconv', what, columns, lines)}\n\n{after}"
+
+
+def step_table() -> str:
+    """What benchmarks/step.py measured."""
+    record = read("benchmarks", "step.json")
+    lines = []
+    for network in record["networks"]:
+        for name, median in network["median_seconds"].items():
+            over, memory = (network[key].get(name) for key in ("over_wrn", "temporary_bytes"))
+            lines.append(
+                f"| {runs.text(tuple(network['widths']))} | {network['batch_size']} | {name}"
+                f" | {median:.3f} s | {f'{over:.2f}' if over else ''}"
+                f" | {f'{memory / 1e6:,.0f} MB' if memory else ''} |"
+            )
+    counts = ", ".join(str(network["repeats"]) for network in record["networks"])
+    table = benchmark(
+        "step",
+        f"{record['dtype']}, medians of {counts} turns",
+        "maps | batch | network | time a step | over WRN | temporary memory",
+        lines,
+    )
+    medians = [network["median_seconds"] for network in record["networks"]]
+    peer = "WRN, PyTorch"
+    over_pytorch = [f"{times['MCN'] / times[peer]:.2f}" for times in medians if peer in times]
+    layers = [
+        f"{_mcconv_seconds(network) / times['MCN']:.0%}"
+        for network, times in zip(record["networks"], medians, strict=True)
+    ]
+    return (
+        f"{table}\n\nThe MCN's median over that of PyTorch's WRN: {', '.join(over_pytorch)}. The"
+        f" MCN's layers, measured one by one, add up to {', '.join(layers)} of its time."
+    )
+
+
+def _mcconv_seconds(network: dict[str, Any]) -> float:
+    """What all MCconvs of 20 layers take forward and with gradients, measured one by one."""
+    stem, one, two, three = network["widths"]
+    maps = [(3, stem, 32, 1), (stem, one, 32, 1), (one, two, 32, 2), (two, three, 16, 2)]
+    maps += 5 * [(one, one, 32, 1), (two, two, 16, 1), (three, three, 8, 1)]
+    seconds = {}
+    for layer in read("benchmarks", "mcconv.json")["layers"]:
+        if layer["planes"] == 4:
+            key = layer["in_maps"], layer["out_maps"], layer["size"], layer["stride"]
+            median = layer["with gradient"]["median_seconds"][layer["form"]]
+            seconds[key] = median / layer["batch"]
+    return network["batch_size"] * sum(seconds[key] for key in maps)
+
+
+def roofline_table() -> str:
+    """What benchmarks/roofline.py measured."""
+    record = read("benchmarks", "roofline.json")
+    peak = record["peak"]
+    lines = [
+        f"| {layer['in_maps']}-{layer['out_maps']} | {layer['size']}x{layer['size']}"
+        f" | {layer['form']} | {layer['flops'] / 1e9:.0f} | {layer['flops'] / peak['flops']:.0%}"
+        f" | {layer['bytes'] / 1e9:.1f} | {layer['bytes'] / peak['bytes']:.0%}"
+        f" | {layer['of_attainable']:.0%} |"
+        for layer in record["layers"]
+    ]
+    return benchmark(
+        "roofline",
+        f"the best of this machine was {peak['flops'] / 1e9:.0f} GFLOP/s"
+        f" and {peak['bytes'] / 1e9:.1f} GB/s, {record['dtype']}",
+        "maps | pixels | form | GFLOP/s | of the best | GB/s | of the best | of attainable",
+        lines,
+    )
+
+
+def machines_table() -> str:
+    """The ratios that are asked for, on the machine of the tables above and on another one."""
+    lines = []
+    for place in MACHINES:
+        layers, steps, peaks = (read(place, f"{name}.json") for name in MEASURED_ON_ALL)
+        auto = {
+            (layer["in_maps"], layer["size"]): _auto(layer)
+            for layer in layers["layers"]
+            if (layer["planes"], layer["stride"], layer["out_maps"]) == (4, 1, layer["in_maps"])
+        }
+        asked = [auto[maps, size] for maps, size in ((16, 32), (32, 16), (64, 8), (256, 8))]
+        over_wrn = [network["over_wrn"]["MCN"] for network in steps["networks"]]
+        cells = [f"{ratio:.2f}" for ratio in (*asked, max(map(_auto, layers["layers"])), *over_wrn)]
+        links = " ".join(f"[{name}](../results/{place}/{name}.json)" for name in MEASURED_ON_ALL)
+        lines.append(
+            f"| {layers['cpu']}, {peaks['peak']['flops'] / 1e9:.0f} GFLOP/s | {' | '.join(cells)}"
+            f" | {links} |"
+        )
+    return "\n".join(
+        [
+            "| machine, its best matrix product | 16-16, 32x32 | 32-32, 16x16 | 64-64, 8x8"
+            " | 256-256, 8x8 | highest of 47 | step, 4-4-8-16 | 16-16-32-64 | 32-64-128-256"
+            " | records |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+            *lines,
+            "",
+            f"Two more runs on the first, of the shapes with 64 output maps alone"
+            f" ([records](../results/{REPEATED})): {_repeated_ratios()}.",
+        ]
+    )
+
+
+def _repeated_ratios() -> str:
+    """Of auto, at the shapes whose ratio came out highest beside what is asked."""
+    texts = []
+    for planes in (4, 2):
+        ratios = [
+            _auto(layer)
+            for path in sorted((RESULTS / REPEATED).iterdir())
+            for layer in json.loads(path.read_text())["layers"]
+            if (layer["in_maps"], layer["planes"], layer["size"]) == (64, planes, 8)
+        ]
+        shown = " and ".join(f"{ratio:.2f}" for ratio in ratios)
+        texts.append(f"{shown} at 64-64 maps, 8x8 pixels, K = {planes}")
+    return ", ".join(texts)
+
+
+def inference_table() -> str:
+    """What benchmarks/inference.py measured."""
+    record = read("benchmarks", "inference.json")
+    lines = []
+    for network in record["networks"]:
+        for name, median in network["median_seconds"].items():
+            over = network["over_wrn"].get(name)
+            lines.append(
+                f"| {runs.text(tuple(network['maps']))} | {network['batch_size']} | {name}"
+                f" | {1e3 * median:.1f} ms | {f'{over:.2f}' if over else ''}"
+                f" | {network['bytes'][name]:,} |"
+            )
+    return benchmark(
+        "inference",
+        f"medians of {record['repeats']} turns",
+        "maps | batch | network | time | over WRN | bytes of the file",
+        lines,
+    )
+
+
+def packing_table() -> str:
+    """What benchmarks/packing.py measured."""
+    record = read("benchmarks", "packing.json")
+    lines = [
+        f"| {codes['centers']} | {name} | {1e3 * codes['median_seconds'][name]:.0f} ms"
+        f" | {over:.2f} |"
+        for codes in record["codes"]
+        for name, over in codes["over_numpy"].items()
+    ]
+    return benchmark(
+        "packing",
+        f"{record['weights'] / 1e6:.1f} million weights, medians of {record['repeats']} turns",
+        "centers | what | time | over that of NumPy's packbits or unpackbits of as many bits",
+        lines,
+    )
