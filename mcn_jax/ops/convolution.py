@@ -9,6 +9,9 @@ from jax import lax
 from mcn_jax.ops.chunks import images_at_a_time
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+# Where XLA's gradient of filters is no slower on a CPU than the product of patches, if there are
+# also no fewer of them than pixels.
+MANY_CHANNELS = 128
 
 
 def convolve(
@@ -35,9 +38,10 @@ def filter_gradient(
 
     dQ[i, j, c, o] = sum over n, y, x of features[n, s*y + i, s*x + j, c] * cotangent[n, y, x, o]
 
-    XLA computes it as a convolution whose window is the image, which is fast on accelerators and
-    slow on a CPU. There it is one matrix product of patches and cotangents a chunk of images, the
-    chunk small enough for its patches to stay in cache.
+    XLA computes it as a convolution whose window is the image, which is fast on accelerators, and
+    on a CPU where there are many channels and few pixels. Elsewhere on a CPU it is one matrix
+    product of patches and cotangents a chunk of images, the chunk small enough for its patches to
+    stay in cache.
 
     Args:
         features: [N, Y, X, C], as given to `convolve`.
@@ -58,7 +62,10 @@ def filter_gradient(
     def by_patches(features, cotangent):
         return _filter_gradient_by_patches(features, cotangent, kernel_size, strides, padding)
 
-    return lax.platform_dependent(features, cotangent, cpu=by_patches, default=by_convolution)
+    _, height, width, channels = features.shape
+    has_many = channels >= max(MANY_CHANNELS, height * width)
+    on_cpu = by_convolution if has_many else by_patches
+    return lax.platform_dependent(features, cotangent, cpu=on_cpu, default=by_convolution)
 
 
 def _filter_gradient_by_patches(features, cotangent, kernel_size, strides, padding):

@@ -18,12 +18,15 @@ What lies between has T*H channels, more than input and output together. On a CP
 few images at a time, so that it stays in cache and costs no memory; elsewhere for the whole batch.
 """
 
+import functools
 import itertools
 import math
+import operator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from mcn_jax.ops.chunks import images_at_a_time, scan_chunks
@@ -89,12 +92,11 @@ def backward(spec, features, filters, m_sum_filters, m_filters, cotangent):
     sum_dtype = jnp.promote_types(dtype, jnp.float32)
 
     def add(sums, images, cotangents):
-        g_KP = cotangents.reshape(-1, m_TK.shape[1]).T
         products_TP = _shifted_products(images, m_sum_filters, taps).reshape(len(m_TK), -1)
-        d_m_TK = jnp.matmul(products_TP, g_KP.T, preferred_element_type=sum_dtype)
-        spread_TP = m_TK @ g_KP
-        spread_TNYXH = spread_TP.reshape(-1, len(images), *taps.out_size, filters.shape[-1])
-        d_images, d_filters = _gradients_of_products(images, filters, spread_TNYXH, taps, sum_dtype)
+        g_PK = cotangents.reshape(-1, m_TK.shape[1])
+        d_m_TK = jnp.matmul(products_TP, g_PK, preferred_element_type=sum_dtype)
+        d_products = _gradients_of_shifted(cotangents, m_TK, taps)
+        d_images, d_filters = _gradients_of_products(images, filters, d_products, taps, sum_dtype)
         return (sums[0] + d_filters, sums[1] + d_m_TK), d_images
 
     chunk = _chunk(features, filters, m_TK, taps)
@@ -121,18 +123,31 @@ def _shifted_products(images, filters, taps: _Taps):
     return jnp.stack([products[tap] for tap in sorted(products)])
 
 
-def _gradients_of_products(images, filters, spread_TNYXH, taps: _Taps, sum_dtype):
-    """Gradients of images and filters through `_shifted_products`."""
+def _gradients_of_shifted(cotangents, m_TK, taps: _Taps):
+    """[N, Y', X', H*K] -> {(i, j): [N, y, x, H]}, what M spreads over each tap, shifted back.
+
+    The planes are padded once for all taps. So each tap reads windows of them, and weighing and
+    adding these is one pass; by a matrix product of M it would be several."""
+    rows, columns = (np.array([tap.back for tap in line]) for line in (taps.rows, taps.columns))
+    padded = _pad(cotangents, rows.max(axis=0), columns.max(axis=0))
+    planes_last = padded.reshape(*padded.shape[:3], -1, m_TK.shape[1])
+    planes = jnp.unstack(jnp.moveaxis(planes_last, -1, 0))
+    rows, columns = rows - rows.max(axis=0), columns - columns.max(axis=0)
+    spread = {}
+    for tap, (i, j) in enumerate(itertools.product(range(len(rows)), range(len(columns)))):
+        windows = [_pad(plane, rows[i], columns[j]) for plane in planes]
+        spread[i, j] = functools.reduce(operator.add, map(operator.mul, m_TK[tap], windows))
+    return spread
+
+
+def _gradients_of_products(images, filters, d_products, taps: _Taps, sum_dtype):
+    """Gradients of images and filters, of those of the products of each tap."""
     height, width = taps.strides
     d_images = jnp.zeros((), images.dtype)
     d_filters: dict[tuple[int, int], jax.Array] = {}
     for (y, x), its_taps in taps.by_phase().items():
         phase = images[:, y::height, x::width]
-        d_products = []
-        for i, j in its_taps:
-            spread = spread_TNYXH[i * len(taps.columns) + j]
-            d_products.append(_pad(spread, taps.rows[i].back, taps.columns[j].back))
-        together = jnp.concatenate(d_products, axis=-1)
+        together = jnp.concatenate([d_products[tap] for tap in its_taps], axis=-1)
         d_phase = together @ _side_by_side(filters, its_taps).T
         d_side_by_side = jnp.matmul(
             phase.reshape(-1, phase.shape[-1]).T,
@@ -191,9 +206,14 @@ def _onto_image(phase, place: tuple[int, int], taps: _Taps):
 
 def _chunk(features, filters, m_TK, taps: _Taps) -> int:
     """Images a chunk on a CPU. Of each there are the products, their gradients and the cotangent,
-    planes first. Each chunk reads the filters again, so that it is no smaller than they."""
+    planes first. Each chunk reads the filters again, so that it is no smaller than they. A batch
+    that needs no more than the direct form, for Q, its gradient and the sum of that, is not cut:
+    XLA then has the products of the forward pass for the backward pass, too."""
     pixels = max(math.prod(taps.size), math.prod(taps.out_size))
-    channels = (2 * m_TK.shape[0] + m_TK.shape[1]) * filters.shape[-1]
+    planes = m_TK.shape[1]
+    channels = (2 * m_TK.shape[0] + planes) * filters.shape[-1]
     itemsize = features.dtype.itemsize
-    at_least = filters.size * itemsize
-    return images_at_a_time(len(features), pixels * channels * itemsize, at_least=at_least)
+    image_bytes, filter_bytes = pixels * channels * itemsize, filters.size * itemsize
+    if len(features) * image_bytes <= 3 * planes * filter_bytes:
+        return len(features)
+    return images_at_a_time(len(features), image_bytes, at_least=filter_bytes)

@@ -37,6 +37,7 @@ def written_out(features, cotangent, taps, strides, padding):
         ((4, 7, 9, 2), 3, (2, 2), "VALID"),
         ((2, 6, 7, 3), 5, (1, 1), "VALID"),
         ((5, 4, 4, 2), 1, (1, 1), "SAME"),
+        ((2, 4, 4, 128), 3, (1, 1), "SAME"),
     ],
 )
 def test_filter_gradient(shape, taps, strides, padding, images_a_chunk, monkeypatch):
@@ -46,8 +47,8 @@ def test_filter_gradient(shape, taps, strides, padding, images_a_chunk, monkeypa
         filters = jnp.zeros((taps, taps, shape[-1], 5), jnp.float64)
         output = convolution.convolve(jnp.asarray(features), filters, strides, padding)
         cotangent = generator.normal(size=output.shape)
-        patch_bytes = output.shape[1] * output.shape[2] * taps**2 * shape[-1] * 8
-        monkeypatch.setattr(chunks, "CHUNK_BYTES", images_a_chunk * patch_bytes)
+        image_bytes = output.shape[1] * output.shape[2] * taps**2 * shape[-1] * 8
+        monkeypatch.setattr(chunks, "CHUNK_BYTES", images_a_chunk * image_bytes)
         gradient = convolution.filter_gradient(
             jnp.asarray(features), jnp.asarray(cotangent), (taps, taps), strides, padding
         )
@@ -55,21 +56,33 @@ def test_filter_gradient(shape, taps, strides, padding, images_a_chunk, monkeypa
     np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_half_precision_is_summed_in_float32():
+@pytest.mark.parametrize("channels", [1, convolution.MANY_CHANNELS])
+def test_half_precision_is_summed_in_float32(channels):
     # In bfloat16 a running sum of ones stands still at 256.
-    features = jnp.ones((64, 8, 8, 1), jnp.bfloat16)
+    features = jnp.ones((64, 8, 8, channels), jnp.bfloat16)
     gradient = convolution.filter_gradient(features, features, (1, 1), (1, 1), "SAME")
     assert gradient.dtype == jnp.bfloat16
-    assert gradient.item() == 64 * 8 * 8
+    assert (gradient == 64 * 8 * 8).all()
 
 
 def test_other_backends_take_the_convolution():
     """What a GPU compiles has no loop over chunks."""
+    lowered = lowered_gradient(jnp.zeros((4, 8, 8, 4)), "cuda")
+    assert "stablehlo.convolution" in lowered
+    assert "while" not in lowered
 
+
+@pytest.mark.parametrize(
+    ("size", "channels", "patches"),
+    [(8, 128, False), (16, 256, False), (8, 64, True), (16, 128, True), (4, 80, True)],
+)
+def test_a_cpu_takes_the_convolution_for_many_channels_of_small_images(size, channels, patches):
+    lowered = lowered_gradient(jnp.zeros((4, size, size, channels)), "cpu")
+    assert ("stablehlo.convolution" not in lowered) == patches
+
+
+def lowered_gradient(x, platform):
     def gradient(features, cotangent):
         return convolution.filter_gradient(features, cotangent, (3, 3), (1, 1), "SAME")
 
-    x = jnp.zeros((4, 8, 8, 4))
-    lowered = jax.jit(gradient).trace(x, x).lower(lowering_platforms=("cuda",)).as_text()
-    assert "stablehlo.convolution" in lowered
-    assert "while" not in lowered
+    return jax.jit(gradient).trace(x, x).lower(lowering_platforms=(platform,)).as_text()

@@ -16,7 +16,7 @@ SHAPES = [Shape(2, 3, 4, 8, 1), Shape(2, 3, 4, 8, 2), Shape(5, 2, 8, 6, 1), Shap
 
 
 def traced_multiply_adds(function, *arguments):
-    """Of all matrix products and convolutions of a traced function."""
+    """Of all matrix products, convolutions and products of arrays of a traced function."""
 
     def of(jaxpr):
         total = 0
@@ -28,6 +28,8 @@ def traced_multiply_adds(function, *arguments):
                 total += outputs * math.prod(operands[0][axis] for axis in contracted)
             elif equation.primitive.name == "conv_general_dilated":
                 total += outputs * math.prod(operands[1][:-1])
+            elif equation.primitive.name == "mul" and equation.outvars[0].aval.ndim:
+                total += outputs
             elif equation.primitive.name == "cond":  # the platforms, which compute as much
                 [of_each] = {of(branch.jaxpr) for branch in equation.params["branches"]}
                 total += of_each

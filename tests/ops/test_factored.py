@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcn_jax.ops import chunks
+from mcn_jax.ops import chunks, factored
 from mcn_jax.ops.mcconv import mcconv
 
 CENTERS = np.array([-0.4, 0.7])
@@ -63,14 +63,20 @@ def test_it_is_the_direct_form_for_any_shape(
     options = {"strides": strides, "padding": padding, "m_gradient": m_gradient}
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
         arrays = random_arrays(seed, images, size, in_maps, out_maps, planes, taps)
-        image_bytes = taps**2 * out_maps * size[0] * size[1] * 8
-        patch.setattr(chunks, "CHUNK_BYTES", images_a_chunk * image_bytes)
+        chunk_of(images_a_chunk, patch)
         ours = output_and_gradients(arrays, form="factored", **options)
         expected = output_and_gradients(arrays, form="direct", **options)
         for a, b in zip(ours, expected, strict=True):
             assert a.shape == b.shape
             assert a.dtype == b.dtype
             assert distance(a, b) <= 1e-12
+
+
+def chunk_of(most, patch):
+    def images_at_a_time(images, image_bytes, at_least):
+        return chunks.greatest_divisor(images, most)
+
+    patch.setattr(factored, "images_at_a_time", images_at_a_time)
 
 
 def every_kind(test):
@@ -132,7 +138,7 @@ def test_the_whole_batch_at_once_is_the_same(monkeypatch):
         calls.append(cpu)
         return default(*arrays)
 
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1)
+    chunk_of(1, monkeypatch)
     with jax.enable_x64(True):
         arrays = random_arrays(6, 6, (9, 8), 2, 3, 4, 3)
         expected = output_and_gradients(arrays, form="factored", strides=(2, 2))
@@ -177,9 +183,11 @@ def test_chunks_divide_the_batch_and_fit(images, image_bytes, at_least, expected
     assert chunks.images_at_a_time(images, image_bytes, at_least=at_least) == expected
 
 
-@pytest.mark.parametrize(("maps", "size", "images"), [(4, 32, 64), (16, 32, 16), (64, 8, 64)])
-def test_the_intermediates_of_a_large_batch_take_no_memory(maps, size, images):
-    """The products of all images together would be nine fourths of the output."""
+@pytest.mark.parametrize(
+    ("maps", "size", "images"), [(4, 32, 64), (16, 32, 16), (64, 8, 64), (64, 8, 16)]
+)
+def test_the_intermediates_of_a_batch_take_no_memory(maps, size, images):
+    """The products of all images of a large one together would be nine fourths of the output."""
     arrays = random_arrays(5, images, (size, size), maps, maps, 4, 3, np.float32)
 
     def temporary_bytes(form):
