@@ -1,6 +1,6 @@
 """The tables of benchmarks in Markdown, made from the records under results/benchmarks/."""
 
-import json
+import pathlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -214,19 +214,17 @@ def machines_table() -> str:
     lines = []
     for place in MACHINES:
         layers, steps, peaks = (read(place, f"{name}.json") for name in MEASURED_ON_ALL)
-        auto = {
-            (layer["in_maps"], layer["size"]): _auto(layer)
-            for layer in layers["layers"]
-            if (layer["planes"], layer["stride"], layer["out_maps"]) == (4, 1, layer["in_maps"])
-        }
-        asked = [auto[maps, size] for maps, size in ((16, 32), (32, 16), (64, 8), (256, 8))]
         over_wrn = [network["over_wrn"]["MCN"] for network in steps["networks"]]
-        cells = [f"{ratio:.2f}" for ratio in (*asked, max(map(_auto, layers["layers"])), *over_wrn)]
+        cells = [f"{ratio:.2f}" for ratio in (*_asked_ratios(layers), *over_wrn)]
         links = " ".join(f"[{name}](../results/{place}/{name}.json)" for name in MEASURED_ON_ALL)
-        lines.append(
-            f"| {layers['cpu']}, {peaks['peak']['flops'] / 1e9:.0f} GFLOP/s | {' | '.join(cells)}"
-            f" | {links} |"
-        )
+        machine = f"{layers['cpu']}, {peaks['peak']['flops'] / 1e9:.0f} GFLOP/s"
+        revision = short_revision(layers["git_revision"])
+        lines.append(f"| {machine}, revision {revision} | {' | '.join(cells)} | {links} |")
+    for path in repeated_records():
+        layers = read(REPEATED, path.name)
+        cells = [f"{ratio:.2f}" for ratio in _asked_ratios(layers)]
+        link = f"[mcconv](../results/{REPEATED}/{path.name})"
+        lines.append(f"| the first, another run | {' | '.join(cells)} | | | | {link} |")
     return "\n".join(
         [
             "| machine, its best matrix product | 16-16, 32x32 | 32-32, 16x16 | 64-64, 8x8"
@@ -234,26 +232,24 @@ def machines_table() -> str:
             " | records |",
             "|---|---|---|---|---|---|---|---|---|---|",
             *lines,
-            "",
-            f"Two more runs on the first, of the shapes with 64 output maps alone"
-            f" ([records](../results/{REPEATED})): {_repeated_ratios()}.",
         ]
     )
 
 
-def _repeated_ratios() -> str:
-    """Of auto, at the shapes whose ratio came out highest beside what is asked."""
-    texts = []
-    for planes in (4, 2):
-        ratios = [
-            _auto(layer)
-            for path in sorted((RESULTS / REPEATED).iterdir())
-            for layer in json.loads(path.read_text())["layers"]
-            if (layer["in_maps"], layer["planes"], layer["size"]) == (64, planes, 8)
-        ]
-        shown = " and ".join(f"{ratio:.2f}" for ratio in ratios)
-        texts.append(f"{shown} at 64-64 maps, 8x8 pixels, K = {planes}")
-    return ", ".join(texts)
+def repeated_records() -> list[pathlib.Path]:
+    """Of benchmarks/mcconv.py, run again on the first machine."""
+    return sorted((RESULTS / REPEATED).iterdir())
+
+
+def _asked_ratios(record: dict[str, Any]) -> list[float]:
+    """Of auto, at the four layers that are asked for, and the highest of all."""
+    auto = {
+        (layer["in_maps"], layer["size"]): _auto(layer)
+        for layer in record["layers"]
+        if (layer["planes"], layer["stride"], layer["out_maps"]) == (4, 1, layer["in_maps"])
+    }
+    asked = [auto[maps, size] for maps, size in ((16, 32), (32, 16), (64, 8), (256, 8))]
+    return [*asked, max(map(_auto, record["layers"]))]
 
 
 def inference_table() -> str:
