@@ -210,30 +210,37 @@ def roofline_table() -> str:
 
 
 def machines_table() -> str:
-    """The ratios that are asked for, on the machine of the tables above and on another one."""
+    """The ratios that are asked for: on the machine of the tables above, on another one, and of
+    layers in the run that chose their forms."""
     lines = []
     for place in MACHINES:
         layers, steps, peaks = (read(place, f"{name}.json") for name in MEASURED_ON_ALL)
         over_wrn = [network["over_wrn"]["MCN"] for network in steps["networks"]]
         cells = [f"{ratio:.2f}" for ratio in (*_asked_ratios(layers), *over_wrn)]
-        links = " ".join(f"[{name}](../results/{place}/{name}.json)" for name in MEASURED_ON_ALL)
+        links = ", ".join(_link(place, f"{name}.json") for name in MEASURED_ON_ALL)
         machine = f"{layers['cpu']}, {peaks['peak']['flops'] / 1e9:.0f} GFLOP/s"
-        revision = short_revision(layers["git_revision"])
-        lines.append(f"| {machine}, revision {revision} | {' | '.join(cells)} | {links} |")
+        lines.append(f"| {machine} | {' | '.join(cells)} | {links} |")
     for path in repeated_records():
         layers = read(REPEATED, path.name)
         cells = [f"{ratio:.2f}" for ratio in _asked_ratios(layers)]
-        link = f"[mcconv](../results/{REPEATED}/{path.name})"
-        lines.append(f"| the first, another run | {' | '.join(cells)} | | | | {link} |")
+        link = _link(REPEATED, path.name)
+        lines.append(
+            f"| the first, the run that chose the forms | {' | '.join(cells)} | | | | {link} |"
+        )
     return "\n".join(
         [
             "| machine, its best matrix product | 16-16, 32x32 | 32-32, 16x16 | 64-64, 8x8"
             " | 256-256, 8x8 | highest of 47 | step, 4-4-8-16 | 16-16-32-64 | 32-64-128-256"
-            " | records |",
+            " | records and revisions |",
             "|---|---|---|---|---|---|---|---|---|---|",
             *lines,
         ]
     )
+
+
+def _link(place: str, name: str) -> str:
+    revision = short_revision(read(place, name)["git_revision"])
+    return f"[{name.removesuffix('.json')}](../results/{place}/{name}) {revision}"
 
 
 def repeated_records() -> list[pathlib.Path]:

@@ -17,7 +17,7 @@ import pytest
 import records
 import step
 
-from mcn_jax.ops.fastest import Shape, fastest_form
+from mcn_jax.ops.fastest import TABLE, Shape, fastest_form, parse
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -77,6 +77,16 @@ def test_layers_are_as_fast_as_is_asked(path):
         assert layer["with gradient"]["over_ordinary"][layer["form"]] <= asked, shape
         memory = layer["with gradient"]["peak_bytes"]
         assert memory[layer["form"]] <= 1.1 * memory["direct"], shape
+
+
+def test_the_forms_are_those_of_the_run_that_chose_them():
+    [path] = benchmark_tables.repeated_records()
+    measured = {
+        Shape(**{name: layer[name] for name in Shape._fields}): mcconv.faster_form(layer)
+        for layer in json.loads(path.read_text())["layers"]
+    }
+    table = parse(json.loads(TABLE.read_text()))
+    assert dict(table["cpu", "float32"]) == measured
 
 
 def test_auto_takes_what_the_tables_say():

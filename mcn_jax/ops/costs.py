@@ -12,8 +12,8 @@ def multiply_adds(shape: Shape, form: str, *, gradients: bool = False) -> int:
 
     With C input channels, H maps and K planes, the direct form takes C*H*K a tap and output pixel,
     and twice as many in the backward pass. The factored form takes C*H for the product with the
-    binary filters and K*H for its mix by M; its backward pass computes the products anew, mixes
-    twice and multiplies twice.
+    binary filters and K*H for its mix by M; its backward pass computes the products anew (which
+    XLA may find in the forward pass), mixes twice and multiplies twice.
 
     Args:
         shape: of the layer.

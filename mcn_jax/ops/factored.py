@@ -9,19 +9,19 @@ taps, [pixels, C] @ [C, T*H]; the product of each tap is shifted to the output p
 belongs to; and M, as a matrix [T, K], mixes T shifted products into K planes. The backward pass
 runs the other way: M spreads the cotangent over the taps, each is shifted back, and two matrix
 products make the gradients of features and filters of it. The gradient of M is the product of the
-shifted products, computed anew, and the cotangent.
+shifted products, computed anew, and the cotangent. (Where nothing is cut, see below, XLA may see
+that they are those of the forward pass.)
 
 With strides (s, s) a tap reads every s-th pixel in y and x, one of s*s phases of the image. Each
 phase is multiplied by the filters of its own taps; with stride 1 the image is the only phase.
 
 What lies between has T*H channels, more than input and output together. On a CPU it is made for a
-few images at a time, so that it stays in cache and costs no memory; elsewhere for the whole batch.
+few images at a time, so that it stays in cache and costs little memory, but for small batches of
+wide layers; elsewhere for the whole batch.
 """
 
-import functools
 import itertools
 import math
-import operator
 from typing import NamedTuple
 
 import jax
@@ -95,7 +95,7 @@ def backward(spec, features, filters, m_sum_filters, m_filters, cotangent):
         products_TP = _shifted_products(images, m_sum_filters, taps).reshape(len(m_TK), -1)
         g_PK = cotangents.reshape(-1, m_TK.shape[1])
         d_m_TK = jnp.matmul(products_TP, g_PK, preferred_element_type=sum_dtype)
-        d_products = _gradients_of_shifted(cotangents, m_TK, taps)
+        d_products = _gradients_of_shifted(cotangents, m_TK.astype(sum_dtype), taps)
         d_images, d_filters = _gradients_of_products(images, filters, d_products, taps, sum_dtype)
         return (sums[0] + d_filters, sums[1] + d_m_TK), d_images
 
@@ -127,21 +127,22 @@ def _gradients_of_shifted(cotangents, m_TK, taps: _Taps):
     """[N, Y', X', H*K] -> {(i, j): [N, y, x, H]}, what M spreads over each tap, shifted back.
 
     The planes are padded once for all taps. So each tap reads windows of them, and weighing and
-    adding these is one pass; by a matrix product of M it would be several."""
+    adding these, in the dtype of M, is one pass; by a matrix product of M it would be several."""
     rows, columns = (np.array([tap.back for tap in line]) for line in (taps.rows, taps.columns))
     padded = _pad(cotangents, rows.max(axis=0), columns.max(axis=0))
     planes_last = padded.reshape(*padded.shape[:3], -1, m_TK.shape[1])
     planes = jnp.unstack(jnp.moveaxis(planes_last, -1, 0))
-    rows, columns = rows - rows.max(axis=0), columns - columns.max(axis=0)
+    crop_rows, crop_columns = rows - rows.max(axis=0), columns - columns.max(axis=0)
     spread = {}
     for tap, (i, j) in enumerate(itertools.product(range(len(rows)), range(len(columns)))):
-        windows = [_pad(plane, rows[i], columns[j]) for plane in planes]
-        spread[i, j] = functools.reduce(operator.add, map(operator.mul, m_TK[tap], windows))
+        windows = [_pad(plane, crop_rows[i], crop_columns[j]) for plane in planes]
+        weighted = (m * window for m, window in zip(m_TK[tap], windows, strict=True))
+        spread[i, j] = sum(weighted).astype(cotangents.dtype)
     return spread
 
 
 def _gradients_of_products(images, filters, d_products, taps: _Taps, sum_dtype):
-    """Gradients of images and filters, of those of the products of each tap."""
+    """Gradients of images and filters, from those of each tap's product."""
     height, width = taps.strides
     d_images = jnp.zeros((), images.dtype)
     d_filters: dict[tuple[int, int], jax.Array] = {}
@@ -206,9 +207,10 @@ def _onto_image(phase, place: tuple[int, int], taps: _Taps):
 
 def _chunk(features, filters, m_TK, taps: _Taps) -> int:
     """Images a chunk on a CPU. Of each there are the products, their gradients and the cotangent,
-    planes first. Each chunk reads the filters again, so that it is no smaller than they. A batch
-    that needs no more than the direct form, for Q, its gradient and the sum of that, is not cut:
-    XLA then has the products of the forward pass for the backward pass, too."""
+    planes first (with strides fewer than is counted here). Each chunk reads the filters again, so
+    that it is no smaller than they. A batch that needs no more than three arrays of the size of Q,
+    which is what the direct form of a wide layer takes, is not cut: so the filters are read once,
+    and XLA may have the products of the forward pass for the backward pass, too."""
     pixels = max(math.prod(taps.size), math.prod(taps.out_size))
     planes = m_TK.shape[1]
     channels = (2 * m_TK.shape[0] + planes) * filters.shape[-1]

@@ -63,7 +63,7 @@ def test_it_is_the_direct_form_for_any_shape(
     options = {"strides": strides, "padding": padding, "m_gradient": m_gradient}
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
         arrays = random_arrays(seed, images, size, in_maps, out_maps, planes, taps)
-        chunk_of(images_a_chunk, patch)
+        cut_batches(images_a_chunk, patch)
         ours = output_and_gradients(arrays, form="factored", **options)
         expected = output_and_gradients(arrays, form="direct", **options)
         for a, b in zip(ours, expected, strict=True):
@@ -72,11 +72,13 @@ def test_it_is_the_direct_form_for_any_shape(
             assert distance(a, b) <= 1e-12
 
 
-def chunk_of(most, patch):
-    def images_at_a_time(images, image_bytes, at_least):
-        return chunks.greatest_divisor(images, most)
+def cut_batches(most, patch):
+    """Has the factored form work on at most so many images at a time."""
 
-    patch.setattr(factored, "images_at_a_time", images_at_a_time)
+    def chunk(features, filters, m_TK, taps):
+        return chunks.greatest_divisor(len(features), most)
+
+    patch.setattr(factored, "_chunk", chunk)
 
 
 def every_kind(test):
@@ -138,7 +140,7 @@ def test_the_whole_batch_at_once_is_the_same(monkeypatch):
         calls.append(cpu)
         return default(*arrays)
 
-    chunk_of(1, monkeypatch)
+    cut_batches(1, monkeypatch)
     with jax.enable_x64(True):
         arrays = random_arrays(6, 6, (9, 8), 2, 3, 4, 3)
         expected = output_and_gradients(arrays, form="factored", strides=(2, 2))
@@ -183,11 +185,18 @@ def test_chunks_divide_the_batch_and_fit(images, image_bytes, at_least, expected
     assert chunks.images_at_a_time(images, image_bytes, at_least=at_least) == expected
 
 
+@pytest.mark.parametrize(("images", "expected"), [(16, 16), (32, 8)])
+def test_a_batch_is_cut_only_if_it_needs_more_than_three_times_q(images, expected):
+    features, filters, m_TK = (jnp.zeros(s) for s in ((images, 8, 8, 256), (3, 3, 256, 64), (9, 4)))
+    taps = factored._taps((8, 8), (3, 3), (1, 1), "SAME")
+    assert factored._chunk(features, filters, m_TK, taps) == expected
+
+
 @pytest.mark.parametrize(
     ("maps", "size", "images"), [(4, 32, 64), (16, 32, 16), (64, 8, 64), (64, 8, 16)]
 )
-def test_the_intermediates_of_a_batch_take_no_memory(maps, size, images):
-    """The products of all images of a large one together would be nine fourths of the output."""
+def test_it_needs_little_more_memory_than_the_direct_form(maps, size, images):
+    """The products of all images of a large batch together would be nine fourths of the output."""
     arrays = random_arrays(5, images, (size, size), maps, maps, 4, 3, np.float32)
 
     def temporary_bytes(form):
