@@ -137,7 +137,7 @@ def tune(records: list[dict[str, Any]], platform: str, dtype: str) -> None:
     rows = [row for row in rows if (row["platform"], row["dtype"]) != (platform, dtype)]
     for record in records:
         shape = {name: record[name] for name in Shape._fields}
-        gain = round(record["with gradient"]["factored_over_direct"], 4)
+        gain = record["with gradient"]["factored_over_direct"]
         rows.append(
             {"platform": platform, "dtype": dtype, **shape, "form": record["form"]}
             | {"factored_over_direct": gain}
