@@ -72,8 +72,9 @@ def test_the_environment_of_the_checkout_is_used(tmp_path):
     assert output == b"the one of .venv\n"
 
 
-# What a process does a good while after the other has ended, however slow the machine is.
-AFTERWARDS = "until [ -e ended ]; do sleep 0.1; done; sleep 3;"
+# What a process does a good while after the other has ended. If the machine stands still meanwhile,
+# only one of the short sleeps is over when it goes on.
+AFTERWARDS = "until [ -e ended ]; do sleep 0.1; done; for _ in {1..30}; do sleep 0.1; done;"
 
 
 @pytest.mark.parametrize(
