@@ -19,8 +19,7 @@ class StopRequests:
     """Notes SIGTERM, which clusters send before they take a machine away, and SIGINT.
 
     The second SIGINT raises KeyboardInterrupt. In a run of several processes JAX's runtime notes
-    SIGTERM, and all processes agree on where to stop; SIGINT raises KeyboardInterrupt there, again
-    before the next dispatch if that was lost, as what is raised within a finalizer is.
+    SIGTERM, and all processes agree on where to stop; SIGINT keeps its meaning there.
     """
 
     def __init__(self) -> None:
@@ -31,17 +30,10 @@ class StopRequests:
 
     def __enter__(self) -> Self:
         # Python lets only the main thread set handlers.
-        if threading.current_thread() is threading.main_thread():
-            for number in self._noted():
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
         return self
-
-    def _noted(self) -> list[signal.Signals]:
-        if jax.process_count() == 1:
-            return [signal.SIGTERM, signal.SIGINT]
-        # A shell has those that it starts in the background ignore SIGINT.
-        raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        return [signal.SIGINT] if raises else []
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
@@ -49,16 +41,14 @@ class StopRequests:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        before, self._signal = self._signal, number
-        if number == signal.SIGINT and (before == number or jax.process_count() > 1):
+        if self._signal == number == signal.SIGINT:
             raise KeyboardInterrupt
+        self._signal = number
 
     def pending(self) -> bool:
         """Whether to stop now. Every process of a run asks equally often; once true, it stays."""
         if jax.process_count() == 1:
             return self._signal is not None
-        if self._signal == signal.SIGINT:
-            raise KeyboardInterrupt
         self._calls += 1
         # The runtime counts on consecutive numbers, and says yes at one of them.
         self._agreed |= multihost_utils.reached_preemption_sync_point(self._calls)
