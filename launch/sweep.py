@@ -19,206 +19,28 @@ trial of the first stage with the same seed:
 """
 
 import argparse
-import contextlib
 import csv
-import ctypes
 import itertools
 import json
-import math
 import os
 import pathlib
 import pickletools
-import re
 import shlex
-import signal
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends a sweep, and not one stage of it
 import ray
 from ray import tune
+from search_space import settings
+from trial import METRIC, RESTARTS, NoRestart, Training, describe
 
 from mcn_jax import report
-from mcn_jax.config import check_field
 from mcn_jax.errors import InputError
-from mcn_jax.metrics import epochs_of
 from mcn_jax.stopping import EXIT_CODE
-from mcn_jax.workdir import read_metrics, read_result, write_atomically
-
-ROOT = pathlib.Path(__file__).parents[1]
-METRIC = "test_accuracy"
-POLL_SECONDS = 0.5
-RESTARTS = 5  # of one trial, before the sweep gives it up
-
-
-class Training(tune.Trainable):
-    """One trial: a training process, whose epochs are what Tune is told.
-
-    `config` holds "fields" {FIELD: value}, "seed" and what `main` adds for all trials.
-    """
-
-    def setup(self, config: dict[str, Any]) -> None:
-        """Starts the process, which goes on where an earlier one stopped."""
-        self.workdir = pathlib.Path(config["out"]) / trial_name(config)
-        self.workdir.parent.mkdir(parents=True, exist_ok=True)
-        self.told = 0
-        self.failed = False
-        command = command_line(config)
-        self.log = self.workdir.with_suffix(self.workdir.suffix + ".log")
-        # A trial is a run of its own, even where srun or a TPU pod has started Ray.
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in ("SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES")
-        }
-        with self.log.open("a") as file:
-            self.process = subprocess.Popen(
-                command, cwd=config["cwd"], env=environment, stdout=file, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent,
-            )  # fmt: skip
-
-    def step(self) -> dict[str, Any]:
-        """Waits for the next epoch; raises RuntimeError if the process fails."""
-        while True:
-            code = self.process.poll()
-            epochs = self._epochs()
-            if len(epochs) > self.told:
-                self.told += 1
-                return _report(epochs[self.told - 1])
-            if code == 0 and epochs:
-                return _report(epochs[-1]) | {"done": True}
-            if code == 1 and not self.failed:
-                self.failed = True
-                return {METRIC: 0.0, "epoch": self.told, "failed": True}  # for NoRestart
-            if code == 1:
-                said = self.log.read_text(errors="replace").strip().splitlines()
-                raise RuntimeError(said[-1] if said else "the training process ended with code 1")
-            if code is not None:
-                raise RuntimeError(f"the training process ended with code {code}; see its log")
-            time.sleep(POLL_SECONDS)
-
-    def _epochs(self) -> list[dict[str, Any]]:
-        with contextlib.suppress(InputError):  # read while it is being cut
-            records = read_metrics(self.workdir / "metrics.jsonl")
-            return epochs_of(records)
-        return []
-
-    def cleanup(self) -> None:
-        """Asks the process to save and end."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the training process has checkpoints of its own."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: the training process goes on by itself."""
-
-
-class NoRestart(tune.Callback):
-    """Lets an error of a training process end its trial: the process would only meet it again.
-
-    Tune counts all errors alike, so that the trial has to be out of restarts before it raises.
-    """
-
-    def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:
-        """Called between the result that says "failed" and the error."""
-        if result.get("failed"):
-            trial.run_metadata.num_failures = RESTARTS
-
-
-def _report(epoch: dict[str, Any]) -> dict[str, Any]:
-    return {METRIC: epoch[METRIC], "epoch": epoch["epoch"] + 1}
-
-
-def _end_with_parent() -> None:
-    """In the child: a trial that is killed takes its training process with it (Linux)."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-
-
-def trial_name(config: dict[str, Any]) -> str:
-    """Such as "theta=1e-4,seed=0": the directory of a trial."""
-    parts = [f"{name.split('.')[-1]}={value}" for name, value in config["fields"].items()]
-    parts.append(f"seed={config['seed']}")
-    return config["stage"] + re.sub(r"[^\w.=,+-]", "_", ",".join(parts))
-
-
-def command_line(config: dict[str, Any]) -> list[str]:
-    """The command of a trial."""
-    fields = {**config["fields"], "seed": config["seed"]}
-    start = config["starts"].get(str(config["seed"]))
-    return [
-        sys.executable, "-m", "mcn_jax.main", f"--config={config['config']}",
-        f"--workdir={pathlib.Path(config['out']) / trial_name(config)}",
-        *(f"--config.{name}={value}" for name, value in fields.items()),
-        *([f"--config.init_from={start}"] if start else []),
-        *config["flags"],
-    ]  # fmt: skip
-
-
-def parse_grid(argument: str) -> tuple[str, list[str]]:
-    """ "FIELD=A,B,C" -> (FIELD, [A, B, C]).
-
-    Values that hold commas are divided, or ended, by semicolons: "model.widths=2,4;4,8".
-    """
-    name, equals, values = argument.partition("=")
-    found = values.removesuffix(";").split(";" if ";" in values else ",")
-    if name == "seed":
-        raise InputError("the seeds are given by --seeds")
-    if len(set(found)) < len(found):
-        raise InputError(f"{argument!r} has a value twice")
-    if not equals or not all(found):
-        raise InputError(f"{argument!r} is not of the form FIELD=VALUE,VALUE,...")
-    check_field(name)
-    return name, found
-
-
-def parse_range(argument: str) -> tuple[str, float, float]:
-    """ "FIELD=LOW:HIGH" -> (FIELD, LOW, HIGH)."""
-    match = re.fullmatch(r"([\w.]+)=([^:]+):([^:]+)", argument)
-    form = f"{argument!r} is not of the form FIELD=LOW:HIGH with 0 <= LOW < HIGH"
-    if not match:
-        raise InputError(form)
-    try:
-        low, high = float(match[2]), float(match[3])
-    except ValueError as error:
-        raise InputError(form) from error
-    if not 0 <= low < high < math.inf:
-        raise InputError(form)
-    check_field(match[1])
-    return match[1], low, high
-
-
-def settings(grids: Sequence[str], ranges: Sequence[str], samples: int) -> list[dict[str, str]]:
-    """All settings of a stage, {FIELD: value}: every point of the grids with every draw.
-
-    The draws are the same each time: log-uniform, or uniform where a range begins at zero.
-    """
-    names, values = zip(*map(parse_grid, grids), strict=True) if grids else ((), ())
-    generator = np.random.default_rng(0)
-    draws = []
-    for _ in range(samples if ranges else 1):
-        draw = {}
-        for name, low, high in map(parse_range, ranges):
-            number = generator.uniform(low, high)
-            if low:
-                number = math.exp(generator.uniform(math.log(low), math.log(high)))
-            draw[name] = f"{number:.4g}"
-        draws.append(draw)
-    points = [dict(zip(names, point, strict=True)) for point in itertools.product(*values)]
-    return [point | draw for draw in draws for point in points]
+from mcn_jax.workdir import write_atomically
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -441,23 +263,6 @@ def restorable(directory: pathlib.Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def describe(config: dict[str, Any], *, failed: bool) -> dict[str, Any]:
-    """What sweep.csv says of a trial."""
-    workdir = pathlib.Path(config["out"]) / trial_name(config)
-    result = read_result(workdir)
-    state = "failed" if failed else "ended" if result else "stopped early"
-    fields = config["fields"]
-    return {
-        "fields": fields,
-        "setting": " ".join(f"{name}={value}" for name, value in fields.items()),
-        "seed": config["seed"],
-        "state": state,
-        "accuracy": result["final_test_accuracy"] if result else None,
-        "workdir": str(workdir),
-        "command": command_line(config),
-    }
 
 
 def best_setting(trials: list[dict[str, Any]]) -> str:

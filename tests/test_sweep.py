@@ -22,23 +22,24 @@ ROOT = pathlib.Path(__file__).parents[1]
 pytest.importorskip("ray", reason="pip install -r launch/requirements.txt")
 sys.path.insert(0, str(ROOT / "launch"))
 import sweep  # noqa: E402
+from search_space import settings  # noqa: E402
 
 
 def test_settings_are_every_point_with_every_draw():
     grids = ["loss.theta=0,1e-4", "model.widths=2,4;4,8"]
-    points = sweep.settings(grids, [], samples=1)
+    points = settings(grids, [], samples=1)
     assert points == [
         {"loss.theta": theta, "model.widths": widths}
         for theta in ("0", "1e-4")
         for widths in ("2,4", "4,8")
     ]
-    assert sweep.settings([], [], samples=3) == [{}]
-    drawn = sweep.settings(grids[:1], ["optimizer.learning_rate=1e-3:1"], samples=20)
+    assert settings([], [], samples=3) == [{}]
+    drawn = settings(grids[:1], ["optimizer.learning_rate=1e-3:1"], samples=20)
     assert len(drawn) == 40
     rates = [float(point["optimizer.learning_rate"]) for point in drawn]
     assert rates[0::2] == rates[1::2]  # the same draws at every point of the grid
     assert 1e-3 <= min(rates) < 1e-2 < max(rates) <= 1
-    assert drawn == sweep.settings(grids[:1], ["optimizer.learning_rate=1e-3:1"], samples=20)
+    assert drawn == settings(grids[:1], ["optimizer.learning_rate=1e-3:1"], samples=20)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_settings_are_every_point_with_every_draw():
 )
 def test_arguments_that_make_no_sense(grids, ranges, message):
     with pytest.raises(InputError, match=message):
-        sweep.settings(grids, ranges, samples=1)
+        settings(grids, ranges, samples=1)
 
 
 def test_the_best_setting_has_all_its_seeds():
