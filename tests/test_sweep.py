@@ -1,4 +1,4 @@
-"""launch/sweep.py: what its arguments mean, and a real sweep on Ray Tune whose parts are killed."""
+"""Sweeps: what their arguments mean, and real ones on Ray Tune whose parts are killed."""
 
 import contextlib
 import csv
