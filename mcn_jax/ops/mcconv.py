@@ -140,9 +140,9 @@ def mcconv(
         [N, Y', X', H*K].
 
     Raises:
-        ValueError: for shapes that do not fit each other and for unknown names.
+        ValueError: for shapes that do not fit each other or leave no output, and for unknown names.
     """
-    _check_shapes(features, latent_filters, m_filters)
+    _check_shapes(features, latent_filters, m_filters, padding)
     for name, value, allowed in (
         ("padding", padding, PADDINGS),
         ("m_gradient", m_gradient, M_GRADIENTS),
@@ -180,7 +180,9 @@ def _mcconv_bwd(spec, residuals, cotangent):
 _mcconv.defvjp(_mcconv_fwd, _mcconv_bwd)
 
 
-def _check_shapes(features: jax.Array, latent_filters: jax.Array, m_filters: jax.Array) -> None:
+def _check_shapes(
+    features: jax.Array, latent_filters: jax.Array, m_filters: jax.Array, padding: str
+) -> None:
     if features.ndim != 4 or latent_filters.ndim != 4 or m_filters.ndim != 3:
         raise ValueError(
             "MCconv takes features [N, Y, X, G*K], latent filters [W, W, G*K, H] and M-filters"
@@ -198,3 +200,9 @@ def _check_shapes(features: jax.Array, latent_filters: jax.Array, m_filters: jax
         raise ValueError(f"{features.shape[-1]} channels of features for filters of {channels}")
     if channels % planes:
         raise ValueError(f"{channels} channels are no whole number of maps of {planes} planes")
+    too_small = padding == "VALID" and min(features.shape[1:3]) < height
+    if too_small or features.size == 0:
+        raise ValueError(
+            f"features of shape {features.shape} leave no output of {height}x{width} taps and"
+            f" padding {padding}"
+        )

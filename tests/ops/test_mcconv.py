@@ -139,6 +139,8 @@ def test_bfloat16_features_with_float32_filters():
         ({"taps": 2}, "filters of 2x2 taps: MCconv needs an odd square"),
         ({"drop_channel": True}, "7 channels of features for filters of 8"),
         ({"planes_of_m": 3}, "8 channels are no whole number of maps of 3 planes"),
+        ({"images": 0}, r"features of shape \(0, .*leave no output of 3x3 taps"),
+        ({"pixels": 2, "padding": "VALID"}, r"shape \(.*, 2, .*leave no output .* padding VALID"),
     ],
 )
 def test_wrong_arguments_are_refused(change, message):
@@ -147,5 +149,6 @@ def test_wrong_arguments_are_refused(change, message):
         features = features[..., 1:]
     if planes := change.pop("planes_of_m", None):
         m = m[..., :planes]
+    features = features[: change.pop("images", None), :, : change.pop("pixels", None)]
     with pytest.raises(ValueError, match=message):
         mcconv(features, latent, None, m, **change)
