@@ -10,7 +10,7 @@ from mcn_jax.ops.chunks import images_at_a_time
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # Of the input, and at least as many as pixels: there XLA's gradient of filters took no more time
-# than the product of patches on a CPU with AVX-512, and less memory.
+# and memory than the product of patches, in float32 on a CPU with AVX-512.
 MANY_CHANNELS = 128
 
 

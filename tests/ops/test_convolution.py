@@ -56,13 +56,15 @@ def test_filter_gradient(shape, taps, strides, padding, images_a_chunk, monkeypa
     np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("taps", [1, 3])
 @pytest.mark.parametrize("channels", [1, convolution.MANY_CHANNELS])
-def test_half_precision_is_summed_in_float32(channels):
+def test_half_precision_is_summed_in_float32(channels, taps):
     # In bfloat16 a running sum of ones stands still at 256.
     features = jnp.ones((64, 8, 8, channels), jnp.bfloat16)
-    gradient = convolution.filter_gradient(features, features, (1, 1), (1, 1), "SAME")
+    cotangent = jnp.ones((64, 9 - taps, 9 - taps, 5), jnp.bfloat16)
+    gradient = convolution.filter_gradient(features, cotangent, (taps, taps), (1, 1), "VALID")
     assert gradient.dtype == jnp.bfloat16
-    assert (gradient == 64 * 8 * 8).all()
+    assert (gradient == 64 * (9 - taps) ** 2).all()
 
 
 def test_other_backends_take_the_convolution():

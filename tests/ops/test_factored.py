@@ -185,7 +185,7 @@ def test_chunks_divide_the_batch_and_fit(images, image_bytes, at_least, expected
     assert chunks.images_at_a_time(images, image_bytes, at_least=at_least) == expected
 
 
-@pytest.mark.parametrize(("images", "expected"), [(16, 16), (32, 8)])
+@pytest.mark.parametrize(("images", "expected"), [(19, 19), (20, 10)])
 def test_a_batch_is_cut_only_if_it_needs_more_than_three_times_q(images, expected):
     features, filters, m_TK = (jnp.zeros(s) for s in ((images, 8, 8, 256), (3, 3, 256, 64), (9, 4)))
     taps = factored._taps((8, 8), (3, 3), (1, 1), "SAME")
