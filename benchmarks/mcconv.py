@@ -153,7 +153,7 @@ def print_table(records: list[dict[str, Any]], *, has_targets: bool) -> None:
         "direct", "factored", "factored / direct", "auto", "auto / ordinary", "asked",
     )  # fmt: skip
     for record in records:
-        shape = Shape(**{name: record[name] for name in Shape._fields})
+        shape = Shape.of(record)
         forward = record["forward"]["over_ordinary"]
         whole = record["with gradient"]["over_ordinary"]
         form = record["form"]

@@ -1,17 +1,17 @@
 """The tables of benchmarks in Markdown, made from the records under results/benchmarks/."""
 
-import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from markdown_tables import RESULTS, read, short_revision
+from markdown_tables import read, short_revision
 
 from mcn_jax import runs
 
 # Under results/, of benchmarks that were run on two cores of two machines.
 MACHINES = ("benchmarks", "benchmarks/epyc")
 MEASURED_ON_ALL = ("mcconv", "step", "roofline")
-REPEATED = "benchmarks/repeated"
+# The run of benchmarks/mcconv.py on the first machine that chose the forms.
+TUNING = ("benchmarks/repeated", "mcconv_tuning.json")
 
 
 def input_table() -> str:
@@ -220,13 +220,8 @@ def machines_table() -> str:
         links = ", ".join(_link(place, f"{name}.json") for name in MEASURED_ON_ALL)
         machine = f"{layers['cpu']}, {peaks['peak']['flops'] / 1e9:.0f} GFLOP/s"
         lines.append(f"| {machine} | {' | '.join(cells)} | {links} |")
-    for path in repeated_records():
-        layers = read(REPEATED, path.name)
-        cells = [f"{ratio:.2f}" for ratio in _asked_ratios(layers)]
-        link = _link(REPEATED, path.name)
-        lines.append(
-            f"| the first, the run that chose the forms | {' | '.join(cells)} | | | | {link} |"
-        )
+    ratios = " | ".join(f"{ratio:.2f}" for ratio in _asked_ratios(read(*TUNING)))
+    lines.append(f"| the first, the run that chose the forms | {ratios} | | | | {_link(*TUNING)} |")
     return "\n".join(
         [
             "| machine, its best matrix product | 16-16, 32x32 | 32-32, 16x16 | 64-64, 8x8"
@@ -241,11 +236,6 @@ def machines_table() -> str:
 def _link(place: str, name: str) -> str:
     revision = short_revision(read(place, name)["git_revision"])
     return f"[{name.removesuffix('.json')}](../results/{place}/{name}) {revision}"
-
-
-def repeated_records() -> list[pathlib.Path]:
-    """Of benchmarks/mcconv.py, run again on the first machine."""
-    return sorted((RESULTS / REPEATED).iterdir())
 
 
 def _asked_ratios(record: dict[str, Any]) -> list[float]:

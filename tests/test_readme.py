@@ -16,6 +16,7 @@ import packing
 import pytest
 import records
 import step
+from benchmark_tables import TUNING
 
 from mcn_jax.ops.fastest import TABLE, Shape, fastest_form, parse
 
@@ -63,16 +64,13 @@ def test_the_figures_that_compare_records_are_drawn_and_shown(tmp_path):
 
 
 def layer_records():
-    paths = [f"{machine}/mcconv.json" for machine in benchmark_tables.MACHINES]
-    return paths + [
-        f"{benchmark_tables.REPEATED}/{path.name}" for path in benchmark_tables.repeated_records()
-    ]
+    return [(machine, "mcconv.json") for machine in benchmark_tables.MACHINES] + [TUNING]
 
 
-@pytest.mark.parametrize("path", layer_records())
-def test_layers_are_as_fast_as_is_asked(path):
-    for layer in markdown_tables.read(*path.rsplit("/", 1))["layers"]:
-        shape = Shape(**{name: layer[name] for name in Shape._fields})
+@pytest.mark.parametrize("record", layer_records(), ids="/".join)
+def test_layers_are_as_fast_as_is_asked(record):
+    for layer in markdown_tables.read(*record)["layers"]:
+        shape = Shape.of(layer)
         asked = mcconv.TARGETS.get(shape, mcconv.TARGET_ELSEWHERE)
         # What auto took then, and what it takes now.
         for form in (layer["form"], fastest_form("cpu", "float32", shape)):
@@ -82,10 +80,9 @@ def test_layers_are_as_fast_as_is_asked(path):
 
 
 def test_the_forms_are_those_of_the_run_that_chose_them():
-    [path] = benchmark_tables.repeated_records()
     measured = {
-        Shape(**{name: layer[name] for name in Shape._fields}): mcconv.faster_form(layer)
-        for layer in json.loads(path.read_text())["layers"]
+        Shape.of(layer): mcconv.faster_form(layer)
+        for layer in markdown_tables.read(*TUNING)["layers"]
     }
     table = parse(json.loads(TABLE.read_text()))
     assert dict(table["cpu", "float32"]) == measured
@@ -93,7 +90,7 @@ def test_the_forms_are_those_of_the_run_that_chose_them():
 
 def test_auto_takes_what_the_tables_say():
     for layer in markdown_tables.read("benchmarks", "mcconv.json")["layers"]:
-        shape = Shape(**{name: layer[name] for name in Shape._fields})
+        shape = Shape.of(layer)
         assert layer["form"] == fastest_form("cpu", "float32", shape)
 
 

@@ -8,7 +8,7 @@ import json
 import math
 import pathlib
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 TABLE = pathlib.Path(__file__).with_name("fastest.json")
 # The form where nothing was measured: on another platform, or in another dtype.
@@ -23,6 +23,11 @@ class Shape(NamedTuple):
     planes: int
     size: int
     stride: int
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Self:
+        """That of a record which has these fields among others."""
+        return cls(**{name: record[name] for name in cls._fields})
 
     def distance(self, other: "Shape") -> float:
         """Octaves between two shapes. Those of K count most: the fewer planes share a filter, the
@@ -63,6 +68,5 @@ def parse(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, str], list[tuple[Sh
     """{(platform, dtype): [(shape, form), ...]} of the rows of `fastest.json`."""
     table: dict[tuple[str, str], list[tuple[Shape, str]]] = {}
     for row in rows:
-        shape = Shape(**{name: row[name] for name in Shape._fields})
-        table.setdefault((row["platform"], row["dtype"]), []).append((shape, row["form"]))
+        table.setdefault((row["platform"], row["dtype"]), []).append((Shape.of(row), row["form"]))
     return table
