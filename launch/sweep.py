@@ -92,7 +92,11 @@ def make_parser() -> argparse.ArgumentParser:
         type=float,
         help="default: 1 where Ray finds a GPU, else 0; a trial sees no other GPUs",
     )
-    add("--ray_address", help="of a running cluster, or auto; without it, this machine")
+    add(
+        "--ray_address",
+        help="of a running cluster, or auto, whose machines have this checkout at the same path;"
+        " without it, this machine",
+    )
     add("flags", nargs="*", help="of all trials, after --")
     return parser
 

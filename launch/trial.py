@@ -11,15 +11,12 @@ import sys
 import time
 from typing import Any
 
-import ray
 from ray import tune
 
 from mcn_jax.errors import InputError
 from mcn_jax.metrics import epochs_of
 from mcn_jax.workdir import read_metrics, read_result
 
-# With `Training` all of this goes to a worker, which may not find the file.
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 METRIC = "test_accuracy"
 POLL_SECONDS = 0.5
 RESTARTS = 5  # of one trial, before the sweep gives it up
