@@ -112,6 +112,8 @@ def test_networks_trained_on_colours_agree(
     )  # fmt: skip
     train_and_evaluate(config, tmp_path / "run")
     result = export.export(tmp_path / "run", tmp_path / "out", "float32", {})
+    # It has learned something, so that the agreement is not that of constants.
+    assert result["checkpoint"]["accuracy"] > 0.5
     for file in ("model.safetensors", "model.onnx"):
         assert result[file]["difference"] <= 1e-4
         assert result[file]["accuracy"] == result["checkpoint"]["accuracy"]
@@ -137,7 +139,7 @@ def compare_classes(workdir, out):
     examples = predictor.open_test_split(members[workdir.name], {})
     logits, _ = predictor.run_all(members, examples, 100)
     expected = logits.pop(workdir.name)
-    assert np.std(expected, axis=0).min() > 1e-3  # the agreement is not that of constants
+    assert np.std(expected, axis=0).min() > 1e-3  # the images matter
     assert len(logits) == 2
     for values in logits.values():
         assert_same_classes(values, expected)
