@@ -22,9 +22,9 @@ import rich.console
 import rich.table
 from measure import ROOT, add_out, write
 
-from mcn_jax.checkpoint import Checkpoints
-from mcn_jax.stopping import EXIT_CODE
-from mcn_jax.workdir import read_metrics
+from mcn_jax.training.stopping import EXIT_CODE
+from mcn_jax.workdirs.checkpoint import Checkpoints
+from mcn_jax.workdirs.files import read_metrics
 
 FLAGS = (
     "--config=configs/digits.py", "--config.model.widths=(2,4)",

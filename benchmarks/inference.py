@@ -23,12 +23,13 @@ import rich.table
 from measure import ROOT, add_out, alternated, ratio, write
 from networks import load
 
-from mcn_jax import models, predictor
+from mcn_jax import models
 from mcn_jax.config import Config
-from mcn_jax.data import DATASETS
-from mcn_jax.model_file import Model, network_of, packed_tensors, read_model, write_model
-from mcn_jax.model_header import InputImages
-from mcn_jax.onnx_graph import write_onnx
+from mcn_jax.data.facts import DATASETS
+from mcn_jax.deploy import predictor
+from mcn_jax.deploy.header import InputImages
+from mcn_jax.deploy.model_file import Model, network_of, packed_tensors, read_model, write_model
+from mcn_jax.deploy.onnx_graph import write_onnx
 
 CONFIG = ROOT / "configs" / "cifar10_20_16_16_32_64.py"
 WIDTHS = ((4, 4, 8, 16), (16, 16, 32, 64), (16, 32, 64, 128))

@@ -29,9 +29,11 @@ from PIL import Image
 
 from mcn_jax import parallel
 from mcn_jax.config import Config, DataConfig
-from mcn_jax.data import images, make_source, open_dataset
+from mcn_jax.data import images
+from mcn_jax.data.dataset import open_dataset
+from mcn_jax.data.sources import make_source
 from mcn_jax.seeds import Purpose, example_generators
-from mcn_jax.steps import step_inputs
+from mcn_jax.training.steps import step_inputs
 
 SIZE, MIN_AREA = 224, 0.08
 

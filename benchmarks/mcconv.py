@@ -26,7 +26,7 @@ from mcn_jax.ops import kmeans_centers
 from mcn_jax.ops.costs import multiply_adds
 from mcn_jax.ops.fastest import TABLE, Shape, fastest_form
 from mcn_jax.ops.mcconv import mcconv
-from mcn_jax.workdir import write_atomically
+from mcn_jax.workdirs.files import write_atomically
 
 CIFAR_WIDTHS = (
     (4, 4, 8, 16), (16, 16, 32, 64), (16, 32, 64, 128), (32, 64, 128, 256), (64, 64, 128, 256),

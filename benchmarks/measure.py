@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from mcn_jax.workdir import environment, write_atomically
+from mcn_jax.workdirs.files import environment, write_atomically
 
 ROOT = pathlib.Path(__file__).parents[1]
 WARM_UP = 2

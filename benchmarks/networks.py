@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from mcn_jax import models, optim
+from mcn_jax import models
 from mcn_jax.config import Config, from_config_dict, load_config_file
-from mcn_jax.data import DATASETS
 from mcn_jax.data.batches import Batch, Split
-from mcn_jax.state import create_state
-from mcn_jax.steps import StepSettings, train_step, train_steps
+from mcn_jax.data.facts import DATASETS
+from mcn_jax.training import optim
+from mcn_jax.training.state import create_state
+from mcn_jax.training.steps import StepSettings, train_step, train_steps
 
 
 class TrainingStep:

@@ -12,7 +12,7 @@ import matplotlib.figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from mcn_jax.config import from_config_dict, load_config_file
-from mcn_jax.data import DATASETS
+from mcn_jax.data.facts import DATASETS
 from mcn_jax.models import make_model
 
 HERE = pathlib.Path(__file__).parent

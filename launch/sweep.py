@@ -39,8 +39,8 @@ from trial import METRIC, RESTARTS, NoRestart, Training, describe
 
 from mcn_jax import report
 from mcn_jax.errors import InputError
-from mcn_jax.stopping import EXIT_CODE
-from mcn_jax.workdir import write_atomically
+from mcn_jax.training.stopping import EXIT_CODE
+from mcn_jax.workdirs.files import write_atomically
 
 
 def make_parser() -> argparse.ArgumentParser:

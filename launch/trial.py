@@ -14,8 +14,8 @@ from typing import Any
 from ray import tune
 
 from mcn_jax.errors import InputError
-from mcn_jax.metrics import epochs_of
-from mcn_jax.workdir import read_metrics, read_result
+from mcn_jax.training.metrics import epochs_of
+from mcn_jax.workdirs.files import read_metrics, read_result
 
 METRIC = "test_accuracy"
 POLL_SECONDS = 0.5

@@ -1,7 +1,9 @@
-"""What users are told of: the error that commands report as one line, and no warnings of others."""
+"""Errors that commands report as one line, the checks that raise them, and silenced warnings."""
 
 import contextlib
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from absl import logging
 
@@ -27,3 +29,22 @@ def without_warnings() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean X?" for the nearest known name, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def require(holds: bool, field: str, value: Any, message: str) -> None:
+    """Raises InputError "config.FIELD=VALUE MESSAGE" unless a condition holds."""
+    if not holds:
+        raise InputError(f"config.{field}={value!r} {message}")
+
+
+def require_one_of(field: str, value: str, allowed: Iterable[str]) -> None:
+    """Raises InputError with the allowed names and the nearest unless a value is one of them."""
+    allowed = list(allowed)
+    nearest = did_you_mean(value, allowed)
+    require(value in allowed, field, value, f"must be one of {', '.join(allowed)}{nearest}")

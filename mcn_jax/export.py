@@ -5,11 +5,8 @@ ceil(log2 U) bits, then reads both back, runs them on the test split and prints 
 how well they do. WORKDIR is only read; WORKDIR/checkpoints/STEP names an earlier checkpoint.
 """
 
-import argparse
-import dataclasses
 import json
 import pathlib
-import sys
 from typing import Any
 
 import numpy as np
@@ -17,14 +14,13 @@ import rich.console
 import rich.markup
 import rich.table
 
-from mcn_jax import model_file, predictor
-from mcn_jax.errors import InputError
-from mcn_jax.evaluate import add_places, places
-from mcn_jax.model_file import model_of, read_model, write_model
-from mcn_jax.model_header import DENSE
-from mcn_jax.onnx_graph import write_onnx
-from mcn_jax.trained import read_trained
-from mcn_jax.workdir import environment
+from mcn_jax.command_line import add_places, make_parser, one_line_errors, places
+from mcn_jax.deploy import model_file, predictor
+from mcn_jax.deploy.model_file import model_of, read_model, write_model
+from mcn_jax.deploy.onnx import write_onnx
+from mcn_jax.layers.dense import FORMATS
+from mcn_jax.workdirs.files import environment
+from mcn_jax.workdirs.trained import read_trained
 
 
 def export(
@@ -35,7 +31,7 @@ def export(
     Args:
         workdir: of the run, or a checkpoint in it.
         out: a directory, created if absent.
-        dense: how kernels of dense layers are stored, a name in `DENSE`.
+        dense: how kernels of dense layers are stored, a name in `FORMATS`.
         data: fields of `DataConfig` that say where the data lie now.
 
     Returns:
@@ -82,7 +78,7 @@ def export(
 
 def _print_json(result: dict[str, Any]) -> None:
     model = result["model"]
-    described = {"network": dataclasses.asdict(model.network), "provenance": model.provenance}
+    described = {"network": model.network.to_json(), "provenance": model.provenance}
     measured = {name: value for name, value in result.items() if name != "model"}
     print(json.dumps(described | measured | {"exported_by": environment()}, indent=2))
 
@@ -117,27 +113,21 @@ def _ratio(float32: int, there: int) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Exports one run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mcn_jax.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("export", __doc__)
     parser.add_argument("workdir", type=pathlib.Path, help="of a run, such as runs/digits")
     parser.add_argument("out", type=pathlib.Path, help="directory that gets the files")
     parser.add_argument(
-        "--dense", default="float32", choices=DENSE, help="how kernels of dense layers are stored"
+        "--dense", default="float32", choices=FORMATS, help="how kernels of dense layers are stored"
     )
     parser.add_argument("--json", action="store_true", help="print numbers instead of tables")
     add_places(parser)
     options = parser.parse_args(arguments)
-    try:
+    with one_line_errors("export"):
         result = export(options.workdir, options.out, options.dense, places(options))
         if options.json:
             _print_json(result)
         else:
             _print(result, options.out)
-    except (InputError, OSError) as error:
-        sys.exit(f"mcn_jax.export: error: {error}")
 
 
 if __name__ == "__main__":

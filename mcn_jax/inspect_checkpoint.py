@@ -9,25 +9,21 @@ import argparse
 import io
 import json
 import pathlib
-import sys
 
 import numpy as np
 import rich.console
 
+from mcn_jax.command_line import make_parser, one_line_errors
 from mcn_jax.errors import InputError
-from mcn_jax.inspection.measures import compare, describe
-from mcn_jax.inspection.network import array_of, inspect
-from mcn_jax.inspection.tables import comparison_table, tables
-from mcn_jax.workdir import write_atomically, write_bytes_atomically
+from mcn_jax.reports.inspected import array_of, inspect
+from mcn_jax.reports.inspection_tables import comparison_table, tables
+from mcn_jax.reports.measures import compare, describe
+from mcn_jax.workdirs.files import write_atomically, write_bytes_atomically
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Shows one network."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mcn_jax.inspect_checkpoint",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("inspect_checkpoint", __doc__)
     parser.add_argument("path", help="work directory, checkpoint or .safetensors file")
     parser.add_argument("--compare", metavar="OTHER", help="how each layer differs from OTHER's")
     instead = parser.add_mutually_exclusive_group()
@@ -40,10 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
         help="write an array, such as conv_1/binary_filters, or layers/3/binary_filters",
     )  # fmt: skip
     options = parser.parse_args(arguments)
-    try:
+    with one_line_errors("inspect_checkpoint"):
         _show(options)
-    except (InputError, OSError) as error:
-        sys.exit(f"mcn_jax.inspect_checkpoint: error: {error}")
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -65,7 +59,7 @@ def _show(options: argparse.Namespace) -> None:
     if options.compare:
         description["compare"] = compare(inspect(options.compare), inspected)
     if options.html:
-        from mcn_jax.inspection.page import page  # draws, which is slow to import
+        from mcn_jax.reports.page import page  # draws, which is slow to import
 
         write_atomically(options.html, page(inspected, description))
         print(f"{options.html} is written")

@@ -15,11 +15,15 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mcn_jax import hosts, metrics, parallel
-from mcn_jax.config import Config, check_field, from_config_dict, validate
+from mcn_jax import parallel
+from mcn_jax.command_line import error_line
+from mcn_jax.config import Config, check_field, from_config_dict
 from mcn_jax.errors import InputError, first_line
-from mcn_jax.stopping import EXIT_CODE, Stopped
-from mcn_jax.train import train_and_evaluate
+from mcn_jax.reports.run_pictures import draw_run
+from mcn_jax.training import hosts, metrics
+from mcn_jax.training.checks import validate
+from mcn_jax.training.run import train_and_evaluate
+from mcn_jax.training.stopping import EXIT_CODE, Stopped
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file in configs/. Its fields are set by --config.FIELD=VALUE."
@@ -63,12 +67,12 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _check_arguments(argv[1:])
         return flags.FLAGS(argv)
     except InputError as error:
-        sys.exit(f"mcn_jax: error: {error}")
+        sys.exit(error_line("main", error))
     except (flags.Error, AttributeError) as error:
         # A config file that sets an unknown field is an AttributeError; for one that sets a wrong
         # type the message holds a traceback, of which the last line says what is wrong.
         lines = str(error).strip().splitlines()
-        sys.exit(f"mcn_jax: error: {' '.join(dict.fromkeys((lines[0], lines[-1])))}")
+        sys.exit(error_line("main", " ".join(dict.fromkeys((lines[0], lines[-1])))))
 
 
 def _load_config() -> tuple[Config, pathlib.Path]:
@@ -81,7 +85,7 @@ def _load_config() -> tuple[Config, pathlib.Path]:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"mcn_jax: error: {message}", file=sys.stderr, flush=True)
+    print(error_line("main", message), file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
         os._exit(1)  # an ordinary exit would wait for the other processes, and they for this one
     sys.exit(1)
@@ -99,8 +103,10 @@ def main(argv: list[str]) -> None:
         )
         jax.config.update("jax_enable_x64", "float64" in (config.dtype, config.param_dtype))
         result = train_and_evaluate(config, workdir, profile=_PROFILE.value)
+        if parallel.is_primary():
+            draw_run(workdir)
     except Stopped as stopped:
-        print(f"mcn_jax: {stopped}", file=sys.stderr)
+        print(f"mcn_jax.main: {stopped}", file=sys.stderr)
         sys.exit(EXIT_CODE)
     except (InputError, FloatingPointError, OSError) as error:
         _fail(str(error))

@@ -5,11 +5,9 @@ or one of its checkpoints (WORKDIR/checkpoints/STEP). An image of another size t
 cut to its center and resized.
 """
 
-import argparse
 import io
 import json
 import pathlib
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,11 +17,12 @@ import rich.markup
 import rich.progress
 from PIL import Image
 
+from mcn_jax.command_line import add_batch_size, check_batch_size, make_parser, one_line_errors
 from mcn_jax.data import images as image_ops
+from mcn_jax.deploy.header import InputImages
+from mcn_jax.deploy.predictor import Predictor, logits_of, open_predictor
 from mcn_jax.errors import InputError
-from mcn_jax.evaluate import probabilities
-from mcn_jax.model_header import InputImages
-from mcn_jax.predictor import Predictor, logits_of, open_predictor
+from mcn_jax.training.evaluation import probabilities
 
 TOP = 5
 
@@ -113,26 +112,16 @@ def predictions(
 
 def main(arguments: list[str] | None = None) -> None:
     """Predicts the classes of some images."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mcn_jax.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("predict", __doc__)
     parser.add_argument(
         "model", help="a .safetensors or .onnx file, a work directory, a checkpoint"
     )
     parser.add_argument("images", nargs="+", type=pathlib.Path, help="images, directories of them")
-    parser.add_argument("--json", action="store_true", help="print a JSON object a line")
-    parser.add_argument(
-        "--batch_size",
-        type=int,
-        default=64,
-        help="images at once; default 64, of large images fewer",
-    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+    add_batch_size(parser, 64)
     options = parser.parse_args(arguments)
-    try:
-        if options.batch_size < 1:
-            raise InputError(f"--batch_size={options.batch_size} must be at least 1")
+    with one_line_errors("predict"):
+        check_batch_size(options)
         paths = find_images(options.images)
         found = predictions(open_predictor(options.model), paths, options.batch_size)
         progress = rich.console.Console(stderr=True)
@@ -154,8 +143,6 @@ def main(arguments: list[str] | None = None) -> None:
             # A path need not be UTF-8, nor the terminal.
             shown = line.encode(console.encoding, "backslashreplace").decode(console.encoding)
             console.print(rich.markup.escape(shown))
-    except (InputError, OSError) as error:
-        sys.exit(f"mcn_jax.predict: error: {error}")
 
 
 if __name__ == "__main__":

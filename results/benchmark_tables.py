@@ -5,7 +5,7 @@ from typing import Any
 
 from markdown_tables import read, short_revision
 
-from mcn_jax import runs
+from mcn_jax.reports import runs
 
 # Under results/, of benchmarks that were run on two cores of two machines.
 MACHINES = ("benchmarks", "benchmarks/epyc")

@@ -4,8 +4,9 @@ import json
 import pathlib
 import statistics
 
-from mcn_jax import report, runs
-from mcn_jax.runs import group_runs, read_run
+from mcn_jax import report
+from mcn_jax.reports import runs
+from mcn_jax.reports.runs import group_runs, read_run
 
 RESULTS = pathlib.Path(__file__).parent
 

@@ -30,10 +30,11 @@ from benchmark_tables import (
 )
 from markdown_tables import RESULTS, exports_table, results_table, sweep_table
 
-from mcn_jax import figures, report
+from mcn_jax import report
 from mcn_jax.config import DataConfig
-from mcn_jax.runs import group_runs, read_run
-from mcn_jax.workdir import read_metrics
+from mcn_jax.reports import figures
+from mcn_jax.reports.runs import group_runs, read_run
+from mcn_jax.workdirs.files import read_metrics
 
 # {file under results/: (which figure of a report, of these records)}
 COMPARISONS = {

@@ -71,7 +71,7 @@ def report_runs(data_dir, tmp_path_factory):
 
     from mcn_jax import parallel
     from mcn_jax.config import BinarizeConfig, LossConfig
-    from mcn_jax.train import train_and_evaluate
+    from mcn_jax.training.run import train_and_evaluate
     from small_runs import digits_config
 
     base = digits_config(data_dir, num_epochs=2, binarize=BinarizeConfig(start_epoch=0))

@@ -7,8 +7,8 @@ import numpy as np
 
 from mcn_jax import models
 from mcn_jax.config import BinarizeConfig, Config, ModelConfig
-from mcn_jax.model_file import Model, network_of, packed_tensors
-from mcn_jax.model_header import InputImages
+from mcn_jax.deploy.header import InputImages
+from mcn_jax.deploy.model_file import Model, network_of, packed_tensors
 
 CLASSES = 5
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mcn_jax import models, optim
+from mcn_jax import models
 from mcn_jax.config import (
     BinarizeConfig,
     Config,
@@ -15,10 +15,12 @@ from mcn_jax.config import (
     ModelConfig,
     OptimizerConfig,
 )
-from mcn_jax.data import DATASETS, open_dataset
 from mcn_jax.data.batches import Split
-from mcn_jax.state import create_state
-from mcn_jax.steps import StepSettings
+from mcn_jax.data.dataset import open_dataset
+from mcn_jax.data.facts import DATASETS
+from mcn_jax.training import optim
+from mcn_jax.training.state import create_state
+from mcn_jax.training.steps import StepSettings
 
 STEPS_PER_EPOCH = 44
 

@@ -8,10 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from mcn_jax import checkpoint
-from mcn_jax.checkpoint import Checkpoints, DamagedCheckpointError, named_leaves, saved_steps
 from mcn_jax.errors import InputError
-from mcn_jax.train import restore_last
+from mcn_jax.training.run import restore_last
+from mcn_jax.workdirs import checkpoint
+from mcn_jax.workdirs.checkpoint import (
+    Checkpoints,
+    DamagedCheckpointError,
+    named_leaves,
+    saved_steps,
+)
 from small_runs import digits_config, step_arguments
 
 

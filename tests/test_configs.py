@@ -12,11 +12,11 @@ import pytest
 
 from mcn_jax import models
 from mcn_jax.config import Config, flatten, from_config_dict, load_config_file, validate
-from mcn_jax.data import DATASETS
 from mcn_jax.data.batches import Batch, Split
+from mcn_jax.data.facts import DATASETS
 from mcn_jax.errors import InputError
-from mcn_jax.state import create_state
-from mcn_jax.steps import train_step
+from mcn_jax.training.state import create_state
+from mcn_jax.training.steps import train_step
 from small_runs import train_step_arguments
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"

@@ -9,7 +9,7 @@ from mcn_jax import export, parallel
 from mcn_jax.data.sources import eval_batches
 from mcn_jax.evaluate import evaluate, measures
 from mcn_jax.evaluate import main as command
-from mcn_jax.steps import eval_step
+from mcn_jax.training.steps import eval_step
 from small_runs import digits_config, random_split, step_arguments
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from exported import random_images, random_model
-from mcn_jax.model_file import read_model, write_model
-from mcn_jax.predictor import of_model
+from mcn_jax.deploy.model_file import read_model, write_model
+from mcn_jax.deploy.predictor import of_model
 
 READER = pathlib.Path(__file__).parents[1] / "examples" / "read_model.py"
 

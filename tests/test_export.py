@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mcn_jax import evaluate, export, model_file, predict, predictor
+from mcn_jax import evaluate, export, predict
 from mcn_jax.config import BinarizeConfig, DataConfig, ModelConfig
-from mcn_jax.data import open_dataset
+from mcn_jax.data.dataset import open_dataset
+from mcn_jax.deploy import model_file, predictor
+from mcn_jax.deploy.model_file import read_model
 from mcn_jax.errors import InputError
-from mcn_jax.model_file import read_model
-from mcn_jax.train import train_and_evaluate
-from mcn_jax.trained import read_trained
+from mcn_jax.training.run import train_and_evaluate
+from mcn_jax.workdirs.trained import read_trained
 from small_runs import digits_config
 
 READER = pathlib.Path(__file__).parents[1] / "examples" / "read_model.py"

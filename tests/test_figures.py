@@ -3,8 +3,8 @@ import statistics
 import numpy as np
 import pytest
 
-from mcn_jax import figures
-from mcn_jax.workdir import read_metrics
+from mcn_jax.reports import figures
+from mcn_jax.workdirs.files import read_metrics
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from mcn_jax.health import filter_health, latent_filters_of
 from mcn_jax.layers import modulated_layers
+from mcn_jax.training.health import filter_health, latent_filters_of
 
 
 def layer(latent_filters, m_filters):

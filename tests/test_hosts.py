@@ -15,12 +15,12 @@ import jax
 import numpy as np
 import pytest
 
-from mcn_jax import hosts
-from mcn_jax.checkpoint import Checkpoints, named_leaves, saved_steps
 from mcn_jax.config import from_config_dict
 from mcn_jax.errors import InputError
-from mcn_jax.stopping import EXIT_CODE
-from mcn_jax.workdir import read_metrics
+from mcn_jax.training import hosts
+from mcn_jax.training.stopping import EXIT_CODE
+from mcn_jax.workdirs.checkpoint import Checkpoints, named_leaves, saved_steps
+from mcn_jax.workdirs.files import read_metrics
 from small_runs import relative_distance, step_arguments
 
 ROOT = pathlib.Path(__file__).parents[1]

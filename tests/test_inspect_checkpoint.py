@@ -12,13 +12,13 @@ import pytest
 
 from exported import random_model
 from mcn_jax import ops
+from mcn_jax.deploy.model_file import write_model
 from mcn_jax.errors import InputError
 from mcn_jax.inspect_checkpoint import main
-from mcn_jax.inspection.measures import compare, describe, output_pixels
-from mcn_jax.inspection.network import array_of, inspect
-from mcn_jax.inspection.page import page
-from mcn_jax.model_file import write_model
-from mcn_jax.workdir import read_metrics
+from mcn_jax.reports.inspected import array_of, inspect
+from mcn_jax.reports.measures import compare, describe, output_pixels
+from mcn_jax.reports.page import page
+from mcn_jax.workdirs.files import read_metrics
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import paper
-from mcn_jax import losses
 from mcn_jax.data.augment import Inputs
+from mcn_jax.training import losses
 
 LOGITS = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, 2.0]])
 LABELS = np.array([0, 2])

@@ -13,10 +13,10 @@ import time
 import numpy as np
 import pytest
 
-from mcn_jax.checkpoint import Checkpoints, saved_steps
 from mcn_jax.config import from_config_dict
 from mcn_jax.data.mnist import FILES
 from mcn_jax.layers import binary_filters
+from mcn_jax.workdirs.checkpoint import Checkpoints, saved_steps
 from small_runs import step_arguments
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -5,8 +5,8 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from mcn_jax import metrics
-from mcn_jax.workdir import read_metrics
+from mcn_jax.training import metrics
+from mcn_jax.workdirs.files import read_metrics
 
 EPOCH = {
     "kind": "epoch", "epoch": 0, "binarized": True, "train_loss": 0.5, "train_accuracy": 0.75,

@@ -14,13 +14,11 @@ import pytest
 import safetensors.numpy
 
 from exported import CLASSES, random_images, random_model
-from mcn_jax import models, onnx_graph
+from mcn_jax import models
 from mcn_jax.data.augment import normalise
 from mcn_jax.data.images import padded_to
-from mcn_jax.errors import InputError
-from mcn_jax.layers import INPUT_PLANES, binary_filters
-from mcn_jax.model_file import KEY, codes_of, header, read_model, write_model
-from mcn_jax.model_header import (
+from mcn_jax.deploy import onnx_graph
+from mcn_jax.deploy.header import (
     MAX_DEPTH,
     MAX_TENSORS,
     InputImages,
@@ -28,9 +26,12 @@ from mcn_jax.model_header import (
     layer_bytes,
     network_from_json,
 )
+from mcn_jax.deploy.model_file import KEY, codes_of, header, read_model, write_model
+from mcn_jax.deploy.onnx_graph import onnx_model, write_onnx
+from mcn_jax.deploy.predictor import logits_of, of_model, of_onnx, open_predictor
+from mcn_jax.errors import InputError
+from mcn_jax.layers import INPUT_PLANES, binary_filters
 from mcn_jax.models.wide_resnet import blocks_per_stage
-from mcn_jax.onnx_graph import onnx_model, write_onnx
-from mcn_jax.predictor import logits_of, of_model, of_onnx, open_predictor
 
 NETWORKS = {
     "simple_cnn": {},

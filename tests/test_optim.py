@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import paper
-from mcn_jax import optim
 from mcn_jax.config import OptimizerConfig
+from mcn_jax.training import optim
 
 CONFIG = OptimizerConfig(weight_decay=0.01, schedule="constant")
 

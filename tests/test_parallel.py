@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from mcn_jax import parallel
-from mcn_jax.checkpoint import Checkpoints, named_leaves
 from mcn_jax.config import DataConfig, LossConfig, ModelConfig
 from mcn_jax.data.batches import Batch
-from mcn_jax.steps import train_step
+from mcn_jax.training.steps import train_step
+from mcn_jax.workdirs.checkpoint import Checkpoints, named_leaves
 from small_runs import digits_config, random_split, relative_distance, step_arguments
 
 WIDE_RESNET = ModelConfig(

@@ -11,8 +11,15 @@ import pytest
 from mcn_jax import report
 from mcn_jax.config import Config, flatten
 from mcn_jax.errors import InputError
-from mcn_jax.runs import complete_config, differing_fields, group_runs, labels, read_run, sweep
-from mcn_jax.workdir import read_metrics
+from mcn_jax.reports.runs import (
+    complete_config,
+    differing_fields,
+    group_runs,
+    labels,
+    read_run,
+    sweep,
+)
+from mcn_jax.workdirs.files import read_metrics
 
 RECORDS = pathlib.Path(__file__).parents[1] / "results"
 DIGITS = [f"digits_{kind}_seed{seed}" for kind in ("mcn", "umcn", "cnn") for seed in range(3)]

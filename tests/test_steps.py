@@ -9,10 +9,10 @@ from flax import traverse_util
 
 import paper
 from mcn_jax.config import BinarizeConfig, LossConfig, OptimizerConfig
-from mcn_jax.data import DATASETS
 from mcn_jax.data.batches import Batch, EvalBatch
+from mcn_jax.data.facts import DATASETS
 from mcn_jax.models import make_model
-from mcn_jax.steps import eval_step, train_step
+from mcn_jax.training.steps import eval_step, train_step
 from small_runs import digits_config, random_split, step_arguments
 
 PLAIN_SGD = OptimizerConfig(

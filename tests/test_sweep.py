@@ -13,9 +13,9 @@ import time
 
 import pytest
 
-from mcn_jax.checkpoint import saved_steps
 from mcn_jax.errors import InputError
-from mcn_jax.workdir import locked, read_metrics
+from mcn_jax.workdirs.checkpoint import saved_steps
+from mcn_jax.workdirs.files import locked, read_metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 from absl import logging
 
-from mcn_jax import metrics, parallel
-from mcn_jax.checkpoint import Checkpoints, named_leaves, saved_steps
+from mcn_jax import parallel
 from mcn_jax.config import BinarizeConfig, LossConfig, ModelConfig, OptimizerConfig
-from mcn_jax.data import open_dataset
+from mcn_jax.data.dataset import open_dataset
 from mcn_jax.errors import InputError
 from mcn_jax.layers import binary_filters
-from mcn_jax.loop import Setup
 from mcn_jax.ops.mcconv import FORMS
-from mcn_jax.profiling import FIRST, LAST, StepTrace
-from mcn_jax.stopping import Stopped
-from mcn_jax.train import train_and_evaluate
-from mcn_jax.workdir import locked, read_metrics
+from mcn_jax.training import metrics
+from mcn_jax.training.loop import Setup
+from mcn_jax.training.profiling import FIRST, LAST, StepTrace
+from mcn_jax.training.run import train_and_evaluate
+from mcn_jax.training.stopping import Stopped
+from mcn_jax.workdirs.checkpoint import Checkpoints, named_leaves, saved_steps
+from mcn_jax.workdirs.files import locked, read_metrics
 from small_runs import STEPS_PER_EPOCH, digits_config, step_arguments
 
 TIMES = ("wall_seconds", "images_per_second")

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from mcn_jax.checkpoint import Checkpoints, named_leaves
 from mcn_jax.config import BinarizeConfig, LossConfig, ModelConfig, OptimizerConfig
 from mcn_jax.errors import InputError
-from mcn_jax.train import train_and_evaluate
-from mcn_jax.warm_start import warm_start
-from mcn_jax.workdir import read_metrics
+from mcn_jax.training.run import train_and_evaluate
+from mcn_jax.training.warm_start import warm_start
+from mcn_jax.workdirs.checkpoint import Checkpoints, named_leaves
+from mcn_jax.workdirs.files import read_metrics
 from small_runs import STEPS_PER_EPOCH, digits_config, step_arguments
 
 BINARY_AT_ONCE = BinarizeConfig(start_epoch=0)

@@ -6,10 +6,10 @@ import subprocess
 
 import pytest
 
-from mcn_jax import workdir
 from mcn_jax.config import Config, DataConfig
 from mcn_jax.errors import InputError
-from mcn_jax.workdir import (
+from mcn_jax.workdirs import files as workdir
+from mcn_jax.workdirs.files import (
     check_workdir,
     read_metrics,
     read_result,

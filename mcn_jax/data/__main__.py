@@ -15,6 +15,7 @@ import rich.markup
 import rich.progress
 import rich.table
 
+from mcn_jax.command_line import make_parser, one_line_errors
 from mcn_jax.config import DataConfig
 from mcn_jax.data import contact_sheet
 from mcn_jax.data.dataset import Examples, histograms, mean_and_std, open_dataset, open_examples
@@ -27,13 +28,7 @@ SHOWN_CLASSES = 20
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m mcn_jax.data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="--list names the data sets.",
-        allow_abbrev=False,
-    )
+    parser = make_parser("data", __doc__, epilog="--list names the data sets.", allow_abbrev=False)
     parser.add_argument("name", nargs="?", help="a data set: see --list; or one in --data_dir")
     parser.add_argument("--list", action="store_true", help="list the data sets and end")
     texts = {
@@ -80,11 +75,9 @@ def main(arguments: list[str]) -> None:
     fields = {field.name for field in dataclasses.fields(DataConfig)}
     config = DataConfig(**{k: v for k, v in vars(options).items() if k in fields})
     sheet = pathlib.Path(options.sheet or f"{config.name.replace('/', '_')}.png")
-    try:
+    with one_line_errors("data"):
         _check(config, sheet, options.seed)
         _show(config, sheet, options.seed, console)
-    except (InputError, OSError) as error:
-        sys.exit(f"mcn_jax: error: {error}")
 
 
 def _check(config: DataConfig, sheet: pathlib.Path, seed: int) -> None:

@@ -13,9 +13,9 @@ import tensorflow_datasets as tfds
 from google.protobuf import json_format
 from tensorflow_datasets.core.utils.version import list_all_versions
 
-from mcn_jax.config import DataConfig, did_you_mean
+from mcn_jax.config import DataConfig
 from mcn_jax.data.facts import DATASETS
-from mcn_jax.errors import InputError, first_line, without_warnings
+from mcn_jax.errors import InputError, did_you_mean, first_line, without_warnings
 
 DOWNLOAD_ERRORS: tuple[type[Exception], ...] = (
     requests.RequestException,

@@ -1,4 +1,4 @@
-"""What the networks have in common: their arguments, the way in, and the dense layers."""
+"""What the networks have in common: their arguments, the way in, and the way out."""
 
 import functools
 from collections.abc import Callable
@@ -8,7 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mcn_jax.layers import Affine, example_dropout, expand_input
+from mcn_jax.layers.batch_norm import Affine
+from mcn_jax.layers.planes import expand_input
+from mcn_jax.layers.pooling import POOLINGS, Pooling
+from mcn_jax.models.heads import HEADS
 
 
 class Outputs(NamedTuple):
@@ -24,23 +27,25 @@ class Outputs(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """Convolutions, which a subclass defines; then dense, ReLU, dropout, dense.
+    """Convolutions, which a subclass defines, and a head.
 
     MCN, U-MCN and ordinary CNN differ in the `conv` argument alone, but that an ordinary CNN takes
     the image as it is (`input_planes`).
 
     Attributes:
-        conv: makes a convolution from its number of output maps: `MCConv`, `Conv`, or a partial.
+        conv: makes a convolution from its number of output maps, see `Family.make`.
         widths: output feature maps, of what the subclass says.
         num_classes: number of logits.
         planes: K.
         input_planes: how the image becomes maps of K planes, see `expand_input`; None leaves it
             as it is, for ordinary convolutions.
-        dense_features: width of the hidden dense layer.
-        dropout_rate: before the last dense layer.
+        pooling: how images are halved, a name in `POOLINGS`.
+        head: from features to logits, a name in `HEADS`.
+        dense_features: head "dense": width of the hidden layer.
+        dropout_rate: head "dense": before the last layer.
         axis_name: of the mapped axis that batch statistics are reduced over; None for none.
-        folded_batch_norm: batch norm is the affine map that it is in inference, its statistics
-            inside: parameters `scale` and `offset`, no training.
+        deployed: for inference from a file. Batch norm is the affine map that it becomes, with
+            parameters `scale` and `offset`, and `conv` makes the families' deployed modules.
         dtype: of the computation.
         param_dtype: of parameters and batch statistics.
     """
@@ -50,10 +55,12 @@ class Classifier(nn.Module):
     num_classes: int
     planes: int = 4
     input_planes: str | None = "copy"
+    pooling: str = "strided"
+    head: str = "dense"
     dense_features: int = 1024
     dropout_rate: float = 0.5
     axis_name: str | None = None
-    folded_batch_norm: bool = False
+    deployed: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -69,31 +76,36 @@ class Classifier(nn.Module):
         x = images.astype(self.dtype)
         if self.input_planes is not None:
             x = expand_input(x, self.input_planes, self.planes)
-        features, x = self.convolutions(x, self._batch_norm(train))
-        x = nn.relu(self._dense(self.dense_features, "dense_1")(x))
-        if train and self.dropout_rate:
-            if dropout_keys is None:
-                raise ValueError("training with dropout needs dropout_keys, one an example")
-            x = example_dropout(x, dropout_keys, self.dropout_rate)
-        logits = self._dense(self.num_classes, "dense_2")(x)
+        features, maps = self.convolutions(x, self.batch_norm(train))
+        logits = HEADS[self.head].apply(self, maps, train, dropout_keys)
         return Outputs(logits, features)
 
     def convolutions(
         self, x: jax.Array, batch_norm: Callable[..., nn.Module]
     ) -> tuple[jax.Array, jax.Array]:
-        """Everything before the dense layers.
+        """Everything before the head.
 
         Args:
             x: [N, Y, X, C], the image or its maps.
             batch_norm: makes a batch norm from its name.
 
         Returns:
-            (features [N, Y', X', C'] as in `Outputs`, what the dense layers take [N, F]).
+            (features [N, Y', X', C'] as in `Outputs`, what the head takes [N, Y'', X'', C']).
         """
         raise NotImplementedError
 
-    def _batch_norm(self, train: bool) -> Callable[..., nn.Module]:
-        if self.folded_batch_norm:
+    def vector(self, maps: jax.Array) -> jax.Array:
+        """What a dense layer takes [N, F] of the maps [N, Y'', X'', C']."""
+        raise NotImplementedError
+
+    @property
+    def halving(self) -> Pooling:
+        """How images are halved."""
+        return POOLINGS[self.pooling]
+
+    def batch_norm(self, train: bool) -> Callable[..., nn.Module]:
+        """Makes a batch norm from its name; `train` uses the batch's statistics."""
+        if self.deployed:
             return functools.partial(Affine, dtype=self.dtype, param_dtype=self.param_dtype)
         return functools.partial(
             nn.BatchNorm,
@@ -103,13 +115,4 @@ class Classifier(nn.Module):
             use_fast_variance=False,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-        )
-
-    def _dense(self, features: int, name: str) -> nn.Module:
-        return nn.Dense(
-            features,
-            kernel_init=nn.initializers.he_normal(),
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name=name,
         )

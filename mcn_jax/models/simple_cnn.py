@@ -1,6 +1,5 @@
 """The four-layer network of the paper's Fig. 8."""
 
-import itertools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -8,16 +7,14 @@ import jax
 
 from mcn_jax.config import ModelConfig
 from mcn_jax.errors import InputError
-from mcn_jax.layers import max_pool_2x2
 from mcn_jax.models.classifier import Classifier
 
 
 class SimpleCNN(Classifier):
-    """As many times as there are widths: convolution 3x3, batch norm, ReLU, 2x2 max-pooling; then
-    dense, ReLU, dropout, dense.
+    """Once per width: convolution 3x3, batch norm, ReLU, pooling; then the head.
 
-    The paper pools before the ReLU; the two commute. `widths` are the output maps of each layer,
-    the other attributes are those of `Classifier`.
+    The paper pools before the ReLU; maxima and ReLU commute. `widths` are the output maps of each
+    layer, the other attributes are those of `Classifier`.
     """
 
     def convolutions(
@@ -27,13 +24,12 @@ class SimpleCNN(Classifier):
         for layer, width in enumerate(self.widths, start=1):
             x = self.conv(width, name=f"conv_{layer}")(x)
             features = nn.relu(batch_norm(name=f"batch_norm_{layer}")(x))
-            x = max_pool_2x2(features)
-        return features, x.reshape(x.shape[0], -1)
+            x = self.halving.after_layer(features)
+        return features, x
 
-
-def conv_maps(model: ModelConfig, in_maps: int) -> list[tuple[int, int]]:
-    """(input maps, output maps) of every convolution, in order, from `in_maps` on."""
-    return list(itertools.pairwise((in_maps, *model.widths)))
+    def vector(self, maps: jax.Array) -> jax.Array:
+        """All pixels of all maps."""
+        return maps.reshape(maps.shape[0], -1)
 
 
 def check(model: ModelConfig) -> None:

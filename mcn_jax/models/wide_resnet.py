@@ -4,7 +4,6 @@ No convolution but 3x3: a 1x1 kernel "does not propagate any M-filter informatio
 that shortcuts have no weights.
 """
 
-import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 
 from mcn_jax.config import ModelConfig
 from mcn_jax.errors import InputError
-from mcn_jax.layers import average_pool, max_pool_2x2
+from mcn_jax.layers.pooling import Pooling, max_pool_2x2
 from mcn_jax.models.classifier import Classifier
 
 
@@ -32,8 +31,8 @@ STEMS = {"cifar": Stem(strides=1, pools=False), "imagenet": Stem(strides=2, pool
 
 
 class WideResNet(Classifier):
-    """Stem, three stages of basic blocks, batch norm, ReLU, global average pooling; then dense,
-    ReLU, dropout, dense.
+    """Stem, three stages of basic blocks, batch norm, ReLU; then the head, which takes the global
+    average where it is dense.
 
     The first block of every stage but the first halves the image.
 
@@ -66,10 +65,15 @@ class WideResNet(Classifier):
                     batch_norm=batch_norm,
                     out_maps=width,
                     strides=2 if stage > 1 and block == 1 else 1,
+                    pooling=self.halving,
                     name=f"stage_{stage}_block_{block}",
                 )(x)
         features = nn.relu(batch_norm(name="batch_norm")(x))
-        return features, jnp.mean(features, axis=(1, 2))
+        return features, features
+
+    def vector(self, maps: jax.Array) -> jax.Array:
+        """The global average."""
+        return jnp.mean(maps, axis=(1, 2))
 
 
 class Block(nn.Module):
@@ -79,30 +83,31 @@ class Block(nn.Module):
         conv: as in `Classifier`.
         batch_norm: makes a batch norm from its name.
         out_maps: of both convolutions.
-        strides: of the first, in y and x.
+        pooling: how the image is divided.
+        strides: of the first convolution, in y and x.
     """
 
     conv: Callable[..., nn.Module]
     batch_norm: Callable[..., nn.Module]
     out_maps: int
+    pooling: Pooling
     strides: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, Y, X, C] -> [N, Y / strides, X / strides, channels of the convolution]."""
         y = nn.relu(self.batch_norm(name="batch_norm_1")(x))
-        y = self.conv(self.out_maps, strides=self.strides, name="conv_1")(y)
+        y = self.pooling.convolution(self.conv, self.out_maps, self.strides, "conv_1")(y)
         y = nn.relu(self.batch_norm(name="batch_norm_2")(y))
         y = self.conv(self.out_maps, name="conv_2")(y)
-        return y + shortcut(x, self.strides, y.shape[-1])
+        return y + with_channels(self.pooling.shortcut(x, self.strides), y.shape[-1])
 
 
-def shortcut(x: jax.Array, strides: int, channels: int) -> jax.Array:
-    """Average-pools by the strides and appends zeros up to `channels`.
+def with_channels(x: jax.Array, channels: int) -> jax.Array:
+    """Appends zeros up to `channels`.
 
-    Map g owns channels g*K to g*K + K - 1, so that what is appended are whole maps.
+    Map g owns channels g*K to g*K + K - 1, so whole maps are appended.
     """
-    x = average_pool(x, strides)
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, channels - x.shape[-1])))
 
 
@@ -127,16 +132,6 @@ def blocks_per_stage(depth: int) -> int:
 
 def _is_depth(depth: int) -> bool:
     return depth >= 8 and depth % 6 in (2, 4)
-
-
-def conv_maps(model: ModelConfig, in_maps: int) -> list[tuple[int, int]]:
-    """(input maps, output maps) of every convolution, in order, from `in_maps` on."""
-    stem, *stages = model.widths
-    maps = [(in_maps, stem)]
-    for before, width in itertools.pairwise((stem, *stages)):
-        layers = 2 * blocks_per_stage(model.depth)
-        maps += [(before, width)] + [(width, width)] * (layers - 1)
-    return maps
 
 
 def check(model: ModelConfig) -> None:

@@ -1,14 +1,14 @@
-"""Multiply-adds of one MCconv with 3x3 taps: what each form has to compute."""
+"""Multiply-adds of one modulated convolution: what each form has to compute."""
 
 import math
 
 from mcn_jax.ops.fastest import Shape
 
-TAPS = 9
+TAPS = 9  # of 3x3 filters
 
 
-def multiply_adds(shape: Shape, form: str, *, gradients: bool = False) -> int:
-    """Of one image, border pixels counted like all others.
+def multiply_adds(shape: Shape, form: str, *, gradients: bool = False, taps: int = TAPS) -> int:
+    """Multiply-adds of one image, border pixels counted like all others.
 
     With C input channels, H maps and K planes, the direct form takes C*H*K a tap and output pixel,
     and twice as many in the backward pass. The factored form takes C*H for the product with the
@@ -19,10 +19,11 @@ def multiply_adds(shape: Shape, form: str, *, gradients: bool = False) -> int:
         shape: of the layer.
         form: "direct", which is an ordinary convolution of the same channels too, or "factored".
         gradients: adds those of features, filters and M to the forward pass.
+        taps: of a filter.
     """
     pixels = math.ceil(shape.size / shape.stride) ** 2
-    filters = TAPS * shape.in_maps * shape.planes * shape.out_maps
-    mix = TAPS * shape.planes * shape.out_maps
+    filters = taps * shape.in_maps * shape.planes * shape.out_maps
+    mix = taps * shape.planes * shape.out_maps
     if form == "direct":
         return pixels * shape.planes * filters * (3 if gradients else 1)
     if form == "factored":

@@ -5,11 +5,14 @@ a layer are stored as B planes of bits, the lowest bit of every code first; with
 (the least significant is bit 0) of byte j belongs to weight 8 * j + i in row-major order. So the
 usual case U = 2 is one plain string of bits, and any number of bits is as easily unpacked.
 
-On the host, with NumPy: files are written and read there.
+Files are written and inspected on the host, with NumPy. `unpack_traced` does the same inside a
+compiled function, and inside an exported graph.
 """
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 MAX_CENTERS = 256
@@ -72,3 +75,12 @@ def unpack(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     for bit, plane in enumerate(higher, start=1):
         codes |= plane << bit
     return codes.reshape(shape)
+
+
+def unpack_traced(packed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """As `unpack`, traceable: int32 codes of packed bits [B, ceil(weights / 8)] uint8."""
+    eight = jnp.arange(8, dtype=jnp.uint8)[None, None]
+    bits = jnp.bitwise_and(jnp.right_shift(packed[:, :, None], eight), jnp.uint8(1))
+    planes = bits.reshape(len(packed), -1)[:, : math.prod(shape)].astype(jnp.int32)
+    values = jnp.left_shift(1, jnp.arange(len(packed)))[:, None]
+    return jnp.sum(planes * values, axis=0).reshape(shape)

@@ -13,10 +13,13 @@ import tensorflow_datasets as tfds
 
 from mcn_jax import parallel
 from mcn_jax.config import DataConfig, ModelConfig
-from mcn_jax.data import DATASETS, cifar, make_source, open_dataset
+from mcn_jax.data import cifar
+from mcn_jax.data.dataset import open_dataset
+from mcn_jax.data.facts import DATASETS
+from mcn_jax.data.sources import make_source
 from mcn_jax.errors import InputError
 from mcn_jax.evaluate import evaluate
-from mcn_jax.steps import eval_step
+from mcn_jax.training.steps import eval_step
 from small_runs import digits_config, step_arguments
 from small_runs import load as load_data
 

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from mcn_jax.config import DataConfig
-from mcn_jax.data import DATASETS, contact_sheet, open_dataset
+from mcn_jax.data import contact_sheet
+from mcn_jax.data.dataset import open_dataset
+from mcn_jax.data.facts import DATASETS
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -12,7 +12,8 @@ import pytest
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
-from mcn_jax.data import DATASETS, digits, mnist
+from mcn_jax.data import digits, mnist
+from mcn_jax.data.facts import DATASETS
 from mcn_jax.errors import InputError
 from small_runs import load
 

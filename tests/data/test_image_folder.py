@@ -12,7 +12,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from mcn_jax.config import DataConfig
-from mcn_jax.data import image_folder, open_dataset
+from mcn_jax.data import image_folder
+from mcn_jax.data.dataset import open_dataset
 from mcn_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -17,7 +17,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from mcn_jax.config import DataConfig
-from mcn_jax.data import archives, imagenet100, images, open_dataset
+from mcn_jax.data import archives, imagenet100, images
+from mcn_jax.data.dataset import open_dataset
 from mcn_jax.errors import InputError
 
 # wnid -> (ILSVRC2012_ID, words, colour): two of one name, and one that is not chosen.

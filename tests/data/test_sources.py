@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 
 from mcn_jax import data, parallel
-from mcn_jax.checkpoint import Checkpoints, named_leaves
 from mcn_jax.data import sources
 from mcn_jax.errors import InputError
 from mcn_jax.seeds import Purpose, epoch_order, example_generators
-from mcn_jax.train import train_and_evaluate
-from mcn_jax.workdir import read_metrics
+from mcn_jax.training.run import train_and_evaluate
+from mcn_jax.workdirs.checkpoint import Checkpoints, named_leaves
+from mcn_jax.workdirs.files import read_metrics
 from small_runs import digits_config, step_arguments
 
 TIMES = ("wall_seconds", "images_per_second")

@@ -13,7 +13,8 @@ import scipy.io
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
-from mcn_jax.data import DATASETS, archives, spill, svhn
+from mcn_jax.data import archives, spill, svhn
+from mcn_jax.data.facts import DATASETS
 from mcn_jax.errors import InputError
 from small_runs import load
 

@@ -8,10 +8,11 @@ import pytest
 from flax import traverse_util
 
 import paper
-from mcn_jax import layers, optim
+from mcn_jax import layers
 from mcn_jax.config import BinarizeConfig, Config, DataConfig, ModelConfig, validate
 from mcn_jax.errors import InputError
 from mcn_jax.models import MODELS, WideResNet, make_model
+from mcn_jax.training import optim
 
 RGB = (2, 8, 8, 3)
 

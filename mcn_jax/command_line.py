@@ -1,0 +1,62 @@
+"""What the commands share: their parsers, the one line in which they report an error, and flags."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from mcn_jax.errors import InputError
+
+PLACES = ("data_dir", "archive_dir", "root")  # fields of `DataConfig` that tell where data lie
+
+
+def make_parser(name: str, description: str | None, **options: Any) -> argparse.ArgumentParser:
+    """The parser of the command `python -m mcn_jax.NAME`, described by its module's docstring."""
+    return argparse.ArgumentParser(
+        prog=f"python -m mcn_jax.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
+    )
+
+
+def error_line(name: str, error: object) -> str:
+    """How the command `python -m mcn_jax.NAME` reports an error."""
+    return f"mcn_jax.{name}: error: {error}"
+
+
+@contextlib.contextmanager
+def one_line_errors(name: str) -> Iterator[None]:
+    """Ends the command `python -m mcn_jax.NAME` with one line and exit code 1 for wrong input."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        sys.exit(error_line(name, error))
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Adds flags for where the data lie now."""
+    for name in PLACES:
+        parser.add_argument(f"--{name}", help=f"where the data are, instead of config.data.{name}")
+
+
+def places(options: argparse.Namespace) -> dict[str, Any]:
+    """The flags of `add_places` that were given."""
+    return {n: value for n in PLACES if (value := getattr(options, n)) is not None}
+
+
+def add_batch_size(parser: argparse.ArgumentParser, default: int) -> None:
+    """Adds the flag --batch_size."""
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=default,
+        help=f"images at once; default {default}, fewer for large images",
+    )
+
+
+def check_batch_size(options: argparse.Namespace) -> None:
+    """Raises InputError unless --batch_size is at least 1."""
+    if options.batch_size < 1:
+        raise InputError(f"--batch_size={options.batch_size} must be at least 1")

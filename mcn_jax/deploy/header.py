@@ -1,0 +1,272 @@
+"""What a model file says of its network and images, and the checks of an untrusted header."""
+
+import contextlib
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mcn_jax import models
+from mcn_jax.config import BinarizeConfig, Config, ModelConfig, flatten, from_mapping
+from mcn_jax.errors import InputError, did_you_mean
+from mcn_jax.layers.planes import check_input
+from mcn_jax.layers.table import LAYERS
+from mcn_jax.models.heads import HEADS
+from mcn_jax.models.plan import Plan, plan_of, specs
+from mcn_jax.ops.packing import MAX_CENTERS
+
+# What a file may ask for.
+MAX_SIZE, MAX_PLANES, MAX_CLASSES, MAX_NAME = 2048, 64, 2**20, 300
+MAX_DEPTH, MAX_TENSORS = 200, 1_024  # a network that deep has 1,001
+MAX_LAYER_BYTES = 2**28  # of what a layer makes of one image, of the filters it convolves with
+BASE_FIELDS = ("model.name", "model.conv", "model.widths", "model.pooling", "model.head")
+
+
+class Network(NamedTuple):
+    """The architecture in a model file.
+
+    config: a config with the fields that the architecture depends on; the others have defaults.
+    quantized: whether the weights of layers that can be quantized are.
+    """
+
+    config: Config
+    quantized: bool
+
+    def plan(self, num_classes: int, image_shape: tuple[int, int, int]) -> Plan:
+        """Its layers, see `plan_of`."""
+        return plan_of(self.config, num_classes, image_shape)
+
+    def to_json(self) -> dict[str, Any]:
+        """The "network" of a header: what the architecture has, and the options of its parts."""
+        flat = flatten(self.config)
+        fields = {name: flat[name] for name in _fields(self.config.model)}
+        if not self.quantized:
+            fields = {n: value for n, value in fields.items() if n.startswith("model.")}
+        return {n.partition(".")[2]: value for n, value in fields.items()} | {
+            "quantized": self.quantized
+        }
+
+
+def _fields(model: ModelConfig) -> tuple[str, ...]:
+    """The fields of a config that a header must hold."""
+    own = (*models.MODELS[model.name].options, *HEADS[model.head].options)
+    return (*BASE_FIELDS, *(f"model.{name}" for name in own), *LAYERS[model.conv].options)
+
+
+def _known_fields() -> set[str]:
+    """The fields that the header of some network holds, without their group."""
+    options = [f"model.{name}" for model in models.MODELS.values() for name in model.options]
+    options += [f"model.{name}" for head in HEADS.values() for name in head.options]
+    options += [name for family in LAYERS.values() for name in family.options]
+    return {name.partition(".")[2] for name in (*BASE_FIELDS, *options)} | {"quantized"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputImages:
+    """What the network takes: images of uint8.
+
+    height, width, channels: of an image.
+    image_size: height and width that images are zero-padded to, half of it on each side; 0 leaves
+        them as they are.
+    center_crop: share of the shorter side of an image of any size that is cut out and resized.
+    mean, std: of each channel, of pixels divided by 255.
+    """
+
+    height: int
+    width: int
+    channels: int
+    image_size: int = 0
+    center_crop: float = 1.0
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(Y, X, C) as the network sees an image."""
+        return (self.image_size or self.height, self.image_size or self.width, self.channels)
+
+
+def class_names_from_json(names: Any) -> tuple[str, ...]:
+    """The "class_names" of a header; raises InputError if they are none, or cannot be printed."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError("its class_names are no list of names")
+    for name in names:
+        _check_printable("class_names", name)
+    return tuple(names)
+
+
+def full_name_from_json(provenance: Any) -> str | None:
+    """The full name of the data in the "provenance" of a header, None if it has none; raises
+    InputError if it cannot be printed."""
+    data = provenance.get("data") if isinstance(provenance, dict) else None
+    name = data.get("full_name") if isinstance(data, dict) else None
+    if name is not None:
+        _check_printable("provenance.data.full_name", name)
+    return name
+
+
+def _check_printable(field: str, name: Any) -> None:
+    if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
+        raise InputError(
+            f"{field}={name!a:.100} is no printable text of up to {MAX_NAME} characters"
+        )
+
+
+def images_from_json(values: Any) -> InputImages:
+    """The "images" of a header; raises InputError naming what is wrong with them."""
+    images = _from_json(InputImages, values, "images")
+    for name in ("height", "width"):
+        _limit(f"images.{name}", getattr(images, name), 1, MAX_SIZE)
+    if images.channels not in (1, 3):
+        raise InputError(f"images.channels={images.channels} is neither 1 nor 3")
+    if images.image_size:
+        _limit("images.image_size", images.image_size, max(images.height, images.width), MAX_SIZE)
+    if not 0 < images.center_crop <= 1:
+        raise InputError(f"images.center_crop={images.center_crop} does not lie in (0, 1]")
+    for name in ("mean", "std"):
+        numbers = getattr(images, name)
+        if len(numbers) != images.channels or not all(map(math.isfinite, numbers)):
+            raise InputError(f"images.{name}={numbers} is no number for each channel")
+    # Images are normalised in float32, where these may be zero or infinite.
+    with np.errstate(over="ignore"):
+        mean, std = np.float32(images.mean), np.float32(images.std)
+    if not np.isfinite(mean).all():
+        raise InputError(f"images.mean={images.mean} is not finite in float32")
+    if not (np.isfinite(std) & (std >= np.finfo(np.float32).tiny)).all():
+        raise InputError(f"images.std={images.std} is not positive in float32")
+    return images
+
+
+def network_from_json(
+    values: Any, images: InputImages, classes: int, tensors: int, num_bytes: int
+) -> Network:
+    """The "network" of a header, every size bounded before memory is taken for it.
+
+    A field that is missing takes its default, which means what older versions did.
+
+    Args:
+        values: of the header.
+        images: that it takes.
+        classes: number of logits.
+        tensors: number of tensors in the file.
+        num_bytes: of all tensors together.
+
+    Raises:
+        InputError: naming what is wrong.
+    """
+    _limit("the number of tensors", tensors, 1, MAX_TENSORS)
+    _limit("the number of classes", classes, 1, MAX_CLASSES)
+    network = _network(values, tensors)
+    model, family = network.config.model, LAYERS[network.config.model.conv]
+    if network.quantized and not family.quantizes:
+        raise InputError(f"network.conv={model.conv} has no quantized weights, and the file has")
+    height, width, channels = images.shape
+    with _named_as_here():
+        models.MODELS[model.name].check_image_size(model, height, width)
+        if family.takes_planes:
+            check_input(model.input_planes, channels, model.planes, "the file")
+    plan = network.plan(classes, images.shape)
+    _limit("the bytes of a layer's output", layer_bytes(plan, images), 1, MAX_LAYER_BYTES)
+    filters = [t for t in specs(plan, *network).values() if t.part == "filters"]
+    _limit("the bits of the filters", sum(t.bits for t in filters), 1, 8 * num_bytes)
+    _limit("the bytes of a layer's filters", _most_filter_bytes(plan), 1, MAX_LAYER_BYTES)
+    return network
+
+
+def _network(values: Any, tensors: int) -> Network:
+    """The network of a header, its numbers bounded and its names known."""
+    if not isinstance(values, dict):
+        raise InputError("its network is not an object")
+    known = _known_fields()
+    for name in values:
+        if name not in known:
+            nearest = did_you_mean(name[:MAX_NAME], known)
+            raise InputError(f"unknown field network.{name!a:.100}{nearest}")
+    for name, value in values.items():
+        if isinstance(value, str) and len(value) > MAX_NAME:
+            raise InputError(f"network.{name}={value!a:.100} is too long for a name")
+    left = dict(values)
+    num_centers = left.pop("num_centers", 0)
+    quantized = left.pop("quantized", bool(num_centers))  # version 0.1 said it by num_centers
+    binarize = from_mapping(BinarizeConfig, {"num_centers": num_centers}, "network")
+    if type(quantized) is not bool:
+        raise InputError(f"network.quantized={quantized!r:.100} must be true or false")
+    model = from_mapping(ModelConfig, left, "network")
+    _limit("network.planes", model.planes, 1, MAX_PLANES)
+    _limit("network.depth", model.depth, 0, MAX_DEPTH)
+    _limit("the number of network.widths", len(model.widths), 1, tensors)
+    for size in model.widths:
+        _limit("network.widths", size, 1, 2**20)
+    _limit("network.dense_features", model.dense_features, 1, 2**20)
+    if num_centers:
+        _limit("network.num_centers", num_centers, 2, MAX_CENTERS)
+    else:
+        binarize = BinarizeConfig()
+    config = Config(model=model, binarize=binarize)
+    with _named_as_here():
+        models.check(config)
+    return Network(config, quantized)
+
+
+@contextlib.contextmanager
+def _named_as_here() -> Iterator[None]:
+    """Lets errors about fields of a config name the fields of the header."""
+    try:
+        yield
+    except InputError as error:
+        message = re.sub(r"\bconfig\.(model|binarize)\.", "network.", str(error))
+        raise InputError(message) from error
+
+
+def layer_bytes(plan: Plan, images: InputImages) -> int:
+    """The most bytes that any layer takes or makes of one image, in float32."""
+    shapes = [images.shape, *(s for layer in plan for s in (layer.in_shape, layer.out_shape))]
+    return 4 * max(math.prod(shape) for shape in shapes)
+
+
+def _most_filter_bytes(plan: Plan) -> int:
+    """The bytes of the largest kernel that a layer convolves with, in float32."""
+    direct = [
+        layer.family.multiply_adds(layer).get("direct", 0) // layer.out_pixels for layer in plan
+    ]
+    return 4 * max(direct)
+
+
+def _limit(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise InputError(f"{name}={value!s:.100} does not lie in {least}..{most}")
+
+
+def _from_json(cls: type, values: Any, name: str) -> Any:
+    """A dataclass of numbers and tuples of numbers, every field of the right type."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if not isinstance(values, dict):
+        raise InputError(f"its {name} is not an object")
+    for field in values:
+        if field not in fields:
+            nearest = did_you_mean(field[:MAX_NAME], fields)
+            raise InputError(f"unknown field {name}.{field!a:.100}{nearest}")
+    for field, described in fields.items():
+        if field not in values and described.default is dataclasses.MISSING:
+            raise InputError(f"its {name} does not have the field {field}")
+    checked: dict[str, Any] = {}
+    for field, value in values.items():
+        kind = fields[field].type
+        items = value if isinstance(value, list) else None
+        if kind is float and type(value) is int and abs(value) < 1e9:
+            value = float(value)
+        if items is not None:
+            items = [
+                float(item) if type(item) is int and abs(item) < 1e9 else item for item in items
+            ]
+        is_tuple = kind == tuple[float, ...]
+        if is_tuple and items is not None and all(type(item) is float for item in items):
+            checked[field] = tuple(items)
+        elif not is_tuple and type(value) is kind:
+            checked[field] = value
+        else:
+            raise InputError(f"its {name}.{field}={value!r:.100} is not of the right type")
+    return cls(**checked)

@@ -1,0 +1,314 @@
+"""A trained network, from whatever it is kept in, as a function from images to logits."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+import rich.progress
+
+from mcn_jax import models
+from mcn_jax.config import DataConfig, from_mapping
+from mcn_jax.data.augment import normalise
+from mcn_jax.data.dataset import Examples, open_dataset
+from mcn_jax.data.facts import DATASETS
+from mcn_jax.data.images import padded_to
+from mcn_jax.deploy import model_file
+from mcn_jax.deploy.header import (
+    MAX_TENSORS,
+    InputImages,
+    class_names_from_json,
+    full_name_from_json,
+    images_from_json,
+    layer_bytes,
+    network_from_json,
+)
+from mcn_jax.deploy.onnx import INPUT, OUTPUT
+from mcn_jax.errors import InputError, first_line
+from mcn_jax.workdirs.trained import Trained, checkpoint_of, read_trained
+
+BATCH_BYTES = 2**29  # of what a layer makes of all images of a batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """A network to be used.
+
+    logits: of images [N, Y, X, C] uint8, of any N: [N, classes] float32.
+    images: what it takes.
+    image_bytes: the most that an image becomes in a layer, see `layer_bytes`.
+    class_names: of the logits.
+    data: makes the config of the data that it was tested on; raises InputError if nobody knows.
+    full_name: of those data, None if nobody knows.
+    """
+
+    logits: Callable[[np.ndarray], np.ndarray]
+    images: InputImages
+    image_bytes: int
+    class_names: tuple[str, ...]
+    data: Callable[[], DataConfig]
+    full_name: str | None
+
+    @property
+    def most_images(self) -> int:
+        """How many may be computed at once, so that a batch takes no more memory than is there."""
+        return max(1, BATCH_BYTES // self.image_bytes)
+
+
+def open_predictor(path: str | pathlib.Path) -> Predictor:
+    """The network of a work directory, a checkpoint in it, a `.safetensors` or an `.onnx` file.
+
+    Raises:
+        InputError: if it is none of these, or cannot be read.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir() or checkpoint_of(path):
+        return of_trained(read_trained(path))
+    if path.suffix == ".onnx":
+        return of_onnx(path)
+    if path.suffix == ".safetensors" or not path.exists():
+        return of_model(model_file.read_model(path), path)
+    raise InputError(f"{path} is neither a work directory nor a .safetensors or .onnx file")
+
+
+def stored_shape(trained: Trained) -> tuple[int | None, ...]:
+    """(Y, X, C) of the images of a run's data set as stored, None where they differ in size.
+
+    The data are opened only where neither the run nor `DATASETS` tells.
+    """
+    if not trained.config.data.image_size:
+        return tuple(trained.data["image_shape"])
+    facts = DATASETS.get(trained.config.data.name)
+    return facts.image_shape if facts else open_dataset(trained.config.data).test.shape
+
+
+def _tested_on(
+    path: pathlib.Path | str, provenance: Mapping[str, Any], images: InputImages
+) -> DataConfig:
+    """The data that the provenance of a file names; nothing in it tells where they lie."""
+    data: Any = provenance.get("data")
+    try:
+        known = {name: data[name] for name in model_file.DATA_FIELDS}
+        size = images.image_size or (images.height if images.center_crop < 1 else 0)
+        facts = DATASETS.get(known["name"])
+        if facts is not None and None in facts.image_shape:
+            size = images.height
+        fields = known | {"image_size": size, "center_crop": images.center_crop}
+        return from_mapping(DataConfig, fields, "provenance.data")
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path} does not tell which data it was trained on; evaluate its work directory"
+        ) from error
+
+
+def of_model(model: model_file.Model, path: pathlib.Path | str = "the model") -> Predictor:
+    """A model file with JAX; `path` is what errors call it."""
+    tensors = {name: jnp.asarray(tensor) for name, tensor in model.tensors.items()}
+    params = jax.jit(model.unpacked)(tensors)
+    return Predictor(
+        logits=_logits(model.module, {"params": params}, model.images),
+        images=model.images,
+        image_bytes=layer_bytes(model.plan, model.images),
+        class_names=model.class_names,
+        data=lambda: _tested_on(path, model.provenance, model.images),
+        full_name=full_name_from_json(model.provenance),
+    )
+
+
+def of_trained(trained: Trained) -> Predictor:
+    """A checkpoint, as training evaluates it, but computed in float32.
+
+    Its parameters stay in the dtype that was trained in, because rounding before quantization could
+    move a weight to another value.
+    """
+    config = dataclasses.replace(trained.config, dtype="float32")
+    names = tuple(trained.data["class_names"])
+    module = models.make_model(config, len(names), quantized=trained.binary)
+    images = model_file.images_of(trained, stored_shape(trained))
+    return Predictor(
+        logits=_logits(module, trained.variables, images, x64=config.param_dtype == "float64"),
+        images=images,
+        image_bytes=layer_bytes(model_file.plan_of_trained(trained), images),
+        class_names=names,
+        data=lambda: trained.config.data,
+        full_name=trained.data["full_name"],
+    )
+
+
+def _logits(
+    module: nn.Module, variables: Any, images: InputImages, *, x64: bool = False
+) -> Callable[[np.ndarray], np.ndarray]:
+    with jax.enable_x64(x64):
+        variables = jax.device_put(variables)
+
+    @jax.jit
+    def logits(variables: Any, pixels: jax.Array) -> jax.Array:
+        x = normalise(pixels, images.mean, images.std, jnp.dtype("float32"))
+        outputs: Any = module.apply(variables, x)
+        return outputs.logits
+
+    def of_stored(pixels: np.ndarray) -> np.ndarray:
+        with jax.enable_x64(x64):
+            found = logits(variables, padded_to(pixels, images.image_size))
+            return np.asarray(found, np.float32)
+
+    return of_stored
+
+
+def has_onnx_runtime() -> bool:
+    """Whether ONNX Runtime is installed, which `of_onnx` needs."""
+    return importlib.util.find_spec("onnxruntime") is not None
+
+
+def of_onnx(path: pathlib.Path) -> Predictor:
+    """An exported graph with ONNX Runtime, which is installed for it alone.
+
+    ONNX Runtime runs whatever the graph says, so that files from strangers are better used as
+    `.safetensors`.
+
+    Raises:
+        InputError: if ONNX Runtime is not installed, or the file is no graph of ours.
+    """
+    if not has_onnx_runtime():
+        raise InputError(
+            f"{path} needs ONNX Runtime; install it: pip install onnxruntime, or use the"
+            " .safetensors file"
+        )
+    import onnxruntime
+
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; name a model file, such as model.onnx")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised as well
+    try:
+        session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+        header = dict(json.loads(session.get_modelmeta().custom_metadata_map[model_file.KEY]))
+        images = images_from_json(header["images"])
+        names = class_names_from_json(header["class_names"])
+        full_name = full_name_from_json(header.get("provenance"))
+        file_bytes = path.stat().st_size
+        network = network_from_json(header["network"], images, len(names), MAX_TENSORS, file_bytes)
+        [taken], [given] = session.get_inputs(), session.get_outputs()
+        shape = [images.height, images.width, images.channels]
+        if (taken.name, taken.shape[1:], given.name, given.shape[1:]) != (
+            INPUT, shape, OUTPUT, [len(names)]
+        ):  # fmt: skip
+            raise InputError("its inputs and outputs are not those of its header")
+    except Exception as error:  # ONNX Runtime's have no common class but this
+        raise InputError(
+            f"{path} is no graph that this program exported ({first_line(error)}); export it anew"
+        ) from error
+
+    def logits(pixels: np.ndarray) -> np.ndarray:
+        try:
+            return session.run([OUTPUT], {INPUT: pixels})[0]
+        except Exception as error:
+            raise InputError(f"{path} cannot be run ({first_line(error)})") from error
+
+    provenance = header.get("provenance")
+    provenance = provenance if isinstance(provenance, dict) else {}
+    return Predictor(
+        logits=logits,
+        images=images,
+        image_bytes=layer_bytes(network.plan(len(names), images.shape), images),
+        class_names=names,
+        data=lambda: _tested_on(path, provenance, images),
+        full_name=full_name,
+    )
+
+
+def open_test_split(predictor: Predictor, places: Mapping[str, Any]) -> Examples:
+    """The test images that a network was tested on, as stored.
+
+    Args:
+        predictor: the network.
+        places: fields of `DataConfig` that say where the data lie now.
+
+    Raises:
+        InputError: if nobody knows which they are, or if they are others.
+    """
+    dataset = open_dataset(dataclasses.replace(predictor.data(), **places))
+    if dataset.class_names != predictor.class_names:
+        raise InputError(
+            f"the data have the classes {', '.join(dataset.class_names)[:100]}, and the network"
+            f" {', '.join(predictor.class_names)[:100]}; name the data it was trained on"
+        )
+    if dataset.full_name != predictor.full_name:
+        raise InputError(
+            f"the network was trained on {predictor.full_name}, and these data are"
+            f" {dataset.full_name}; name those, or restore the files"
+        )
+    examples = dataset.test
+    if None not in examples.shape:  # a predictor pads them itself
+        unpadded = dataclasses.replace(examples.config, image_size=0)
+        examples = dataclasses.replace(examples, config=unpadded)
+    taken = (predictor.images.height, predictor.images.width, predictor.images.channels)
+    if examples.image_shape != taken:
+        raise InputError(
+            f"the network takes images of {_size(taken)}, and those of {dataset.full_name} are"
+            f" {_size(examples.image_shape)}; name the data it was trained on, or export it anew"
+        )
+    return examples
+
+
+def _size(shape: tuple[int, int, int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def logits_of(predictor: Predictor, images: np.ndarray, batch_size: int) -> np.ndarray:
+    """The logits of up to `batch_size` images, computed as of that many: every other number would
+    have to be compiled for.
+
+    Raises:
+        InputError: if one is not finite.
+    """
+    batch = np.zeros((batch_size, *images.shape[1:]), images.dtype)
+    batch[: len(images)] = images
+    logits = predictor.logits(batch)[: len(images)]
+    if not np.isfinite(logits).all():
+        raise InputError(
+            "the network's logits of an image are not finite, its weights are too large; use"
+            " another checkpoint or file"
+        )
+    return logits
+
+
+def run_all(
+    predictors: Mapping[str, Predictor], examples: Examples, batch_size: int
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The logits of every image by each of some predictors, {name: [N, classes]}, and the labels
+    [N]. A bar shows how far it is.
+
+    Args:
+        predictors: by a name.
+        examples: from `open_test_split`.
+        batch_size: the most images at once; fewer where the networks or `chunks` take fewer.
+
+    Raises:
+        InputError: if the data cannot be read, or a logit is not finite.
+    """
+    most = min(predictor.most_images for predictor in predictors.values())
+    batch_size = min(batch_size, most, examples.chunk_size, len(examples))
+    logits: dict[str, list[np.ndarray]] = {name: [] for name in predictors}
+    labels: list[np.ndarray] = []
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(
+        *rich.progress.Progress.get_default_columns(),
+        console=console, transient=True, disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("test images", total=len(examples))
+        for chunk in examples.chunks():
+            labels.append(chunk.labels)
+            for start in range(0, len(chunk.labels), batch_size):
+                images = chunk.images[start : start + batch_size]
+                for name, member in predictors.items():
+                    logits[name].append(logits_of(member, images, batch_size))
+                bar.advance(task, len(images))
+    return {name: np.concatenate(values) for name, values in logits.items()}, np.concatenate(labels)

@@ -1,1 +1,0 @@
-"""Looking into trained networks: what checkpoints and model files hold, as numbers and pictures."""

@@ -1,0 +1,75 @@
+"""Batch norm as a layer family: trained with statistics, deployed as the affine map it becomes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcn_jax.config import Config
+from mcn_jax.layers.family import OFFSETS, Family, Leaves, PlannedLayer, Tensor, float32_tensor
+
+
+class Affine(nn.Module):
+    """x * scale + offset, channel by channel: batch norm with its statistics folded in.
+
+    Parameters: `scale` and `offset`, [C] each; see `folded_batch_norm`.
+    """
+
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., C] -> [..., C]."""
+        channels = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, channels, self.param_dtype)
+        offset = self.param("offset", nn.initializers.zeros, channels, self.param_dtype)
+        dtype = self.dtype or x.dtype
+        shape = (1,) * (x.ndim - 1) + channels
+        return x * scale.astype(dtype).reshape(shape) + offset.astype(dtype).reshape(shape)
+
+
+def folded_batch_norm(
+    params: Mapping[str, Any], statistics: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """The parameters of the `Affine` that a batch norm of Flax is in inference.
+
+    Args:
+        params: `scale` and `bias`, [C].
+        statistics: `mean` and `var`, [C].
+    """
+    scale = params["scale"] / jnp.sqrt(statistics["var"] + nn.BatchNorm.epsilon)
+    return {"scale": scale, "offset": params["bias"] - statistics["mean"] * scale}
+
+
+def _pack(p: Leaves, s: Leaves, quantized: bool) -> dict[str, np.ndarray]:
+    del quantized
+    params = {name: np.asarray(leaf, np.float32) for name, leaf in p.items()}
+    folded = folded_batch_norm(params, s)
+    return {name: np.asarray(value, np.float32) for name, value in folded.items()}
+
+
+def _unpack(stored: Mapping[str, jax.Array], layer: PlannedLayer) -> dict[str, jax.Array]:
+    del layer
+    return dict(stored)
+
+
+def _spec(
+    layer: PlannedLayer, config: Config, quantized: bool, dtypes: Mapping[str, str]
+) -> dict[str, Tensor]:
+    del config, quantized, dtypes
+    shape = layer.params["scale"]
+    return {name: float32_tensor(shape, "batch norm") for name in ("scale", "offset")}
+
+
+BATCH_NORM = Family(
+    kind="batch norm",
+    module=nn.BatchNorm,
+    groups={"scale": OFFSETS, "bias": OFFSETS},
+    pack=_pack,
+    unpack=_unpack,
+    spec=_spec,
+)

@@ -1,0 +1,123 @@
+"""The ordinary convolution as a layer family, and the convolution with a kernel given in a file."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcn_jax.config import Config
+from mcn_jax.layers.family import WEIGHTS, Family, Leaves, PlannedLayer, Tensor, float32_tensor
+from mcn_jax.ops.convolution import convolve
+
+
+class Conv(nn.Module):
+    """Ordinary convolution with the signature of `MCConv`: out_maps * planes channels, no bias."""
+
+    out_maps: int
+    planes: int = 4
+    kernel_size: int = 3
+    strides: int = 1
+    padding: str = "SAME"
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, Y, X, C] -> [N, Y', X', out_maps * planes]."""
+        return nn.Conv(
+            features=self.out_maps * self.planes,
+            kernel_size=(self.kernel_size, self.kernel_size),
+            strides=self.strides,
+            padding=self.padding,
+            use_bias=False,
+            kernel_init=nn.initializers.he_normal(),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="conv",
+        )(x)
+
+
+class KernelConv(nn.Module):
+    """A convolution whose parameter `kernel` [W, W, C, out_maps * planes] came out of a file.
+
+    It is the deployed form of every family whose weights become a plain kernel.
+    """
+
+    out_maps: int
+    planes: int = 4
+    kernel_size: int = 3
+    strides: int = 1
+    padding: str = "SAME"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, Y, X, C] -> [N, Y', X', out_maps * planes]."""
+        taps = (self.kernel_size, self.kernel_size)
+        shape = (*taps, x.shape[-1], self.out_maps * self.planes)
+        kernel = self.param("kernel", nn.initializers.zeros, shape)
+        return convolve(x, kernel, (self.strides, self.strides), self.padding)
+
+
+def kernel_conv(config: Config, quantized: bool) -> Callable[..., nn.Module]:
+    """`Family.deployed` of a family whose `unpack` makes a {"kernel": ...}."""
+    del quantized
+    return functools.partial(KernelConv, planes=config.model.planes)
+
+
+def kernel_multiply_adds(layer: PlannedLayer) -> dict[str, int]:
+    """Of a convolution whose filters are a parameter [W, W, C, O]."""
+    assert layer.family.filters is not None
+    weights = int(np.prod(layer.params[layer.family.filters], dtype=object))
+    return {"direct": layer.out_pixels * weights}
+
+
+def _make(config: Config, quantized: bool) -> Callable[..., nn.Module]:
+    del quantized  # an ordinary convolution has nothing to quantize
+    return functools.partial(
+        Conv,
+        planes=config.model.planes,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=jnp.dtype(config.param_dtype),
+    )
+
+
+def _pack(p: Leaves, s: Leaves, quantized: bool) -> dict[str, np.ndarray]:
+    del s, quantized
+    return {"conv/kernel": np.asarray(p["conv/kernel"], np.float32)}
+
+
+def _unpack(stored: Mapping[str, jax.Array], layer: PlannedLayer) -> dict[str, jax.Array]:
+    del layer
+    return {"kernel": stored["conv/kernel"]}
+
+
+def _spec(
+    layer: PlannedLayer, config: Config, quantized: bool, dtypes: Mapping[str, str]
+) -> dict[str, Tensor]:
+    del config, quantized, dtypes
+    (shape,) = layer.params.values()
+    return {"conv/kernel": float32_tensor(shape, "filters")}
+
+
+def _kernel(p: Leaves, s: Leaves, quantized: bool) -> jax.Array:
+    del s, quantized
+    return p["conv/kernel"]
+
+
+CONV = Family(
+    kind="convolution",
+    module=Conv,
+    groups={"conv/kernel": WEIGHTS},
+    pack=_pack,
+    unpack=_unpack,
+    spec=_spec,
+    make=_make,
+    deployed=kernel_conv,
+    kernel=_kernel,
+    filters="conv/kernel",
+    multiply_adds=kernel_multiply_adds,
+)

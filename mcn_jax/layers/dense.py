@@ -1,0 +1,96 @@
+"""The dense layer as a layer family; a file may hold its kernel in fewer bits."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcn_jax.config import Config
+from mcn_jax.errors import InputError
+from mcn_jax.layers.family import (
+    OFFSETS,
+    WEIGHTS,
+    Family,
+    Leaves,
+    PlannedLayer,
+    Tensor,
+    float32_tensor,
+)
+
+FORMATS = ("float32", "float16", "int8")  # how a kernel may be stored
+PART = "dense layers"
+
+
+def stored_kernel(kernel: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+    """A kernel [inputs, outputs] as a file holds it.
+
+    Args:
+        kernel: in float32.
+        dtype: a name in `FORMATS`. "int8" is symmetric, with a scale for each output.
+
+    Raises:
+        InputError: if weights are beyond float16.
+    """
+    if dtype == "int8":
+        scale = np.maximum(np.abs(kernel).max(axis=0), np.finfo(np.float32).tiny) / 127
+        rounded = np.round(kernel / scale[None]).astype(np.int8)
+        return {"kernel": rounded, "kernel_scale": scale.astype(np.float32)}
+    if dtype == "float16" and np.abs(kernel).max() > np.finfo(np.float16).max:
+        raise InputError("a dense layer has weights beyond float16; use --dense=float32 or int8")
+    return {"kernel": kernel.astype(dtype)}
+
+
+def _pack(p: Leaves, s: Leaves, quantized: bool) -> dict[str, np.ndarray]:
+    del s, quantized
+    return {name: np.asarray(leaf, np.float32) for name, leaf in p.items()}
+
+
+def _unpack(stored: Mapping[str, jax.Array], layer: PlannedLayer) -> dict[str, jax.Array]:
+    del layer
+    kernel = stored["kernel"].astype(jnp.float32)
+    if "kernel_scale" in stored:
+        kernel = kernel * stored["kernel_scale"][None]
+    return {"kernel": kernel, "bias": stored["bias"]}
+
+
+def _spec(
+    layer: PlannedLayer, config: Config, quantized: bool, dtypes: Mapping[str, str]
+) -> dict[str, Tensor]:
+    del config, quantized
+    shape = layer.params["kernel"]
+    dtype = dtypes.get("kernel", "float32")
+    if dtype not in FORMATS:
+        raise InputError(
+            f"its tensor {layer.name}/kernel is {dtype}, not one of {', '.join(FORMATS)}"
+        )
+    weights = int(np.prod(shape, dtype=object))
+    bits = weights * 8 * np.dtype(dtype).itemsize
+    tensors = {
+        "kernel": Tensor(dtype, shape, PART, bits, weights),
+        "bias": float32_tensor(layer.params["bias"], PART),
+    }
+    if dtype == "int8":
+        tensors["kernel_scale"] = Tensor("float32", shape[1:], PART, 32 * shape[1], 0)
+    return tensors
+
+
+def _check_values(stored: Mapping[str, np.ndarray], layer: PlannedLayer) -> None:
+    if "kernel_scale" not in stored:
+        return
+    with np.errstate(over="ignore"):
+        kernel = stored["kernel"].astype(np.float32) * stored["kernel_scale"][None]
+    if not np.isfinite(kernel).all():
+        raise InputError(f"its tensor {layer.name}/kernel_scale is too large for float32")
+
+
+DENSE = Family(
+    kind="dense",
+    module=nn.Dense,
+    groups={"kernel": WEIGHTS, "bias": OFFSETS},
+    pack=_pack,
+    unpack=_unpack,
+    spec=_spec,
+    check_values=_check_values,
+)

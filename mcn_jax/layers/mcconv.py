@@ -1,0 +1,463 @@
+"""MCconv as a layer family: binary filters by k-means, modulated by one M-filter per layer."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from mcn_jax import ops
+from mcn_jax.config import Config, LossConfig
+from mcn_jax.errors import InputError, require, require_one_of
+from mcn_jax.layers.family import (
+    NO_VALUES,
+    Family,
+    Group,
+    Leaves,
+    Pictures,
+    PlannedLayer,
+    Share,
+    Tensor,
+    View,
+    float32_tensor,
+)
+from mcn_jax.ops import packing
+from mcn_jax.ops.costs import multiply_adds
+from mcn_jax.ops.fastest import Shape
+from mcn_jax.ops.mcconv import M_GRADIENTS
+from mcn_jax.ops.modulate import FILTER_LOSSES
+
+LATENT_FILTERS = Group(name="latent_filters")
+M_FILTERS = Group(name="m_filters", rate="m_learning_rate", decays=False, non_negative=True)
+
+
+class MCConv(nn.Module):
+    """Modulated convolution, usable in place of `nn.Conv` in any linen model.
+
+    Parameters: `latent_filters` [W, W, G*K, H] and `m_filters` [W, W, K]. Collection "centers":
+    `centers` [U], the k-means centers of the latent filters; fixed until `updated_centers` is
+    called. The number of input maps G follows from the input. See `mcn_jax.ops.mcconv` for the
+    forward and backward equations. There is no bias: normalise the output.
+
+    Attributes:
+        out_maps: H, feature maps of the output; it has H * planes channels.
+        planes: K, channels of a feature map.
+        kernel_size: W, odd, in pixels.
+        strides: step in y and x, in pixels.
+        padding: "SAME" or "VALID".
+        binarized: False convolves with the latent filters themselves (U-MCN).
+        num_centers: U; a filter costs ceil(log2 U) bits per weight.
+        m_gradient: "binary" or "latent", the two readings of Eq. 16.
+        m_noise: standard deviation of M around one at the start.
+        form: how it is computed, "auto" for the fastest; see `mcn_jax.ops.mcconv`.
+        dtype: of the computation; None is that of the input.
+        param_dtype: of the parameters.
+    """
+
+    out_maps: int
+    planes: int = 4
+    kernel_size: int = 3
+    strides: int = 1
+    padding: str = "SAME"
+    binarized: bool = True
+    num_centers: int = 2
+    m_gradient: str = "binary"
+    m_noise: float = 0.1
+    form: str = "auto"
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, Y, X, G*K] -> [N, Y', X', H*K]."""
+        taps = (self.kernel_size, self.kernel_size)
+        latent_filters = self.param(
+            "latent_filters",
+            nn.initializers.he_normal(),
+            (*taps, x.shape[-1], self.out_maps),
+            self.param_dtype,
+        )
+        m_filters = self.param(
+            "m_filters", _around_one(self.m_noise), (*taps, self.planes), self.param_dtype
+        )
+        centers = self.variable(
+            "centers", "centers", lambda: ops.kmeans_centers(latent_filters, self.num_centers)
+        )
+        return ops.mcconv(
+            x if self.dtype is None else x.astype(self.dtype),
+            latent_filters,
+            centers.value if self.binarized else None,
+            m_filters,
+            strides=(self.strides, self.strides),
+            padding=self.padding,
+            m_gradient=self.m_gradient,
+            form=self.form,
+        )
+
+
+class ModulatedConv(nn.Module):
+    """The deployed MCconv: parameters `filters` [W, W, G*K, H], as unpacked, and `m_filters`."""
+
+    out_maps: int
+    planes: int = 4
+    kernel_size: int = 3
+    strides: int = 1
+    padding: str = "SAME"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, Y, X, G*K] -> [N, Y', X', H*K]."""
+        taps, zeros = (self.kernel_size, self.kernel_size), nn.initializers.zeros
+        filters = self.param("filters", zeros, (*taps, x.shape[-1], self.out_maps))
+        m_filters = self.param("m_filters", zeros, (*taps, self.planes))
+        strides = (self.strides, self.strides)
+        return ops.mcconv(x, filters, None, m_filters, strides=strides, padding=self.padding)
+
+
+def _around_one(noise: float) -> Callable[..., jax.Array]:
+    """Initialiser: |1 + noise * N(0, 1)|, so M starts non-negative and its planes differ."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return jnp.abs(1 + noise * jax.random.normal(key, shape, dtype))
+
+    return init
+
+
+def binary_filters(params: Mapping[str, Any], centers: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The binary filters of every MCconv layer, which an exported model stores as bits.
+
+    During training a float32 latent weight stands behind each bit, because the small gradient
+    steps would be lost on a bit; only the values returned here enter the convolutions.
+
+    Args:
+        params: the "params" collection of a model.
+        centers: its "centers" collection.
+
+    Returns:
+        "path/of/layer" -> C-hat, [W, W, G*K, H], every element one of the layer's centers.
+    """
+    flat_centers = traverse_util.flatten_dict(centers)
+    return {
+        "/".join(path): ops.nearest_center(latent, flat_centers[*path, "centers"])
+        for path, latent in _latent_filters(params).items()
+    }
+
+
+def updated_centers(params: Mapping[str, Any], num_centers: int) -> dict[str, Any]:
+    """The "centers" collection computed anew: exact k-means of each layer's latent filters."""
+    return traverse_util.unflatten_dict(
+        {
+            (*path, "centers"): ops.kmeans_centers(latent, num_centers)
+            for path, latent in _latent_filters(params).items()
+        }
+    )
+
+
+def _latent_filters(params: Mapping[str, Any]) -> dict[tuple[str, ...], jax.Array]:
+    """{path of the layer: C} of any model that has MCConv layers."""
+    flat = traverse_util.flatten_dict(params)
+    return {path[:-1]: leaf for path, leaf in flat.items() if path[-1] == "latent_filters"}
+
+
+def codes_of(latent_filters: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """The index of each weight's center, uint8, computed in the dtype that training had."""
+    with jax.enable_x64(latent_filters.dtype == np.float64):
+        codes = ops.nearest_index(jnp.asarray(latent_filters), jnp.asarray(centers))
+        return np.asarray(codes, np.uint8)
+
+
+def _make(config: Config, quantized: bool) -> Callable[..., nn.Module]:
+    return functools.partial(
+        MCConv,
+        planes=config.model.planes,
+        binarized=quantized,
+        num_centers=config.binarize.num_centers,
+        m_gradient=config.binarize.m_gradient,
+        m_noise=config.model.m_noise,
+        param_dtype=jnp.dtype(config.param_dtype),
+    )
+
+
+def _deployed(config: Config, quantized: bool) -> Callable[..., nn.Module]:
+    del quantized
+    return functools.partial(ModulatedConv, planes=config.model.planes)
+
+
+def _check(config: Config) -> None:
+    require_one_of("binarize.m_gradient", config.binarize.m_gradient, M_GRADIENTS)
+    require_one_of("loss.filter_loss", config.loss.filter_loss, FILTER_LOSSES)
+    num_centers, most = config.binarize.num_centers, packing.MAX_CENTERS
+    holds = 2 <= num_centers <= most
+    require(holds, "binarize.num_centers", num_centers, f"must lie in 2..{most}")
+
+
+def _check_layer(layer: PlannedLayer, config: Config) -> None:
+    weights, num_centers = int(np.prod(layer.params["latent_filters"])), config.binarize.num_centers
+    message = f"exceeds the {weights} weights of {layer.name}, the smallest layer"
+    require(num_centers <= weights, "binarize.num_centers", num_centers, message)
+
+
+def _refresh(p: Leaves, s: Leaves) -> dict[str, jax.Array]:
+    return {"centers": ops.kmeans_centers(p["latent_filters"], s["centers"].size)}
+
+
+def _penalty(
+    p: Leaves, s: Leaves, gradients: Leaves, loss: LossConfig, learning_rate: jax.Array
+) -> tuple[jax.Array, dict[str, Any]]:
+    """The filter loss (Eq. 1 without theta), and gradients with theta times two terms.
+
+    The first is the gradient of the filter loss. The second, where `loss.projection_penalty` asks
+    for it, is the third term of Eq. 10, C - C-hat + eta1 * dL_S/dC: the gradient of
+    1/2 * ||C-hat - eta1 * dL_S/dC-hat - C||^2 with the first two terms held constant, as the
+    authors' book prints it (its Eq. 3.19); the sign in the paper would push C away from its center.
+    Straight through, dL_S/dC-hat is dL_S/dC, so no second backward pass is needed.
+    """
+    centers = s["centers"]
+
+    def filter_loss(p: Leaves) -> jax.Array:
+        binary = ops.nearest_center(p["latent_filters"], centers)
+        return ops.filter_loss(p["latent_filters"], binary, p["m_filters"], loss.filter_loss)
+
+    value, terms = jax.value_and_grad(filter_loss)(dict(p))
+    if loss.projection_penalty:
+        latent = p["latent_filters"]
+        binary = ops.nearest_center(latent, centers)
+        penalty = latent - binary + learning_rate * gradients["latent_filters"]
+        terms["latent_filters"] = terms["latent_filters"] + penalty
+    return value, {name: g + loss.theta * terms[name] for name, g in gradients.items()}
+
+
+def _health(before: Leaves, p: Leaves, s: Leaves) -> dict[str, float | Share]:
+    """How the binary filters of a layer fared in an epoch.
+
+    Returns:
+        flip_ratio: share of filter weights whose nearest center changed since `before`.
+        quantization_error: ||C - C-hat * M|| / ||C||, the root mean square over the planes.
+        share_0 ... share_{U-1}: share of weights at each center, in ascending order.
+        m_min, m_max: range of M.
+    """
+    sums = jax.device_get(
+        _health_sums(before["latent_filters"], p["latent_filters"], p["m_filters"], s["centers"])
+    )
+    size = p["latent_filters"].size
+    return {
+        "flip_ratio": Share(int(sums["flips"]), size),
+        "quantization_error": Share(sums["error"], sums["norm"], root=True),
+        **{f"share_{u}": float(count / size) for u, count in enumerate(sums["counts"])},
+        "m_min": float(sums["m_min"]),
+        "m_max": float(sums["m_max"]),
+    }
+
+
+@jax.jit
+def _health_sums(
+    latent_before: jax.Array, latent_filters: jax.Array, m_filters: jax.Array, centers: jax.Array
+) -> dict[str, jax.Array]:
+    nearest = ops.nearest_index(latent_filters, centers)
+    planes = m_filters.shape[-1]
+    # The per-plane filter loss is half the sum over the planes.
+    loss = ops.filter_loss(latent_filters, ops.nearest_center(latent_filters, centers), m_filters)
+    return {
+        "flips": jnp.sum(nearest != ops.nearest_index(latent_before, centers)),
+        "counts": jnp.bincount(nearest.ravel(), length=centers.size),
+        "error": 2 * loss / planes,
+        "norm": jnp.sum(latent_filters**2),
+        "m_min": jnp.min(m_filters),
+        "m_max": jnp.max(m_filters),
+    }
+
+
+def _pack(p: Leaves, s: Leaves, quantized: bool) -> dict[str, np.ndarray]:
+    m_filters = np.asarray(p["m_filters"], np.float32)
+    if not quantized:
+        latent_filters = np.asarray(p["latent_filters"], np.float32)
+        return {"latent_filters": latent_filters, "m_filters": m_filters}
+    centers = np.asarray(s["centers"], np.float32)
+    codes = codes_of(np.asarray(p["latent_filters"]), np.asarray(s["centers"]))
+    bits = packing.pack(codes, len(centers))
+    return {"bits": bits, "centers": centers, "m_filters": m_filters}
+
+
+def _unpack(stored: Mapping[str, jax.Array], layer: PlannedLayer) -> dict[str, jax.Array]:
+    if "bits" not in stored:
+        return {"filters": stored["latent_filters"], "m_filters": stored["m_filters"]}
+    codes = packing.unpack_traced(stored["bits"], layer.params["latent_filters"])
+    filters = jnp.take(stored["centers"], codes, mode="clip")
+    return {"filters": filters, "m_filters": stored["m_filters"]}
+
+
+def _spec(
+    layer: PlannedLayer, config: Config, quantized: bool, dtypes: Mapping[str, str]
+) -> dict[str, Tensor]:
+    del dtypes
+    shape = layer.params["latent_filters"]
+    m_filters = float32_tensor(layer.params["m_filters"], "M-filters")
+    if not quantized:
+        return {"latent_filters": float32_tensor(shape, "filters"), "m_filters": m_filters}
+    num_centers = config.binarize.num_centers
+    weights = int(np.prod(shape, dtype=object))
+    bits = weights * packing.bits_per_weight(num_centers)
+    packed = packing.packed_shape(shape, num_centers)
+    return {
+        "bits": Tensor("uint8", packed, "filters", bits, weights),
+        "centers": Tensor("float32", (num_centers,), "centers", 32 * num_centers, 0),
+        "m_filters": m_filters,
+    }
+
+
+def _check_values(stored: Mapping[str, np.ndarray], layer: PlannedLayer) -> None:
+    if stored["m_filters"].min() < 0:
+        raise InputError(f"its tensor {layer.name}/m_filters has negative values")
+    if "bits" not in stored:
+        return
+    codes = packing.unpack(stored["bits"], layer.params["latent_filters"])
+    if codes.max() >= len(stored["centers"]):
+        raise InputError(f"its tensor {layer.name}/bits has codes beyond its centers")
+    if np.any(np.diff(stored["centers"]) < 0):
+        raise InputError(f"its tensor {layer.name}/centers does not ascend")
+
+
+def _kernel(p: Leaves, s: Leaves, quantized: bool) -> jax.Array:
+    filters = p["latent_filters"]
+    if quantized:
+        filters = ops.nearest_center(filters, s["centers"])
+    return ops.reconstructed_filters(filters, p["m_filters"])
+
+
+def _multiply_adds(layer: PlannedLayer) -> dict[str, int]:
+    height, width, channels, maps = layer.params["latent_filters"]
+    planes = layer.params["m_filters"][-1]
+    one_pixel = Shape(channels // planes, maps, planes, size=1, stride=1)
+    return {
+        form: layer.out_pixels * multiply_adds(one_pixel, form, taps=height * width)
+        for form in ("direct", "factored")
+    }
+
+
+def _arrays(view: View) -> dict[str, np.ndarray]:
+    """`m_filters`, `latent_filters`, `binary_filters`, `centers` and `reconstructed_filters`, as
+    far as there are any."""
+    stored, trained = view.stored, view.trained
+    found = {
+        "m_filters": np.asarray(stored["m_filters"] if trained is None else trained["m_filters"])
+    }
+    if trained is not None:
+        found["latent_filters"] = np.asarray(trained["latent_filters"])
+    elif "latent_filters" in stored:
+        found["latent_filters"] = stored["latent_filters"]
+    filters = found.get("latent_filters")
+    if "bits" in stored:
+        codes = _codes(view)
+        filters = stored["centers"][codes]
+        found |= {"binary_filters": filters, "centers": stored["centers"]}
+    q = ops.reconstructed_filters(jnp.asarray(filters), jnp.asarray(found["m_filters"]))
+    return found | {"reconstructed_filters": np.asarray(q)}
+
+
+def _codes(view: View) -> np.ndarray:
+    """The index of each weight's center, of the shape of the filters."""
+    return packing.unpack(view.stored["bits"], view.layer.params["latent_filters"])
+
+
+def _facts(view: View) -> dict[str, Any]:
+    """What inspection prints: maps, range of M, and of binary filters centers, shares and error."""
+    stored = view.stored
+    *_, channels, maps = view.layer.params["latent_filters"]
+    arrays = _arrays(view)
+    m_filters = arrays["m_filters"]
+    floats = m_filters.size + (len(stored["centers"]) if "bits" in stored else 0)
+    record: dict[str, Any] = {
+        "in_maps": channels // m_filters.shape[-1],
+        "out_maps": maps,
+        "m_filters": m_filters.size,
+        "m_min": float(m_filters.min()),
+        "m_max": float(m_filters.max()),
+        "m_and_center_bits": 32 * floats,
+    }
+    if "bits" in stored:
+        codes = _codes(view)
+        count = np.bincount(codes.ravel(), minlength=len(stored["centers"]))
+        record["centers"] = [float(center) for center in stored["centers"]]
+        record["shares"] = [float(share) for share in count / codes.size]
+        if "latent_filters" in arrays:
+            latent, binary = arrays["latent_filters"], arrays["binary_filters"]
+            # The filter loss is half the sum over the planes.
+            loss = ops.filter_loss(jnp.asarray(latent), jnp.asarray(binary), jnp.asarray(m_filters))
+            squares = 2 * loss / m_filters.shape[-1] / np.sum(latent**2)
+            record["quantization_error"] = float(np.sqrt(squares))
+    return record
+
+
+def _compare(before: View, after: View) -> dict[str, float | None]:
+    """How a layer has changed.
+
+    Returns:
+        "flip_ratio", the share of weights that moved to another center (None unless both are binary
+        with as many centers); "m_drift", ||M_b - M_a|| / ||M_a||; and "latent_drift", likewise of C
+        (None of model files).
+    """
+    flips = None
+    numbers = [len(view.stored.get("centers", ())) for view in (before, after)]
+    if numbers[0] and numbers[0] == numbers[1]:
+        flips = float(np.mean(_codes(before) != _codes(after)))
+    a, b = _arrays(before), _arrays(after)
+    drifts = {
+        name: float(np.linalg.norm(b[name] - a[name]) / np.linalg.norm(a[name]))
+        for name in ("m_filters", "latent_filters")
+        if name in a and name in b
+    }
+    return {
+        "flip_ratio": flips,
+        "m_drift": drifts["m_filters"],
+        "latent_drift": drifts.get("latent_filters"),
+    }
+
+
+def _pictures(view: View) -> Pictures:
+    arrays = _arrays(view)
+    latent, binary = arrays.get("latent_filters"), arrays.get("binary_filters")
+    filters = {} if latent is None else {"latent": latent}
+    if binary is not None:
+        filters["binary"] = binary
+    m_filters = arrays["m_filters"]
+    whole = next(reversed(filters.values()))
+    for plane in range(min(m_filters.shape[-1], 4)):
+        modulated = whole * m_filters[:, :, None, None, plane]
+        filters[f"reconstructed, plane {plane + 1}"] = modulated
+    weights = NO_VALUES if latent is None else latent
+    levels = tuple(float(center) for center in arrays.get("centers", ()))
+    return Pictures(weights, levels, m_filters, filters)
+
+
+MCCONV = Family(
+    kind="MCconv",
+    module=MCConv,
+    groups={"latent_filters": LATENT_FILTERS, "m_filters": M_FILTERS},
+    pack=_pack,
+    unpack=_unpack,
+    spec=_spec,
+    make=_make,
+    deployed=_deployed,
+    kernel=_kernel,
+    filters="latent_filters",
+    multiply_adds=_multiply_adds,
+    quantizes=True,
+    takes_planes=True,
+    options=("model.planes", "model.input_planes", "binarize.num_centers"),
+    check=_check,
+    check_layer=_check_layer,
+    refresh=_refresh,
+    penalty=_penalty,
+    watched={"m_filters": "m"},
+    compared=("latent_filters",),
+    health=_health,
+    check_values=_check_values,
+    arrays=_arrays,
+    facts=_facts,
+    compare=_compare,
+    pictures=_pictures,
+)

@@ -1,0 +1,144 @@
+"""The plan of a network: its layers in call order, with families and shapes, found by running it.
+
+The network is run abstractly, so a plan takes no memory, whatever the sizes. Costs, bits, model
+files, inspection, health and the optimizer's groups all read the plan instead of guessing from
+names.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from mcn_jax import models
+from mcn_jax.config import Config, ModelConfig
+from mcn_jax.layers.family import PlannedLayer, Tensor
+from mcn_jax.layers.table import family_of
+
+Plan = tuple[PlannedLayer, ...]
+
+
+def plan_of(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Plan:
+    """The plan of the network that a config describes.
+
+    Args:
+        config: validated.
+        num_classes: number of logits.
+        image_shape: (Y, X, C) as the model sees an image.
+
+    Raises:
+        ValueError: if a parameter belongs to no layer family, or the images do not fit.
+    """
+    return _plan_of(config.model, num_classes, tuple(image_shape))
+
+
+@functools.lru_cache(maxsize=32)
+def _plan_of(model: ModelConfig, num_classes: int, image_shape: tuple[int, int, int]) -> Plan:
+    module = models.make_model(Config(model=model), num_classes, quantized=False)
+    return plan_of_module(module, image_shape)
+
+
+def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan:
+    """The plan of any linen network; see `plan_of`."""
+    calls: dict[tuple[str, ...], list[Any]] = {}
+
+    def note(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+        path, family = context.module.path, family_of(context.module)
+        inside = any(path[: len(other)] == other for other in calls)
+        if family is None or context.method_name != "__call__" or inside:
+            return call(*arguments, **keywords)
+        calls[path] = [family, arguments[0].shape[1:], None]
+        output = call(*arguments, **keywords)
+        calls[path][2] = output.shape[1:]
+        return output
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    with nn.intercept_methods(note):
+        variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    plan = tuple(
+        PlannedLayer(
+            name="/".join(path),
+            family=family,
+            params=_leaves(variables["params"], path),
+            state={
+                leaf: collection
+                for collection, tree in variables.items()
+                if collection != "params"
+                for leaf in _leaves(tree, path)
+            },
+            in_shape=tuple(in_shape),
+            out_shape=tuple(out_shape),
+        )
+        for path, (family, in_shape, out_shape) in calls.items()
+    )
+    _check_all_owned(plan, variables["params"])
+    return plan
+
+
+def _leaves(tree: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """{leaf name: shape} of what lies below a path."""
+    return {
+        "/".join(place[len(path) :]): tuple(leaf.shape)
+        for place, leaf in traverse_util.flatten_dict(tree).items()
+        if place[: len(path)] == path
+    }
+
+
+def _check_all_owned(plan: Plan, params: Mapping[str, Any]) -> None:
+    owned = {f"{layer.name}/{leaf}" for layer in plan for leaf in layer.params}
+    for name in traverse_util.flatten_dict(params, sep="/"):
+        if name not in owned:
+            raise ValueError(
+                f"parameter {name} belongs to no layer family; use layers of"
+                " mcn_jax.layers.table, or add a family"
+            )
+    for layer in plan:
+        for leaf in layer.params:
+            if leaf not in layer.family.groups:
+                raise ValueError(
+                    f"parameter {layer.name}/{leaf} belongs to no group of the optimizer; the"
+                    f" family {layer.family.kind!r} knows {', '.join(layer.family.groups)}"
+                )
+
+
+def layer_collections(plan: Plan) -> tuple[str, ...]:
+    """The collections, besides "params" and "batch_stats", in which layers keep state."""
+    found = {collection for layer in plan for collection in layer.state.values()}
+    return tuple(sorted(found - {"batch_stats"}))
+
+
+def specs(
+    plan: Plan, config: Config, quantized: bool, dtypes: Mapping[str, str] | None = None
+) -> dict[str, Tensor]:
+    """{"conv_1/bits": Tensor, ...}: every tensor of a model file of a network.
+
+    Args:
+        plan: of the network.
+        config: of it, for what the families' files depend on.
+        quantized: whether quantized weights are stored, where a family has them.
+        dtypes: of tensors in a file, where a family leaves a choice.
+    """
+    found: dict[str, Tensor] = {}
+    for layer in plan:
+        prefix = f"{layer.name}/"
+        own = {
+            name.removeprefix(prefix): dtype
+            for name, dtype in (dtypes or {}).items()
+            if name.startswith(prefix)
+        }
+        tensors = layer.family.spec(layer, config, quantized, own)
+        found |= {f"{prefix}{leaf}": tensor for leaf, tensor in tensors.items()}
+    return found
+
+
+def filter_bits(plan: Plan, config: Config, quantized: bool) -> tuple[int, int]:
+    """Bits of all convolution filters, and of the same filters in float32.
+
+    M-filters, centers, batch norm and dense layers are not counted.
+    """
+    filters = [t for t in specs(plan, config, quantized).values() if t.part == "filters"]
+    return sum(t.bits for t in filters), sum(32 * t.weights for t in filters)

@@ -1,0 +1,144 @@
+"""What a network is made of, read from a work directory, a checkpoint or a model file."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from mcn_jax.deploy import model_file
+from mcn_jax.deploy.header import Network
+from mcn_jax.errors import InputError, did_you_mean
+from mcn_jax.layers.family import View
+from mcn_jax.models.plan import Plan
+from mcn_jax.workdirs.files import read_metrics
+from mcn_jax.workdirs.trained import Trained, checkpoint_of, read_trained
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inspected:
+    """A network that is looked into.
+
+    plan: its layers, in call order.
+    file_bytes: of the model file, or of all files of the checkpoint.
+    stored: the tensors of its model file, see `mcn_jax.deploy.model_file.packed_tensors`.
+    variables: of a checkpoint, its collections; None of a model file.
+    records: of metrics.jsonl up to this checkpoint; none of a model file.
+    """
+
+    path: pathlib.Path
+    network: Network
+    plan: Plan
+    file_bytes: int
+    stored: Mapping[str, np.ndarray]
+    variables: Mapping[str, Any] | None
+    records: list[dict[str, Any]]
+
+    def view(self, name: str) -> View:
+        """What a family sees of the layer of this name."""
+        layer = next(layer for layer in self.plan if layer.name == name)
+        trained = None
+        if self.variables is not None:
+            trained = layer.params_in(self.variables["params"])
+            trained = {leaf: np.asarray(value) for leaf, value in trained.items()}
+        return View(layer, model_file.own_tensors(self.stored, name), trained)
+
+    @functools.cached_property
+    def convolutions(self) -> dict[str, View]:
+        """The layers that convolve, by their names."""
+        return {la.name: self.view(la.name) for la in self.plan if la.family.filters is not None}
+
+    @functools.cached_property
+    def quantizable(self) -> dict[str, View]:
+        """The convolutions that can have quantized weights, by their names."""
+        views = self.convolutions.items()
+        return {name: view for name, view in views if view.layer.family.quantizes}
+
+
+def inspect(path: str | pathlib.Path) -> Inspected:
+    """Reads a work directory, a checkpoint or a model file.
+
+    Raises:
+        InputError: if it is none of these, is damaged, or of another version.
+    """
+    path = pathlib.Path(path)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise InputError(f"{path} is not a .safetensors file, work directory or checkpoint")
+        return _of_model(path, model_file.read_model(path))
+    if not path.is_dir() and not checkpoint_of(path):
+        raise InputError(
+            f"{path} does not exist; name a work directory, such as runs/digits, a checkpoint in it"
+            " or a .safetensors file"
+        )
+    return _of_trained(path, read_trained(path))
+
+
+def _of_trained(path: pathlib.Path, trained: Trained) -> Inspected:
+    plan = model_file.plan_of_trained(trained)
+    last = trained.epoch["step"]
+    return Inspected(
+        path=path,
+        network=Network(trained.config, trained.binary),
+        plan=plan,
+        file_bytes=trained.file_bytes,
+        stored=model_file.packed_tensors(trained.variables, plan, trained.binary),
+        variables=trained.variables,
+        records=read_metrics(trained.workdir / "metrics.jsonl", last),
+    )
+
+
+def _of_model(path: pathlib.Path, model: model_file.Model) -> Inspected:
+    return Inspected(
+        path=path,
+        network=model.network,
+        plan=model.plan,
+        file_bytes=path.stat().st_size,
+        stored=model.tensors,
+        variables=None,
+        records=[],
+    )
+
+
+def array_of(inspected: Inspected, name: str) -> np.ndarray:
+    """One array, such as "conv_1/binary_filters" or "dense_1/kernel".
+
+    A convolution has the arrays that its family names; every other layer the parameters and
+    statistics of a checkpoint, or the tensors of a file. "layers/3/binary_filters" is that of the
+    third convolution whose weights can be quantized.
+
+    Raises:
+        InputError: if there is none of this name, naming the nearest.
+    """
+    path, _, last = name.rpartition("/")
+    numbered = {f"layers/{number}": p for number, p in enumerate(inspected.quantizable, start=1)}
+    path = numbered.get(path, path)
+    if path in inspected.quantizable:
+        view = inspected.quantizable[path]
+        found = view.layer.family.arrays(view)
+        if last in found:
+            return found[last]
+    others = _other_arrays(inspected)
+    if name in others:
+        return others[name]
+    known = [*others]
+    for p, view in inspected.quantizable.items():
+        known += [f"{p}/{n}" for n in view.layer.family.arrays(view)]
+    raise InputError(
+        f"{inspected.path} has no array {name!r}{did_you_mean(name, known)}; they are"
+        f" {', '.join(known[:4])}, ..."
+    )
+
+
+def _other_arrays(inspected: Inspected) -> dict[str, np.ndarray]:
+    """{"dense_1/kernel": ...}: the arrays of all layers that cannot be quantized."""
+    if inspected.variables is None:
+        arrays = dict(inspected.stored)
+    else:
+        flat = traverse_util.flatten_dict(inspected.variables, sep="/")
+        arrays = {name.partition("/")[2]: np.asarray(leaf) for name, leaf in flat.items()}
+    layers = inspected.quantizable
+    return {name: a for name, a in arrays.items() if name.rpartition("/")[0] not in layers}

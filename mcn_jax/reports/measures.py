@@ -1,0 +1,92 @@
+"""What the layers of a network cost, how their weights fare, and how two networks differ."""
+
+from typing import Any
+
+import numpy as np
+
+from mcn_jax.errors import InputError
+from mcn_jax.layers.family import PlannedLayer
+from mcn_jax.models.plan import specs
+from mcn_jax.reports.inspected import Inspected
+
+
+def describe(inspected: Inspected) -> dict[str, Any]:
+    """Everything that the command prints, as numbers.
+
+    Returns:
+        "path".
+        "layers": one record per layer, convolutions that can be quantized first, with "layer",
+            "kind", "shape", "weights", "bits" (of its weights, as a model file holds them) and
+            "float32_bits"; of convolutions also "multiply_adds_direct" and others of one image; and
+            what `Family.facts` says.
+        "totals": "filter_bits" and "float32_filter_bits" of all convolutions, "bits" and
+            "float32_bits" of everything, "multiply_adds_direct" of all convolutions and
+            "multiply_adds_factored" of those that have it, of one image; "file_bytes", the file's
+            or those of the checkpoint's files together.
+    """
+    dtypes = {name: tensor.dtype.name for name, tensor in inspected.stored.items()}
+    tensors = specs(inspected.plan, *inspected.network, dtypes)
+    quantizable_first = sorted(inspected.plan, key=lambda layer: not layer.family.quantizes)
+    records = [_record(inspected, layer) for layer in quantizable_first]
+    filters = [tensor for tensor in tensors.values() if tensor.part == "filters"]
+
+    def total(name: str) -> int:
+        return sum(record.get(name, 0) for record in records)
+
+    totals = {
+        "filter_bits": sum(tensor.bits for tensor in filters),
+        "float32_filter_bits": sum(32 * tensor.weights for tensor in filters),
+        "bits": sum(tensor.bits for tensor in tensors.values()),
+        "float32_bits": sum(32 * tensor.weights for tensor in tensors.values()),
+        "multiply_adds_direct": total("multiply_adds_direct"),
+        "multiply_adds_factored": total("multiply_adds_factored"),
+        "file_bytes": inspected.file_bytes,
+    }
+    return {"path": str(inspected.path), "layers": records, "totals": totals}
+
+
+def _record(inspected: Inspected, layer: PlannedLayer) -> dict[str, Any]:
+    view = inspected.view(layer.name)
+    dtypes = {leaf: tensor.dtype.name for leaf, tensor in view.stored.items()}
+    spec = layer.family.spec(layer, *inspected.network, dtypes)
+    tensors = list(spec.values())
+    shape = max(layer.params.values(), key=np.prod)
+    if layer.family.filters is not None:
+        tensors = [tensor for tensor in tensors if tensor.part == "filters"]
+        shape = layer.params[layer.family.filters]
+    adds = layer.family.multiply_adds(layer)
+    return {
+        "layer": layer.name,
+        "kind": layer.family.kind,
+        "shape": list(shape),
+        "weights": sum(tensor.weights for tensor in tensors),
+        "bits": sum(tensor.bits for tensor in tensors),
+        "float32_bits": sum(32 * tensor.weights for tensor in tensors),
+        **{f"multiply_adds_{form}": number for form, number in adds.items()},
+        **layer.family.facts(view),
+    }
+
+
+def compare(a: Inspected, b: Inspected) -> list[dict[str, Any]]:
+    """What has changed from `a` to `b` in every layer whose family can tell.
+
+    Returns:
+        One record per layer: "layer", and what `Family.compare` says.
+
+    Raises:
+        InputError: if the two are not the same network.
+    """
+    shapes_a, shapes_b = (
+        [(name, view.layer.params) for name, view in inspected.quantizable.items()]
+        for inspected in (a, b)
+    )
+    if not shapes_a or shapes_a != shapes_b:
+        raise InputError(
+            f"{a.path} and {b.path} cannot be compared: they do not have the same quantizable"
+            " layers"
+        )
+    return [
+        {"layer": name, **view.layer.family.compare(view, b.quantizable[name])}
+        for name, view in a.quantizable.items()
+        if view.layer.family.compare is not None
+    ]

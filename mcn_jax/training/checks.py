@@ -1,0 +1,136 @@
+"""The checks of a whole config, made before any work."""
+
+import math
+
+from mcn_jax import models
+from mcn_jax.config import Config, flatten
+from mcn_jax.data.checks import check_augmentation, check_data
+from mcn_jax.data.facts import DATASETS
+from mcn_jax.errors import InputError, require, require_one_of
+from mcn_jax.layers.planes import check_input
+from mcn_jax.layers.table import LAYERS
+from mcn_jax.models.plan import plan_of
+from mcn_jax.training import optim
+from mcn_jax.training.phases import quantizes
+
+AT_LEAST_ONE = (
+    "batch_size", "eval_batch_size", "num_epochs", "log_every_steps",
+    "model.planes", "model.dense_features",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "seed", "model.m_noise", "loss.theta", "loss.center_loss_weight", "binarize.start_epoch",
+    "binarize.refresh_epochs", "optimizer.learning_rate", "optimizer.m_learning_rate",
+    "optimizer.weight_decay", "optimizer.warmup_epochs", "steps_per_dispatch",
+    "checkpoint_every_steps",
+)  # fmt: skip
+
+
+def validate(config: Config, num_devices: int = 1) -> None:
+    """Checks every value, and that the devices divide the batch.
+
+    Args:
+        config: of the run.
+        num_devices: over all processes.
+
+    Raises:
+        InputError: naming the first wrong value and what is allowed.
+    """
+    flat = flatten(config)
+    for name, value in flat.items():
+        if isinstance(value, float):
+            require(math.isfinite(value), name, value, "must be finite")
+    for name in AT_LEAST_ONE:
+        require(flat[name] >= 1, name, flat[name], "must be at least 1")
+    for name in NOT_NEGATIVE:
+        require(flat[name] >= 0, name, flat[name], "must not be negative")
+    for name in ("model.dropout_rate", "optimizer.momentum"):
+        require(0 <= flat[name] < 1, name, flat[name], "must lie in [0, 1)")
+    for name in ("loss.center_loss_rate", "optimizer.schedule_factor"):
+        require(0 < flat[name] <= 1, name, flat[name], "must lie in (0, 1]")
+    require(config.seed < 2**32, "seed", config.seed, "must be below 2^32")
+    require_one_of("dtype", config.dtype, ("float32", "bfloat16", "float64"))
+    require_one_of("param_dtype", config.param_dtype, ("float32", "float64"))
+    if config.dtype == "float64":
+        message = 'must be "float64" where config.dtype is'
+        require(config.param_dtype == "float64", "param_dtype", config.param_dtype, message)
+    check_data(config.data)
+    models.check(config)
+    _check_optimizer(config)
+    require(
+        not (config.data.mixup and config.loss.center_loss_weight),
+        "data.mixup",
+        config.data.mixup,
+        "leaves images without a class of their own, which the center loss needs; set it or"
+        " config.loss.center_loss_weight to 0",
+    )
+    facts = DATASETS.get(config.data.name)
+    if facts is not None:
+        height, width, channels = facts.image_shape
+        size = config.data.image_size
+        shape = (size or height or 0, size or width or 0, channels)
+        known = "train" in facts.examples and config.data.train_split == "train"
+        validate_for_data(config, shape, facts.examples["train"] if known else None)
+    if quantizes(config):
+        require(
+            config.binarize.start_epoch < config.num_epochs,
+            "binarize.start_epoch",
+            config.binarize.start_epoch,
+            f"leaves none of the {config.num_epochs} epochs for binary filters; lower it, or set"
+            " config.binarize.enabled=False for a U-MCN",
+        )
+    _check_batch(config, num_devices)
+
+
+def validate_for_data(
+    config: Config, image_shape: tuple[int, int, int], num_examples: int | None
+) -> None:
+    """Checks that batch and network fit the data, and the layers' options their sizes.
+
+    Args:
+        config: of the run.
+        image_shape: (Y, X, C) as the model sees them.
+        num_examples: of the training split; None where it is not known yet.
+
+    Raises:
+        InputError: naming the first value that does not fit.
+    """
+    if num_examples is not None:
+        require(
+            config.batch_size <= num_examples,
+            "batch_size",
+            config.batch_size,
+            f"exceeds the {num_examples} training images of {config.data.name}; lower it",
+        )
+    model = config.model
+    height, width, channels = image_shape
+    check_augmentation(config.data, height, width)
+    models.MODELS[model.name].check_image_size(model, height, width)
+    if LAYERS[model.conv].takes_planes:
+        check_input(model.input_planes, channels, model.planes, config.data.name)
+    smallest_first = sorted(
+        plan_of(config, 2, image_shape),
+        key=lambda layer: sum(map(math.prod, layer.params.values())),
+    )
+    for layer in smallest_first:
+        layer.family.check_layer(layer, config)
+
+
+def _check_optimizer(config: Config) -> None:
+    optimizer = config.optimizer
+    require_one_of("optimizer.name", optimizer.name, optim.OPTIMIZERS)
+    require_one_of("optimizer.schedule", optimizer.schedule, optim.SCHEDULES)
+    epochs = optimizer.schedule_epochs
+    increase = list(epochs) == sorted(set(epochs))
+    require(increase, "optimizer.schedule_epochs", epochs, "must increase")
+
+
+def _check_batch(config: Config, num_devices: int) -> None:
+    unit = (2 if config.data.mixup else 1) * num_devices
+    if config.batch_size % unit:
+        below = config.batch_size // unit * unit
+        nearest = [str(n) for n in (below, below + unit) if n]
+        raise InputError(
+            f"config.batch_size={config.batch_size} is not divisible by"
+            f" {'2 times ' if config.data.mixup else ''}the {num_devices} devices;"
+            f" the nearest sizes that are: {' and '.join(nearest)}"
+        )

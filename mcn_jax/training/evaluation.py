@@ -1,0 +1,84 @@
+"""Evaluation: every example counts exactly once, and what the logits say of a network."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mcn_jax import parallel
+from mcn_jax.data.batches import EvalBatch, Split
+
+CALIBRATION_BINS = 15
+
+
+def evaluate(
+    step: Callable[..., dict[str, jax.Array]],
+    state: Any,
+    batches: Iterable[tuple[Split, EvalBatch]],
+) -> dict[str, float]:
+    """Loss and accuracy over a whole split.
+
+    Args:
+        step: `parallel(eval_step)`.
+        state: replicated.
+        batches: of a source, from `test_batches`.
+
+    Returns:
+        "test_loss" in nats, "test_accuracy" from 0 to 1, "test_examples".
+    """
+    sums = {"loss": 0.0, "correct": 0, "examples": 0}
+    for split, batch in batches:
+        for name, value in parallel.unreplicate(step(state, split, batch)).items():
+            sums[name] += value.item()
+    return {
+        "test_loss": sums["loss"] / sums["examples"],
+        "test_accuracy": sums["correct"] / sums["examples"],
+        "test_examples": sums["examples"],
+    }
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """The softmax of logits [N, classes], in float64."""
+    exact = logits.astype(np.float64)
+    weights = np.exp(exact - exact.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def measures(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    """How well a network does.
+
+    Args:
+        logits: [N, classes].
+        labels: [N].
+        class_names: of the logits.
+
+    Returns:
+        "examples"; "accuracy" from 0 to 1; "calibration_error", the expected one: over 15 bins of
+        equal width in the probability of the likeliest class, the mean distance of that probability
+        from the accuracy, weighted by the examples (Guo et al. 2017); "classes", a record each with
+        "class", "examples" and "accuracy" (null without examples); "confusion", counts [classes,
+        classes] by label (rows) and prediction (columns).
+    """
+    confidence = probabilities(logits).max(axis=1)
+    predicted = logits.argmax(axis=1)
+    right = predicted == labels
+    confusion = np.zeros((len(class_names), len(class_names)), np.int64)
+    np.add.at(confusion, (labels, predicted), 1)
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = [abs(np.sum(right[bins == b] - confidence[bins == b])) for b in range(CALIBRATION_BINS)]
+    counts = confusion.sum(axis=1)
+    return {
+        "examples": len(labels),
+        "accuracy": float(np.mean(right)),
+        "calibration_error": float(np.sum(gaps) / len(labels)),
+        "classes": [
+            {
+                "class": name,
+                "examples": int(count),
+                "accuracy": float(confusion[index, index] / count) if count else None,
+            }
+            for index, (name, count) in enumerate(zip(class_names, counts, strict=True))
+        ],
+        "confusion": confusion,
+    }

@@ -1,0 +1,46 @@
+"""How the quantized layers of a network fare: measures of each, taken once per epoch.
+
+A binary network can stand still or collapse while its loss looks ordinary: no bit flips any more,
+nearly all weights sit at one center, or an M-filter has run to zero.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mcn_jax.layers.family import Share
+from mcn_jax.models.plan import Plan
+
+
+def network_health(
+    before: Mapping[str, Any],
+    params: Mapping[str, Any],
+    layer_state: Mapping[str, Any],
+    plan: Plan,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The measures of one epoch with quantized weights; see `Family.health`.
+
+    Args:
+        before: `Progress.filters_before`.
+        params: the parameters now.
+        layer_state: the other collections of the layers.
+        plan: of the network.
+
+    Returns:
+        Two dictionaries: {"path/of/layer/flip_ratio": ...} of every layer, in the order of the
+        network, and {"flip_ratio": ...} of those measures that layers share.
+    """
+    by_layer: dict[str, float] = {}
+    together: dict[str, Share] = {}
+    for layer in plan:
+        family = layer.family
+        if family.health is None:
+            continue
+        p_before = layer.params_in(before, family.compared)
+        p, s = layer.params_in(params), layer.state_in(layer_state)
+        for name, measure in family.health(p_before, p, s).items():
+            if isinstance(measure, Share):
+                others = together.get(name)
+                together[name] = measure if others is None else others.plus(measure)
+                measure = measure.value
+            by_layer[f"{layer.name}/{name}"] = float(measure)
+    return by_layer, {name: share.value for name, share in together.items()}

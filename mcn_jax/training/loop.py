@@ -1,0 +1,332 @@
+"""The epochs of a run: steps, evaluation, records and checkpoints."""
+
+import dataclasses
+import functools
+import itertools
+import math
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from mcn_jax import models, parallel
+from mcn_jax.config import Config
+from mcn_jax.data.dataset import Dataset
+from mcn_jax.data.sources import make_source
+from mcn_jax.models.plan import Plan, plan_of
+from mcn_jax.training import metrics, optim, phases
+from mcn_jax.training.evaluation import evaluate
+from mcn_jax.training.health import network_health
+from mcn_jax.training.profiling import StepTrace
+from mcn_jax.training.state import (
+    EPOCH_MEANS,
+    Progress,
+    TrainState,
+    create_state,
+    new_progress,
+    saved_tree,
+)
+from mcn_jax.training.steps import StepSettings, eval_step, train_step, train_steps
+from mcn_jax.training.stopping import Stopped, StopRequests
+from mcn_jax.training.warm_start import WarmStart
+from mcn_jax.workdirs.checkpoint import UNRANKED, Checkpoints, named_leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """The compiled steps of one part of the schedule: with float or with quantized weights.
+
+    train: one step, or as many as the source gives batches at a time.
+    """
+
+    quantized: bool
+    train: Callable[..., Any]
+    eval_step: Callable[..., Any]
+
+
+class Setup:
+    """Model, optimizer and compiled steps of a run, and the source of its batches."""
+
+    def __init__(self, config: Config, dataset: Dataset):
+        self.config = config
+        self.dataset = dataset
+        self.steps_per_epoch = len(dataset.train) // config.batch_size
+        schedule = (config.optimizer, self.steps_per_epoch, config.num_epochs)
+        self.plan = plan_of(config, len(dataset.class_names), dataset.image_shape)
+        self.optimizer = optim.make_optimizer(*schedule, self.plan)
+        self.settings = StepSettings(
+            config=config,
+            plan=self.plan,
+            learning_rate=optim.learning_rate(*schedule),
+            mean=dataset.mean,
+            std=dataset.std,
+        )
+        self.source = make_source(config, dataset)
+        self._phases: dict[bool, Phase] = {}
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step, on the host."""
+        config, shape = self.config, self.dataset.image_shape
+        num_classes = len(self.dataset.class_names)
+        model = models.make_model(config, num_classes, quantized=phases.quantizes(config))
+        return jax.device_get(create_state(config, model, self.optimizer, self.plan, shape))
+
+    def phase(self, quantized: bool) -> Phase:
+        """The steps with or without quantized weights; compiled at their first use."""
+        if quantized not in self._phases:
+            self._phases[quantized] = self._make_phase(quantized)
+        return self._phases[quantized]
+
+    def _make_phase(self, quantized: bool) -> Phase:
+        model = models.make_model(
+            self.config,
+            len(self.dataset.class_names),
+            quantized=quantized,
+            axis_name=parallel.AXIS,
+        )
+        common: dict[str, Any] = {
+            "model": model,
+            "settings": self.settings,
+            "axis_name": parallel.AXIS,
+        }
+        train = functools.partial(
+            train_steps if self.source.together > 1 else train_step,
+            optimizer=self.optimizer,
+            quantized=quantized,
+            **common,
+        )
+        return Phase(
+            quantized=quantized,
+            train=parallel.parallel(train, donate_state=True),
+            eval_step=parallel.parallel(functools.partial(eval_step, **common), donate_state=False),
+        )
+
+
+def refreshed(host_state: TrainState, plan: Plan) -> TrainState:
+    """A state whose layers have computed their state anew, such as k-means centers."""
+    flat = traverse_util.flatten_dict(host_state.layer_state)
+    for layer in plan:
+        if layer.family.refresh is None:
+            continue
+        p, s = layer.params_in(host_state.params), layer.state_in(host_state.layer_state)
+        for leaf, value in jax.device_get(layer.family.refresh(p, s)).items():
+            flat[layer.state[leaf], *layer.path, *leaf.split("/")] = value
+    layer_state = traverse_util.unflatten_dict(flat)
+    return dataclasses.replace(host_state, layer_state=layer_state)
+
+
+class Loop:
+    """The epochs of a run, with what they need at hand."""
+
+    def __init__(
+        self,
+        config: Config,
+        setup: Setup,
+        checkpoints: Checkpoints,
+        writer: metrics.MetricsWriter | metrics.NoWriter,
+        stop: StopRequests,
+        traces: pathlib.Path | None,
+    ):
+        self.config = config
+        self.setup = setup
+        self.checkpoints = checkpoints
+        self.writer = writer
+        self.stop = stop
+        self.traces = traces
+        self._traced: set[bool] = set()  # phases
+        self._start_time = time.perf_counter()
+        self._seconds_before = 0.0
+
+    def seconds(self) -> float:
+        """Of the run, those before a resumption included."""
+        return self._seconds_before + time.perf_counter() - self._start_time
+
+    def epochs(
+        self, host_state: TrainState, progress: Progress | None, start: WarmStart | None
+    ) -> TrainState:
+        """Trains from the step that `host_state` stands at to the last; returns the last state.
+
+        Args:
+            host_state: on the host.
+            progress: of the epoch that the state stands inside; None at the start of an epoch.
+            start: where the filters of a new run come from; None if they are random.
+
+        Raises:
+            Stopped: when asked to; everything up to here is saved.
+        """
+        config, steps_per_epoch = self.config, self.setup.steps_per_epoch
+        first_epoch, steps_done = divmod(int(host_state.step), steps_per_epoch)
+        if first_epoch:
+            self._seconds_before = self.writer.seconds_at(first_epoch * steps_per_epoch)
+        if progress is not None:
+            self._seconds_before = float(progress.seconds)
+        state = parallel.replicate(host_state)
+        step, quiet = int(host_state.step), not parallel.is_primary()
+        with metrics.ProgressBar(config.num_epochs, steps_per_epoch, step, quiet=quiet) as bar:
+            kinds = {device.device_kind for device in parallel.local_devices()}
+            bar.say(f"devices: {parallel.num_devices()} {', '.join(sorted(kinds))}")
+            bar.say(optim.describe_groups(self.setup.plan))
+            if step:
+                inside = f" and {steps_done} steps" if steps_done else ""
+                bar.say(f"resuming after epoch {first_epoch}{inside}")
+            if start:
+                bar.say(start.summary())
+            for epoch in range(first_epoch, config.num_epochs):
+                if progress is None:
+                    keeps_centers = start is not None and start.keeps_centers and epoch == 0
+                    if phases.refreshes_before(config, epoch) and not keeps_centers:
+                        host_state = refreshed(host_state, self.setup.plan)
+                        state = parallel.replicate(host_state)
+                    progress = new_progress(host_state, self.setup.plan, self.seconds())
+                with self._trace(phases.quantized_in(config, epoch)) as trace:
+                    state, progress, rate = self._train(state, epoch, progress, bar, trace)
+                host_state, record = self._end_epoch(state, epoch, progress, rate)
+                progress = None
+                # The record first: when resuming, a surplus one is cut, a missing one is lost.
+                self.writer.write(record)
+                bar.epoch(record)
+                accuracy = ranked_accuracy(config, record)
+                self.checkpoints.save(record["step"], saved_tree(host_state), accuracy)
+                if epoch + 1 < config.num_epochs and self.stop.pending():
+                    self._stop(record["step"])
+        return host_state
+
+    def _trace(self, quantized: bool) -> StepTrace:
+        """The trace of an epoch: of the first of each phase, if traces are asked for."""
+        if self.traces is None or quantized in self._traced:
+            return StepTrace(None)
+        self._traced.add(quantized)
+        return StepTrace(self.traces / ("binary" if quantized else "float"))
+
+    def _train(
+        self,
+        state: TrainState,
+        epoch: int,
+        progress: Progress,
+        bar: metrics.ProgressBar,
+        trace: StepTrace,
+    ) -> tuple[TrainState, Progress, float]:
+        """The steps of an epoch that are not done yet; also returns their images per second."""
+        config, setup = self.config, self.setup
+        phase = setup.phase(phases.quantized_in(config, epoch))
+        sums = {name: float(total) for name, total in progress.sums.items()}
+        first = int(parallel.unreplicate(state.step))
+        last = (epoch + 1) * setup.steps_per_epoch
+        steps = itertools.count(first + 1)
+        start_time = time.perf_counter()
+
+        def account(values: Any) -> None:
+            host = {name: np.atleast_1d(v) for name, v in parallel.unreplicate(values).items()}
+            for index in range(setup.source.together):
+                step = next(steps)
+                scalars = {name: value[index].item() for name, value in host.items()}
+                _check_finite(scalars, step, state)
+                for name in EPOCH_MEANS:
+                    sums[name] += scalars[name]
+                bar.step(epoch, scalars["softmax_loss"])
+                if step % config.log_every_steps == 0:
+                    self.writer.write({"kind": "step", "step": step, "epoch": epoch, **scalars})
+
+        def so_far() -> Progress:
+            totals = {name: np.float64(total) for name, total in sums.items()}
+            return dataclasses.replace(progress, sums=totals, seconds=np.float64(self.seconds()))
+
+        # Metrics are read one dispatch late, so that the device always has the next one at hand.
+        pending: Any = None
+        done = first
+        dispatches = (last - first) // setup.source.together
+        batches = setup.source.train_batches(epoch, first - epoch * setup.steps_per_epoch)
+        for dispatch, (split, batch) in enumerate(batches):
+            trace.before(dispatch, dispatches, state)
+            state, values = phase.train(state, split, batch)
+            trace.after(dispatch, values)
+            if parallel.must_await_steps():
+                jax.block_until_ready(values)
+            if pending is not None:
+                account(pending)
+            pending = values
+            done += setup.source.together
+            stopping = self.stop.pending()
+            before = done - setup.source.together
+            if done < last and (stopping or phases.saves_between(config, before, done)):
+                account(pending)
+                pending = None
+                tree = saved_tree(parallel.unreplicate(state), so_far())
+                self.checkpoints.save(done, tree, UNRANKED)
+                if stopping:
+                    self._stop(done)
+        if pending is not None:
+            account(pending)
+        rate = (last - first) * config.batch_size / (time.perf_counter() - start_time)
+        return state, so_far(), rate
+
+    def _end_epoch(
+        self, state: TrainState, epoch: int, progress: Progress, rate: float
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Evaluates; returns the state on the host and the record of the epoch."""
+        setup = self.setup
+        phase = setup.phase(phases.quantized_in(self.config, epoch))
+        test = evaluate(phase.eval_step, state, setup.source.test_batches(epoch))
+        host_state = parallel.unreplicate(state)
+        step = int(host_state.step)
+        _check_finite(test, step, state)
+        health: dict[str, float] = {}
+        if phase.quantized:
+            by_layer, health = network_health(
+                progress.filters_before, host_state.params, host_state.layer_state, setup.plan
+            )
+            self.writer.write({"kind": "health", "step": step, "epoch": epoch, **by_layer})
+        means = {
+            f"train_{name.removeprefix('softmax_')}": total.item() / setup.steps_per_epoch
+            for name, total in progress.sums.items()
+        }
+        return host_state, {
+            "kind": "epoch",
+            "step": step,
+            "epoch": epoch,
+            "binarized": phase.quantized,
+            **means,
+            **test,
+            **health,
+            "images_per_second": rate,
+            "wall_seconds": self.seconds(),
+        }
+
+    def _stop(self, step: int) -> NoReturn:
+        self.checkpoints.wait()
+        raise Stopped(
+            f"stopped by {self.stop.reason()} after step {step}, which is saved; the same command"
+            " goes on"
+        )
+
+
+def _check_finite(values: dict[str, float], step: int, state: TrainState) -> None:
+    """Stops a run that has diverged, before anything of it is recorded or saved."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{name} is {value} at step {step}, {_largest_leaf(state)}; training stops, the"
+                " last checkpoint stays; lower config.optimizer.learning_rate or raise"
+                " config.optimizer.warmup_epochs"
+            )
+
+
+def _largest_leaf(state: TrainState) -> str:
+    """Where the model has its first value that is not finite by now, or else its largest."""
+    tree = {"params": state.params, "batch_stats": state.batch_stats}
+    leaves = named_leaves(parallel.unreplicate(tree))
+    bad = [name for name, leaf in leaves.items() if not np.isfinite(leaf).all()]
+    if bad:
+        return f"{bad[0]} is by now the first of {len(bad)} leaves with values that are not finite"
+    sizes = {name: np.abs(leaf).max() for name, leaf in leaves.items() if leaf.size}
+    name = max(sizes, key=lambda name: sizes[name])
+    return f"the largest value, {sizes[name]:.3g}, is by now in {name}"
+
+
+def ranked_accuracy(config: Config, record: dict[str, Any]) -> float:
+    """The accuracy by which checkpoints are ranked: an MCN's float epochs do not count."""
+    return record["test_accuracy"] if record["binarized"] == phases.quantizes(config) else 0.0

@@ -1,0 +1,129 @@
+"""Parameter groups, learning-rate schedules and the optax chains of an MCN."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+
+from mcn_jax.config import OptimizerConfig
+from mcn_jax.layers.family import Group
+from mcn_jax.layers.table import GROUPS
+from mcn_jax.models.plan import Plan
+
+
+def parameter_groups(plan: Plan) -> dict[str, Any]:
+    """The name of every parameter's group, as a tree like the "params" of the network."""
+    return traverse_util.unflatten_dict(
+        {
+            (*layer.path, *leaf.split("/")): layer.family.groups[leaf].name
+            for layer in plan
+            for leaf in layer.params
+        }
+    )
+
+
+def describe_groups(plan: Plan) -> str:
+    """One line with the number of arrays and of parameters in every group."""
+    sizes: dict[str, list[int]] = {}
+    for layer in plan:
+        for leaf, shape in layer.params.items():
+            sizes.setdefault(layer.family.groups[leaf].name, []).append(math.prod(shape))
+    return "parameters: " + ", ".join(
+        f"{group} {sum(leaves):,} in {len(leaves)}" for group, leaves in sorted(sizes.items())
+    )
+
+
+def _step_schedule(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int):
+    del num_epochs
+    return optax.piecewise_constant_schedule(
+        1.0, {epoch * steps_per_epoch: config.schedule_factor for epoch in config.schedule_epochs}
+    )
+
+
+def _cosine_schedule(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int):
+    del config
+    total = num_epochs * steps_per_epoch
+    return lambda step: 0.5 * (1 + jnp.cos(math.pi * jnp.minimum(step / total, 1.0)))
+
+
+def _constant_schedule(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int):
+    del config, steps_per_epoch, num_epochs
+    return optax.constant_schedule(1.0)
+
+
+SCHEDULES = {"step": _step_schedule, "cosine": _cosine_schedule, "constant": _constant_schedule}
+
+
+def rate_scale(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int) -> optax.Schedule:
+    """step -> factor in [0, 1] of both learning rates.
+
+    During the first `warmup_epochs` the schedule's factor is multiplied by (step + 1) / warm-up
+    steps; after that it is left as it is.
+    """
+    scale = SCHEDULES[config.schedule](config, steps_per_epoch, num_epochs)
+    warmup_steps = config.warmup_epochs * steps_per_epoch
+    if not warmup_steps:
+        return scale
+    return lambda step: scale(step) * jnp.minimum((step + 1) / warmup_steps, 1.0)
+
+
+def learning_rate(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int) -> optax.Schedule:
+    """step -> eta1."""
+    scale = rate_scale(config, steps_per_epoch, num_epochs)
+    return lambda step: config.learning_rate * scale(step)
+
+
+def absolute_projection() -> optax.GradientTransformation:
+    """Makes the parameters |p + u| after the update u (Eq. 15: M <- |M - eta2 * dM|).
+
+    The emitted update is |p + u| - p. In floating point p + (|p + u| - p) may miss |p + u| by a
+    rounding, and yet is never negative: |p + u| - p >= -p, and rounding keeps that order.
+    Must be the last transformation of its chain.
+    """
+
+    def update(updates, state, params):
+        if params is None:
+            raise ValueError("absolute_projection needs params: update(updates, state, params)")
+        return jax.tree.map(lambda u, p: jnp.abs(p + u) - p, updates, params), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def _sgd(rate: optax.Schedule, config: OptimizerConfig) -> optax.GradientTransformation:
+    return optax.sgd(rate, momentum=config.momentum, nesterov=True)
+
+
+def _adadelta(rate: optax.Schedule, config: OptimizerConfig) -> optax.GradientTransformation:
+    del config
+    return optax.adadelta(rate)
+
+
+OPTIMIZERS = {"sgd": _sgd, "adadelta": _adadelta}
+
+
+def make_optimizer(
+    config: OptimizerConfig, steps_per_epoch: int, num_epochs: int, plan: Plan
+) -> optax.GradientTransformation:
+    """One chain for each group of `parameter_groups`, as the group describes it.
+
+    Weight decay comes before the momentum, so it is an L2 term of the loss. The absolute-value
+    projection ends its chain: whatever comes after it could make the parameters negative again.
+    """
+    scale = rate_scale(config, steps_per_epoch, num_epochs)
+    make = OPTIMIZERS[config.name]
+
+    def chain(group: Group) -> optax.GradientTransformation:
+        rate = getattr(config, group.rate)
+        base = make(lambda step: rate * scale(step), config)
+        if group.decays:
+            base = optax.chain(optax.add_decayed_weights(config.weight_decay), base)
+        return optax.chain(base, absolute_projection()) if group.non_negative else base
+
+    groups = dict(GROUPS)
+    for layer in plan:
+        groups |= {group.name: group for group in layer.family.groups.values()}
+    chains = {name: chain(group) for name, group in groups.items()}
+    return optax.partition(chains, parameter_groups(plan))

@@ -1,0 +1,196 @@
+"""A whole run: from its config and work directory to its result."""
+
+import contextlib
+import json
+import pathlib
+import statistics
+from typing import Any
+
+import jax
+from absl import logging
+
+from mcn_jax import parallel
+from mcn_jax.config import Config
+from mcn_jax.data.dataset import Dataset, open_dataset
+from mcn_jax.errors import InputError
+from mcn_jax.models.plan import Plan, filter_bits
+from mcn_jax.training import metrics
+from mcn_jax.training.checks import validate, validate_for_data
+from mcn_jax.training.loop import Loop, Setup, ranked_accuracy
+from mcn_jax.training.phases import quantizes
+from mcn_jax.training.state import (
+    PROGRESS,
+    Progress,
+    TrainState,
+    from_saved_tree,
+    new_progress,
+    saved_tree,
+)
+from mcn_jax.training.stopping import StopRequests
+from mcn_jax.training.warm_start import WarmStart, warm_start
+from mcn_jax.workdirs.checkpoint import (
+    Checkpoints,
+    DamagedCheckpointError,
+    digests,
+    named_leaves,
+    saved_steps,
+    sha256,
+)
+from mcn_jax.workdirs.files import (
+    check_workdir,
+    locked,
+    read_result,
+    write_atomically,
+    write_config,
+)
+
+
+def train_and_evaluate(
+    config: Config, workdir: str | pathlib.Path, *, profile: bool = False
+) -> dict[str, Any]:
+    """Trains to the end of the schedule, or goes on where a run in the same directory stopped.
+
+    In a run of several processes each calls it, with a directory that all of them share.
+
+    Args:
+        config: of the run.
+        workdir: gets the files that the README lists, but no pictures. If its run has ended,
+            nothing is done.
+        profile: also write traces of a few steps to its directory `profile`, of the first epoch
+            that is trained without and with binary filters.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        InputError: if the config, the data or the work directory do not fit.
+        FloatingPointError: if a loss or gradient is not finite; the last checkpoint stays.
+        Stopped: by SIGTERM or SIGINT, with the state saved; the same call goes on.
+    """
+    workdir = pathlib.Path(workdir)
+    if jax.device_count() != parallel.num_devices() and jax.process_count() > 1:
+        raise InputError(
+            f"this process has {len(parallel.local_devices())} of all {jax.device_count()} devices;"
+            f" give each of the {jax.process_count()} processes as many"
+        )
+    validate(config, parallel.num_devices())
+    if any(jax.dtypes.canonicalize_dtype(d) != d for d in (config.dtype, config.param_dtype)):
+        raise InputError("float64 needs JAX's 64-bit mode; set the environment's JAX_ENABLE_X64=1")
+    # The processes find each other here, for which they have seconds, not the time of preparing.
+    parallel.barrier("joined")
+    if not parallel.is_primary():
+        parallel.barrier("prepared")
+    dataset = open_dataset(config.data)  # the first process prepares it if need be
+    if parallel.is_primary():
+        parallel.barrier("prepared")
+    validate_for_data(config, dataset.image_shape, len(dataset.train))
+    check_workdir(workdir, config, dataset.description())
+    if (result := read_result(workdir)) is not None:
+        if profile:
+            logging.warning("%s has ended and trains no step to trace; name another", workdir)
+        return result
+
+    with contextlib.ExitStack() as closing:
+        stop = closing.enter_context(StopRequests())
+        setup = Setup(config, dataset)
+        closing.callback(setup.source.close)
+        state = setup.initial_state()
+        progress: Progress | None = None
+        start: WarmStart | None = None
+        # Nothing is written before everything that can be wrong with the input has been seen.
+        steps = saved_steps(workdir / "checkpoints")
+        is_new = not parallel.from_primary(len(steps))
+        if is_new and config.init_from:
+            start = warm_start(pathlib.Path(config.init_from).expanduser(), state)
+            state = start.state
+        parallel.barrier("checked")
+        if parallel.is_primary():
+            closing.enter_context(locked(workdir))
+            if saved_steps(workdir / "checkpoints") != steps:
+                raise InputError(f"another process has just trained in {workdir}; start again")
+            if is_new:
+                description = start.description if start else None
+                write_config(workdir, config, dataset.description(), description)
+        parallel.barrier("locked")
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        closing.callback(checkpoints.close)
+        if not is_new:
+            state, progress = restore_last(checkpoints, state, setup.plan)
+        if not parallel.all_equal(sha256(digests(named_leaves(saved_tree(state, progress))))):
+            raise InputError(
+                "the processes of this run start from different states; check that all see the same"
+                f" files in {workdir}, and that config.init_from names a run that has ended"
+            )
+        with metrics.make_writer(workdir, int(state.step)) as writer:
+            traces = workdir / "profile" if profile and parallel.is_primary() else None
+            run = Loop(config, setup, checkpoints, writer, stop, traces)
+            state = run.epochs(state, progress, start)
+            checkpoints.wait()
+            if parallel.is_primary():
+                epochs = metrics.epochs_of(writer.records)
+                result = _result(config, dataset, setup.plan, epochs)
+                # Last, because its presence says that the run has ended.
+                write_atomically(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+    parallel.barrier("ended")
+    if (result := read_result(workdir)) is None:
+        raise InputError(
+            f"the first process has written {workdir / 'result.json'}, which is not here; use a"
+            " --workdir that all processes share"
+        )
+    return result
+
+
+def restore_last(
+    checkpoints: Checkpoints, template: TrainState, plan: Plan
+) -> tuple[TrainState, Progress | None]:
+    """The state of the last checkpoint that is whole, for all processes of a run, and the progress
+    of the epoch it stands inside; None where it stands at the end of one.
+
+    Damaged ones after it are named and moved out of the way.
+
+    Args:
+        checkpoints: of the run, at least one.
+        template: its state before the first step.
+        plan: of the network.
+
+    Raises:
+        InputError: if a checkpoint is of another model, or none is whole; none is moved then.
+    """
+    damaged: dict[int, str] = {}
+    for step in reversed(checkpoints.steps()):
+        reason = ""
+        try:
+            saved = checkpoints.digests(step)
+            is_inside = any(name.startswith(f"{PROGRESS}/") for name in saved)
+            progress = new_progress(template, plan, 0.0) if is_inside else None
+            tree = checkpoints.restore(step, saved_tree(template, progress))
+        except DamagedCheckpointError as error:
+            reason = str(error)
+        if parallel.anywhere(bool(reason)):
+            damaged[step] = reason or f"another process cannot read checkpoint {step}"
+            continue
+        for other, reason in damaged.items():
+            place = checkpoints.set_aside(other)
+            logging.warning("%s; it is now %s; resuming from step %d", reason, place, step)
+        return from_saved_tree(tree)
+    reason = next(iter(damaged.values()), f"{checkpoints.directory} has no whole checkpoint")
+    raise InputError(
+        f"{reason}, nor can one before it be read; use another --workdir to start anew"
+    )
+
+
+def _result(
+    config: Config, dataset: Dataset, plan: Plan, epochs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    bits, float32_bits = filter_bits(plan, config, quantizes(config))
+    return {
+        "final_test_accuracy": epochs[-1]["test_accuracy"],
+        "best_test_accuracy": max(ranked_accuracy(config, record) for record in epochs),
+        "test_examples": epochs[-1]["test_examples"],
+        "filter_bits": bits,
+        "float32_filter_bits": float32_bits,
+        "wall_seconds": epochs[-1]["wall_seconds"],
+        "images_per_second": statistics.median(r["images_per_second"] for r in epochs),
+        "seed": config.seed,
+        "class_names": list(dataset.class_names),
+    }

@@ -1,0 +1,193 @@
+"""The training step and the evaluation step, as pure functions of arrays.
+
+They know the name of a mapped axis and nothing else of devices: called with `axis_name=None` they
+run as they stand, on one device.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from mcn_jax.config import Config
+from mcn_jax.data.augment import Inputs, normalise, training_inputs
+from mcn_jax.data.batches import Batch, EvalBatch, Split
+from mcn_jax.models.plan import Plan
+from mcn_jax.seeds import Purpose, example_keys
+from mcn_jax.training import losses
+from mcn_jax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """What the steps need besides arrays.
+
+    plan: of the network.
+    mean, std: of each channel of the pixels in [0, 1].
+    """
+
+    config: Config
+    plan: Plan
+    learning_rate: optax.Schedule
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def train_step(
+    state: TrainState,
+    split: Split,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    settings: StepSettings,
+    quantized: bool,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step: augment, forward, backward, then the updates of all parameters.
+
+    Args:
+        state: before the step.
+        split: the training split.
+        batch: of this device.
+        model: from `make_model`, with the same `quantized` and `axis_name`.
+        optimizer: from `make_optimizer`.
+        settings: see `StepSettings`.
+        quantized: whether the penalties of quantized layers apply.
+        axis_name: of the mapped axis that gradients and metrics are averaged over.
+
+    Returns:
+        The state after the step, and metrics: scalars that are equal on every device.
+    """
+    config, loss_config, plan = settings.config, settings.config.loss, settings.plan
+    inputs = step_inputs(split, batch, state.step, settings)
+    dropout_keys = example_keys(config.seed, Purpose.DROPOUT, state.step, batch.positions)
+
+    def data_loss(params):
+        outputs, updated = model.apply(
+            state.variables | {"params": params},
+            inputs.images,
+            train=True,
+            dropout_keys=dropout_keys,
+            mutable=["batch_stats"],
+        )
+        logits = outputs.logits.astype(jnp.dtype(config.param_dtype))
+        softmax = losses.softmax_loss(logits, inputs)
+        center = jnp.zeros_like(softmax)
+        if state.class_means is not None:
+            center = losses.center_loss(outputs.features, inputs.labels, state.class_means)
+        accuracy = losses.accuracy(logits, inputs)
+        metrics = {"softmax_loss": softmax, "center_loss": center, "accuracy": accuracy}
+        total = softmax + loss_config.center_loss_weight * center
+        return total, (metrics, updated["batch_stats"], outputs.features)
+
+    gradients, (metrics, batch_stats, features) = jax.grad(data_loss, has_aux=True)(state.params)
+    if axis_name is not None:
+        gradients, metrics = lax.pmean((gradients, metrics), axis_name)
+
+    metrics["filter_loss"] = jnp.zeros_like(metrics["softmax_loss"])
+    learning_rate = jnp.asarray(settings.learning_rate(state.step), metrics["softmax_loss"].dtype)
+    if quantized:
+        gradients, metrics["filter_loss"] = losses.with_penalties(
+            gradients, state.params, state.layer_state, plan, loss_config, learning_rate
+        )
+    metrics["learning_rate"] = learning_rate
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
+
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics["parameter_norm"] = optax.tree.norm((params, batch_stats))
+    metrics |= _ranges(params, plan)
+    class_means = state.class_means
+    if class_means is not None:
+        class_means = losses.moved_class_means(
+            class_means, features, inputs.labels, loss_config.center_loss_rate, axis_name
+        )
+    new_state = TrainState(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        layer_state=state.layer_state,
+        class_means=class_means,
+        opt_state=opt_state,
+    )
+    return new_state, metrics
+
+
+def train_steps(
+    state: TrainState, split: Split, batches: Batch, **arguments: Any
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Several steps in one program, so that the host is asked once for all of them.
+
+    Args:
+        state: before the first.
+        split: the training split.
+        batches: of this device, each array with a leading axis of steps.
+        **arguments: of `train_step`.
+
+    Returns:
+        The state after the last step, and the metrics of each: [steps].
+    """
+    return lax.scan(
+        lambda state, batch: train_step(state, split, batch, **arguments), state, batches
+    )
+
+
+def step_inputs(split: Split, batch: Batch, step: jax.Array, settings: StepSettings) -> Inputs:
+    """What a training step is given of the data: rows of the split, augmented, normalised."""
+    config = settings.config
+    return training_inputs(
+        split,
+        batch,
+        lambda purpose: example_keys(config.seed, purpose, step, batch.positions),
+        config.data,
+        mean=settings.mean,
+        std=settings.std,
+        dtype=jnp.dtype(config.dtype),
+    )
+
+
+def _ranges(params: Any, plan: Plan) -> dict[str, jax.Array]:
+    """{"m_min": ..., "m_max": ...}: the range, over all layers, of what their families watch."""
+    watched: dict[str, list[jax.Array]] = {}
+    for layer in plan:
+        p = layer.params_in(params)
+        for leaf, name in layer.family.watched.items():
+            watched.setdefault(name, []).append(p[leaf])
+    found: dict[str, jax.Array] = {}
+    for name, leaves in watched.items():
+        found[f"{name}_min"] = jnp.min(jnp.stack([jnp.min(leaf) for leaf in leaves]))
+        found[f"{name}_max"] = jnp.max(jnp.stack([jnp.max(leaf) for leaf in leaves]))
+    return found
+
+
+def eval_step(
+    state: TrainState,
+    split: Split,
+    batch: EvalBatch,
+    *,
+    model: nn.Module,
+    settings: StepSettings,
+    axis_name: str | None = None,
+) -> dict[str, jax.Array]:
+    """Sums over the batch that is not padding: "loss" in nats, "correct" and "examples"."""
+    labels = split.labels[batch.indices]
+    images = normalise(
+        split.images[batch.indices],
+        settings.mean,
+        settings.std,
+        jnp.dtype(settings.config.dtype),
+    )
+    outputs: Any = model.apply(state.variables, images)
+    logits = outputs.logits.astype(jnp.dtype(settings.config.param_dtype))
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    sums = {
+        "loss": jnp.sum(jnp.where(batch.mask, loss, 0)),
+        "correct": jnp.sum(batch.mask & (jnp.argmax(logits, axis=-1) == labels)),
+        "examples": jnp.sum(batch.mask),
+    }
+    return sums if axis_name is None else lax.psum(sums, axis_name)

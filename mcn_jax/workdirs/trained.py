@@ -1,0 +1,130 @@
+"""What a run has trained, as its work directory keeps it."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from flax import traverse_util
+
+from mcn_jax.config import Config, from_config_dict
+from mcn_jax.errors import InputError
+from mcn_jax.workdirs.checkpoint import Checkpoints, saved_steps
+from mcn_jax.workdirs.files import read_json, read_metrics
+
+# Parts of a checkpoint that only training needs; the others are collections of the network.
+TRAINING_PARTS = ("step", "opt_state", "class_means", "epoch")
+DATA_FIELDS = ("full_name", "image_shape", "mean", "std", "class_names")
+EPOCH_FIELDS = ("kind", "step", "epoch", "binarized", "test_accuracy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A checkpoint at the end of an epoch, without what only training needs.
+
+    data: the description of the data set, from config.json.
+    epoch: the record of the epoch that ended there.
+    file_bytes: of all files of the checkpoint.
+    variables: collections of the network, "params", "batch_stats" and those that its layers keep,
+        of numpy arrays.
+    """
+
+    workdir: pathlib.Path
+    config: Config
+    data: dict[str, Any]
+    git_revision: str | None
+    epoch: dict[str, Any]
+    file_bytes: int
+    variables: dict[str, Any]
+
+    @property
+    def binary(self) -> bool:
+        """Whether its convolutions use binary filters."""
+        return bool(self.epoch["binarized"])
+
+
+def saved_epochs(workdir: pathlib.Path) -> dict[int, dict[str, Any]]:
+    """{step: its record} of the whole epochs that end with a checkpoint, in their order.
+
+    Raises:
+        InputError: if a record lacks what `Trained.epoch` needs.
+    """
+    steps, path = saved_steps(workdir / "checkpoints"), workdir / "metrics.jsonl"
+    records = (r for r in read_metrics(path) if r.get("kind") == "epoch")
+    epochs = {r["step"]: r for r in records if r.get("step") in steps}
+    for name in EPOCH_FIELDS:
+        if any(name not in record for record in epochs.values()):
+            raise InputError(f"{path} is damaged: an epoch has no {name!r}")
+    return epochs
+
+
+def checkpoint_of(path: str | pathlib.Path) -> tuple[pathlib.Path, int] | None:
+    """(WORKDIR, STEP) where a path is WORKDIR/checkpoints/STEP of a work directory, whether there
+    is such a checkpoint or not; None where it is anything else."""
+    path = pathlib.Path(path)
+    for named in (path, path.absolute(), path.resolve()):
+        workdir = named.parent.parent
+        if (
+            named.parent.name == "checkpoints"
+            and named.name.isascii()
+            and named.name.isdecimal()
+            and (workdir / "config.json").is_file()
+            and not (named / "config.json").is_file()
+        ):
+            return workdir, int(named.name)
+    return None
+
+
+def read_trained(path: str | pathlib.Path, step: int | None = None) -> Trained:
+    """Reads a checkpoint of a run, which may still be going on; nothing is changed.
+
+    Args:
+        path: WORKDIR, the work directory of the run, or WORKDIR/checkpoints/STEP.
+        step: of the checkpoint, where `path` does not tell; None takes that of the last whole
+            epoch.
+
+    Raises:
+        InputError: if it is no work directory, is of another version, or has no such checkpoint.
+        DamagedCheckpointError: if the checkpoint is not what was saved.
+    """
+    workdir, step = checkpoint_of(path) or (pathlib.Path(path), step)
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise InputError(
+            f"{workdir} is no work directory of a run: it has no config.json; name one, such as"
+            " runs/digits"
+        )
+    record = read_json(path)
+    try:
+        config = from_config_dict(record["config"])
+        data, revision = dict(record["data"]), record["git_revision"]
+        for name in DATA_FIELDS:
+            data[name]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not of this version ({error}); train the run anew") from error
+    epochs = saved_epochs(workdir)
+    if not epochs:
+        raise InputError(
+            f"{workdir} has no checkpoint of a whole epoch yet; wait for the end of its first epoch"
+        )
+    chosen = max(epochs) if step is None else step
+    if chosen not in epochs:
+        raise InputError(
+            f"{workdir} has no checkpoint at the end of an epoch at step {step}; it has those at"
+            f" {', '.join(map(str, sorted(epochs)))}"
+        )
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    try:
+        leaves = checkpoints.read(chosen)
+    finally:
+        checkpoints.close()
+    tree = traverse_util.unflatten_dict(leaves, sep="/")
+    files = (workdir / "checkpoints" / str(chosen)).rglob("*")
+    return Trained(
+        workdir=workdir,
+        config=config,
+        data=data,
+        git_revision=revision,
+        epoch=epochs[chosen],
+        file_bytes=sum(file.stat().st_size for file in files if file.is_file()),
+        variables={part: value for part, value in tree.items() if part not in TRAINING_PARTS},
+    )
