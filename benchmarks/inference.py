@@ -29,7 +29,7 @@ from mcn_jax.data.facts import DATASETS
 from mcn_jax.deploy import predictor
 from mcn_jax.deploy.header import InputImages
 from mcn_jax.deploy.model_file import Model, network_of, packed_tensors, read_model, write_model
-from mcn_jax.deploy.onnx_graph import write_onnx
+from mcn_jax.deploy.onnx import write_onnx
 
 CONFIG = ROOT / "configs" / "cifar10_20_16_16_32_64.py"
 WIDTHS = ((4, 4, 8, 16), (16, 16, 32, 64), (16, 32, 64, 128))
@@ -39,7 +39,7 @@ BATCH_SIZES = (1, 32)
 def exported(config: Config, *, binary: bool) -> Model:
     """The model file of a network that nobody has trained."""
     facts = DATASETS[config.data.name]
-    module = models.make_model(config, facts.classes or 0, binarized=binary)
+    module = models.make_model(config, facts.classes or 0, quantized=binary)
     images = jax.ShapeDtypeStruct((1, *facts.image_shape), jnp.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)
     generator = np.random.default_rng(config.seed)

@@ -59,7 +59,7 @@ class TrainingStep:
         self.batch = jax.device_put(batch)
         schedule = (config.optimizer, count // config.batch_size, config.num_epochs)
         optimizer = optim.make_optimizer(*schedule)
-        model = models.make_model(config, facts.classes, binarized=binarized)
+        model = models.make_model(config, facts.classes, quantized=binarized)
         if config.model.conv == "mcconv":
             model = model.clone(conv=functools.partial(model.conv, form=form))
         rate = optim.learning_rate(*schedule)

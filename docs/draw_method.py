@@ -24,7 +24,7 @@ def digits_network():
     """(config, shapes of the parameters, image shape) of configs/digits.py."""
     config = from_config_dict(load_config_file(HERE.parent / "configs" / "digits.py"))
     facts = DATASETS[config.data.name]
-    model = make_model(config, facts.classes, binarized=True)
+    model = make_model(config, facts.classes, quantized=True)
     images = jax.ShapeDtypeStruct((1, *facts.image_shape), "float32")
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     return config, variables["params"], facts.image_shape

@@ -31,7 +31,7 @@ def random_model(num_centers=2, channels=1, size=(16, 16), image_size=0, dense="
     config = Config(
         model=ModelConfig(**fields), binarize=BinarizeConfig(num_centers=num_centers or 2)
     )
-    module = models.make_model(config, CLASSES, binarized=binary)
+    module = models.make_model(config, CLASSES, quantized=binary)
     height, width = size
     seen = (image_size, image_size) if image_size else size
     images = jax.ShapeDtypeStruct((1, *seen, channels), np.float32)

@@ -55,7 +55,7 @@ def train_step_arguments(config, binarized, axis_name=None):
     classes = facts.classes or 10  # of an image folder, any number
     schedule = (config.optimizer, STEPS_PER_EPOCH, config.num_epochs)
     return {
-        "model": models.make_model(config, classes, binarized=binarized, axis_name=axis_name),
+        "model": models.make_model(config, classes, quantized=binarized, axis_name=axis_name),
         "optimizer": optim.make_optimizer(*schedule),
         "settings": StepSettings(
             config=config,
@@ -71,7 +71,7 @@ def train_step_arguments(config, binarized, axis_name=None):
 def step_arguments(config, binarized, axis_name=None, image_size=16, channels=1):
     """(initial state, keyword arguments of `train_step`)."""
     arguments = train_step_arguments(config, binarized, axis_name)
-    model = models.make_model(config, arguments["model"].num_classes, binarized=binarized)
+    model = models.make_model(config, arguments["model"].num_classes, quantized=binarized)
     state = create_state(config, model, arguments["optimizer"], (image_size, image_size, channels))
     return jax.device_get(state), arguments
 

@@ -11,10 +11,11 @@ import jax
 import pytest
 
 from mcn_jax import models
-from mcn_jax.config import Config, flatten, from_config_dict, load_config_file, validate
+from mcn_jax.config import Config, flatten, from_config_dict, load_config_file
 from mcn_jax.data.batches import Batch, Split
 from mcn_jax.data.facts import DATASETS
 from mcn_jax.errors import InputError
+from mcn_jax.training.checks import validate
 from mcn_jax.training.state import create_state
 from mcn_jax.training.steps import train_step
 from small_runs import train_step_arguments
@@ -167,7 +168,7 @@ class Network(NamedTuple):
 @functools.cache
 def network(model, shape):
     """Of a model's config, without computing anything."""
-    module = models.make_model(Config(model=model), 10, binarized=True)
+    module = models.make_model(Config(model=model), 10, quantized=True)
     outputs, variables = jax.eval_shape(
         module.init_with_output,
         jax.random.key(0),
@@ -194,7 +195,7 @@ def check_step(config):
             config, arguments["model"], arguments["optimizer"], split.images.shape[1:]
         )
     )
-    for binarized in {False, config.binarizes}:
+    for binarized in {False, quantizes(config)}:
         new_state, metrics = jax.eval_shape(
             functools.partial(train_step, **train_step_arguments(config, binarized)),
             state, split, batch,

@@ -113,7 +113,7 @@ def test_bad_input_is_one_line_and_a_non_zero_exit(tmp_path, arguments, devices,
     assert result.returncode not in (0, -signal.SIGSEGV)
     assert "Traceback" not in result.stderr
     [line] = result.stderr.strip().splitlines()
-    assert line.startswith("mcn_jax: error: ")
+    assert line.startswith("mcn_jax.main: error: ")
     assert message.format(tmp=tmp_path) in line
     assert not (tmp_path / "run").exists()
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
@@ -128,7 +128,9 @@ def test_a_truncated_archive_is_one_line(tmp_path):
     )  # fmt: skip
     assert result.returncode == 1
     [line] = result.stderr.strip().splitlines()
-    assert line.startswith(f"mcn_jax: error: {tmp_path}/train-images-idx3-ubyte.gz is truncated")
+    assert line.startswith(
+        f"mcn_jax.main: error: {tmp_path}/train-images-idx3-ubyte.gz is truncated"
+    )
     assert not (tmp_path / "run").exists()
 
 

@@ -187,7 +187,7 @@ def test_a_trial_that_fails_is_tried_again_by_the_same_command_alone(data_dir, t
     log = pathlib.Path(f"{held}.log").read_text()
     assert log.count("is in use by") == 1
     (error,) = (out / "ray" / "first").glob("*theta_1e-2*/error.txt")
-    assert "RuntimeError: mcn_jax: error: " in error.read_text()
+    assert "RuntimeError: mcn_jax.main: error: " in error.read_text()
 
     second = run()
     assert second.returncode == 0, second.stderr

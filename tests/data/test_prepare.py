@@ -15,9 +15,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mcn_jax import data
 from mcn_jax.config import DataConfig
 from mcn_jax.data import mnist
+from mcn_jax.data.dataset import open_dataset
 from mcn_jax.errors import InputError
 
 PREPARE = (
@@ -53,7 +53,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(limit, tmp_path):
     assert "make room there, or name another directory as --config.data.data_dir" in line
     assert not [path for path in (tmp_path / "digits").rglob("*") if path.is_file()]
     # With room again it is prepared as if nothing had been.
-    assert len(data.open_dataset(DataConfig(data_dir=str(tmp_path))).train) == 1437
+    assert len(open_dataset(DataConfig(data_dir=str(tmp_path))).train) == 1437
 
 
 def test_another_process_may_prepare_it_just_before_the_last_rename(tmp_path, monkeypatch):
@@ -65,7 +65,7 @@ def test_another_process_may_prepare_it_just_before_the_last_rename(tmp_path, mo
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", rename_after_another)
-    assert len(data.open_dataset(DataConfig(data_dir=str(tmp_path))).train) == 1437
+    assert len(open_dataset(DataConfig(data_dir=str(tmp_path))).train) == 1437
     assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1.0.0"]
 
 
@@ -84,9 +84,9 @@ def test_a_kill_in_the_middle_of_preparation_leaves_it_absent_or_whole(tmp_path)
         kills += process.returncode == -signal.SIGKILL
         if prepared(directory):  # the rename is done: nothing may be missing
             before = sorted(directory.rglob("*"))
-            assert len(data.open_dataset(DataConfig(data_dir=str(directory))).train) == 1437
+            assert len(open_dataset(DataConfig(data_dir=str(directory))).train) == 1437
             assert sorted(directory.rglob("*")) == before
-        loaded = data.open_dataset(DataConfig(data_dir=str(directory)))
+        loaded = open_dataset(DataConfig(data_dir=str(directory)))
         assert len(loaded.train.read_all().labels) == 1437
         assert prepared(directory) == ["1.0.0"]
     assert kills >= 2
@@ -154,7 +154,7 @@ def others(builder, data_dir, file_format="array_record"):
 @pytest.mark.parametrize("name", ["shapes", "shapes:1.2.0"])
 def test_a_set_that_somebody_else_prepared_is_found_by_name(name, tmp_path):
     others(Shapes, tmp_path)
-    dataset = data.open_dataset(
+    dataset = open_dataset(
         DataConfig(name=name, data_dir=str(tmp_path), test_split="validation", image_size=8)
     )
     assert dataset.class_names == ("square", "circle")
@@ -174,7 +174,7 @@ def test_parts_of_splits_in_the_notation_of_tfds(tmp_path):
     config = DataConfig(
         name="shapes", data_dir=str(tmp_path), train_split="train[:75%]", test_split="train[75%:]"
     )
-    dataset = data.open_dataset(config)
+    dataset = open_dataset(config)
     pixels = [e.read_all().images[:, 0, 0, 0].tolist() for e in (dataset.train, dataset.test)]
     assert [len(values) for values in pixels] == [9, 3]
     assert sorted(pixels[0] + pixels[1]) == [20 * number for number in range(12)]
@@ -182,7 +182,7 @@ def test_parts_of_splits_in_the_notation_of_tfds(tmp_path):
         name="shapes", data_dir=str(tmp_path), train_split="train[:8]+validation",
         test_split="train[8:]",
     )  # fmt: skip
-    assert len(data.open_dataset(both).train) == 12
+    assert len(open_dataset(both).train) == 12
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_test_split_that_is_trained_on_is_refused(train_split, test_split, sha
         name="shapes", data_dir=str(tmp_path), train_split=train_split, test_split=test_split
     )
     with pytest.raises(InputError, match=rf"share {shared} examples of shapes; .* held out"):
-        data.open_dataset(config)
+        open_dataset(config)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_sets_that_do_not_fit_are_one_line(builder, changes, message, tmp_path):
     others(builder, tmp_path)
     config = DataConfig(**({"name": "shapes", "data_dir": str(tmp_path)} | changes))
     with pytest.raises(InputError, match=message) as error:
-        data.open_dataset(config)
+        open_dataset(config)
     assert "\n" not in str(error.value)
 
 
@@ -228,7 +228,7 @@ def test_an_archive_that_may_not_be_read_is_named_and_not_the_data_directory(tmp
     monkeypatch.setattr(pathlib.Path, "read_bytes", refuse)  # the tests may run as root
     config = DataConfig(name="mnist", data_dir=str(tmp_path / "d"), archive_dir=str(tmp_path))
     with pytest.raises(InputError, match=rf"^{tmp_path}/train-images-idx3-ubyte cannot be read"):
-        data.open_dataset(config)
+        open_dataset(config)
 
 
 def test_another_record_format_is_refused(tmp_path):
@@ -236,7 +236,7 @@ def test_another_record_format_is_refused(tmp_path):
     [info] = tmp_path.rglob("dataset_info.json")
     info.write_text(info.read_text().replace("array_record", "riegeli"))
     with pytest.raises(InputError, match="is prepared as riegeli; prepare it again with"):
-        data.open_dataset(DataConfig(name="shapes", data_dir=str(tmp_path)))
+        open_dataset(DataConfig(name="shapes", data_dir=str(tmp_path)))
 
 
 def test_a_label_out_of_range_is_one_line(tmp_path):
@@ -246,6 +246,4 @@ def test_a_label_out_of_range_is_one_line(tmp_path):
     [features] = tmp_path.rglob("features.json")
     features.write_text(features.read_text().replace('"numClasses": "2"', '"numClasses": "1"'))
     with pytest.raises(InputError, match="has the label 1, and 1 classes; prepare it again"):
-        data.open_dataset(
-            DataConfig(name="shapes", data_dir=str(tmp_path), test_split="validation")
-        )
+        open_dataset(DataConfig(name="shapes", data_dir=str(tmp_path), test_split="validation"))

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mcn_jax import data, parallel
+from mcn_jax import parallel
 from mcn_jax.data import sources
+from mcn_jax.data.dataset import open_dataset
 from mcn_jax.errors import InputError
 from mcn_jax.seeds import Purpose, epoch_order, example_generators
 from mcn_jax.training.run import train_and_evaluate
@@ -68,7 +69,7 @@ def photos_config(photos, data_dir, **changes):
 @pytest.mark.slow
 def test_both_sources_give_the_same_batches(data_dir):
     config = with_data(digits_config(data_dir, num_epochs=2), workers=1)
-    dataset = data.open_dataset(config.data)
+    dataset = open_dataset(config.data)
     resident = sources.ResidentSource(config, dataset)
     streamed = sources.StreamedSource(config, dataset)
     for epoch in range(2):
@@ -92,7 +93,7 @@ def test_both_sources_give_the_same_batches(data_dir):
 
 def test_batches_of_one_dispatch_are_those_of_single_steps(data_dir):
     config = digits_config(data_dir)
-    dataset = data.open_dataset(config.data)
+    dataset = open_dataset(config.data)
     single = sources.ResidentSource(config, dataset)
     several = sources.ResidentSource(dataclasses.replace(config, steps_per_dispatch=12), dataset)
     assert (single.together, several.together) == (1, 11)  # of 44 steps
@@ -112,7 +113,7 @@ def test_batches_of_one_dispatch_are_those_of_single_steps(data_dir):
 @pytest.mark.parametrize("name", ["resident", "streamed"])
 def test_an_epoch_is_its_permutation_of_the_training_split(name, data_dir):
     config = with_data(digits_config(data_dir), workers=1)
-    dataset = data.open_dataset(config.data)
+    dataset = open_dataset(config.data)
     everything = dataset.train.read_all()
     source = sources.SOURCES[name](config, dataset)
     order = epoch_order(config.seed, 1, 1437)
@@ -126,7 +127,7 @@ def test_an_epoch_is_its_permutation_of_the_training_split(name, data_dir):
 
 def test_the_source_is_chosen_by_size(data_dir, monkeypatch):
     config = digits_config(data_dir)
-    dataset = data.open_dataset(config.data)
+    dataset = open_dataset(config.data)
     assert sources.source_name(config, dataset) == "resident"
     size = 1437 * 32 * 32  # of the larger split; eight CPU devices keep eight copies
     monkeypatch.setattr(sources, "RESIDENT_BYTES", 8 * size)
@@ -141,7 +142,7 @@ def test_the_source_is_chosen_by_size(data_dir, monkeypatch):
 @pytest.mark.slow
 def test_random_parts_are_streamed_and_depend_on_seed_epoch_and_step(photos, data_dir):
     config = photos_config(photos, data_dir, min_crop_area=0.3, workers=1)
-    dataset = data.open_dataset(config.data)
+    dataset = open_dataset(config.data)
     assert sources.source_name(config, dataset) == "streamed"
 
     def read(epoch, **changes):
@@ -172,7 +173,7 @@ def test_the_processes_of_a_run_read_parts_that_make_the_whole(
     processes, photos, data_dir, monkeypatch, one_device
 ):
     config = photos_config(photos, data_dir, min_crop_area=0.3)
-    dataset = data.open_dataset(config.data)
+    dataset = open_dataset(config.data)
 
     def reader(process, count):
         monkeypatch.setattr(jax, "process_index", lambda: process)
@@ -244,7 +245,7 @@ def begun_batches(photos, data_dir, one_device):
     """What is left of a streamed epoch after its first batch: more than is read ahead."""
     config = photos_config(photos, data_dir, min_crop_area=0.3, workers=1)
     config = dataclasses.replace(config, batch_size=1)
-    source = sources.StreamedSource(config, data.open_dataset(config.data))
+    source = sources.StreamedSource(config, open_dataset(config.data))
     batches = source.train_batches(0)
     next(batches)
     yield batches
@@ -265,7 +266,7 @@ def test_signals_to_the_whole_process_group_leave_the_workers_alone(begun_batche
 def test_an_epoch_may_begin_inside(photos, data_dir, one_device):
     config = photos_config(photos, data_dir, min_crop_area=0.3, workers=1)
     config = dataclasses.replace(config, batch_size=8)
-    source = sources.StreamedSource(config, data.open_dataset(config.data))
+    source = sources.StreamedSource(config, open_dataset(config.data))
     whole = [examples_of(batch) for batch in source.train_batches(1)]
     rest = [examples_of(batch) for batch in source.train_batches(1, 2)]
     assert len(rest) == len(whole) - 2
@@ -283,7 +284,7 @@ def test_a_worker_that_is_killed_is_one_line(begun_batches):
 
 def test_a_record_that_a_worker_cannot_read_is_one_line(photos, tmp_path, one_device):
     config = photos_config(photos, str(tmp_path), min_crop_area=0.3, workers=1)
-    dataset = data.open_dataset(config.data)
+    dataset = open_dataset(config.data)
     source = sources.StreamedSource(config, dataset)
     [path] = tmp_path.rglob("image_folder-train.array_record*")
     content = bytearray(path.read_bytes())

@@ -13,7 +13,7 @@ CONFIG = Config(model=ModelConfig(widths=(2, 3, 4, 5), dense_features=16))
 @pytest.mark.parametrize("conv", ["mcconv", "conv"])
 def test_shapes_of_every_layer(conv, size):
     config = Config(model=ModelConfig(conv=conv, widths=(2, 3, 4, 5), dense_features=16))
-    model = make_model(config, 10, binarized=True)
+    model = make_model(config, 10, quantized=True)
     outputs, variables = model.init_with_output(jax.random.key(0), jnp.zeros((2, size, size, 1)))
     assert outputs.logits.shape == (2, 10)
     assert outputs.features.shape == (2, size // 8, size // 8, 20)
@@ -31,7 +31,7 @@ def test_shapes_of_every_layer(conv, size):
 
 def test_filter_count_of_the_papers_mnist_network():
     """36*G*H weights a layer: the gray image is one map, then 20, 40, 80 and 160 maps."""
-    model = make_model(Config(), 10, binarized=True)
+    model = make_model(Config(), 10, quantized=True)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
     weights = sum(
         layer["latent_filters"].size for layer in shapes["params"].values() if "m_filters" in layer
@@ -41,14 +41,14 @@ def test_filter_count_of_the_papers_mnist_network():
 
 def test_binarized_and_unbinarized_share_their_variables():
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 1)), jnp.float32)
-    binary, latent = (make_model(CONFIG, 10, binarized=b) for b in (True, False))
+    binary, latent = (make_model(CONFIG, 10, quantized=b) for b in (True, False))
     variables = binary.init(jax.random.key(0), images)
     a, b = binary.apply(variables, images).logits, latent.apply(variables, images).logits
     assert float(jnp.max(jnp.abs(a - b))) > 1e-3
 
 
 def test_training_with_dropout_needs_keys():
-    model = make_model(CONFIG, 10, binarized=True)
+    model = make_model(CONFIG, 10, quantized=True)
     images = jnp.ones((2, 32, 32, 1))
     variables = model.init(jax.random.key(0), images)
     with pytest.raises(ValueError, match="needs dropout_keys"):

@@ -9,10 +9,11 @@ from flax import traverse_util
 
 import paper
 from mcn_jax import layers
-from mcn_jax.config import BinarizeConfig, Config, DataConfig, ModelConfig, validate
+from mcn_jax.config import BinarizeConfig, Config, DataConfig, ModelConfig
 from mcn_jax.errors import InputError
 from mcn_jax.models import MODELS, WideResNet, make_model
 from mcn_jax.training import optim
+from mcn_jax.training.checks import validate
 
 RGB = (2, 8, 8, 3)
 
@@ -25,7 +26,7 @@ def wide_resnet(**changes):
 
 def shapes(model, size=32, channels=3):
     """path -> array without content, of every parameter."""
-    network = make_model(Config(model=model), 10, binarized=True)
+    network = make_model(Config(model=model), 10, quantized=True)
     images = jnp.zeros((1, size, size, channels))
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
     return traverse_util.flatten_dict(variables["params"], sep="/")
@@ -293,7 +294,7 @@ def test_the_forward_pass_is_that_of_numpy(conv, binarized, depth, stem, size):
     config = Config(model=model, dtype="float64", param_dtype="float64")
     images = np.random.default_rng(1).normal(size=(2, size, size, 3))
     with jax.enable_x64(True):
-        network = make_model(config, 10, binarized=binarized)
+        network = make_model(config, 10, quantized=binarized)
         variables = drawn_variables(network, images)
         outputs = jax.device_get(jax.jit(network.apply)(variables, images))
     reference = NumpyWideResNet(
@@ -407,7 +408,7 @@ def test_every_parameter_has_a_gradient_after_a_step(conv):
 
 def test_layers_are_found_by_their_nested_names():
     model = wide_resnet(planes=2)
-    network = make_model(Config(model=model), 10, binarized=True)
+    network = make_model(Config(model=model), 10, quantized=True)
     params = drawn_variables(network, jnp.zeros(RGB))["params"]
     centers = layers.updated_centers(params, 2)
     paths = [

@@ -85,7 +85,7 @@ def test_the_latent_reading_of_eq_16_changes_m_alone():
 
 def plain_loss(config, params, state, images, labels):
     """Softmax and center loss as they stand, without the step: nothing but model.apply."""
-    model = make_model(config, 10, binarized=True)
+    model = make_model(config, 10, quantized=True)
     outputs, _ = model.apply(
         state.variables | {"params": params}, images, train=True, mutable=["batch_stats"]
     )

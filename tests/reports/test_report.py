@@ -21,7 +21,7 @@ from mcn_jax.reports.runs import (
 )
 from mcn_jax.workdirs.files import read_metrics
 
-RECORDS = pathlib.Path(__file__).parents[1] / "results"
+RECORDS = pathlib.Path(__file__).parents[2] / "results"
 DIGITS = [f"digits_{kind}_seed{seed}" for kind in ("mcn", "umcn", "cnn") for seed in range(3)]
 
 
@@ -287,7 +287,7 @@ def test_what_is_wrong_is_told_in_one_line_before_anything_is_written(
     with pytest.raises(SystemExit) as ended:
         report.main([str(report_runs["seed_0"]), str(workdir), "--out", str(out)])
     line = str(ended.value)
-    assert line.startswith("mcn_jax: error: ")
+    assert line.startswith("mcn_jax.report: error: ")
     assert message.replace("RUN", str(workdir)) in line
     assert "\n" not in line
     assert not out.exists()
@@ -310,7 +310,7 @@ def test_places_that_cannot_be_written_to_are_refused_first(report_runs, tmp_pat
         (["--json", str(tmp_path / "none" / "a.json")], "there is no directory"),
         (["--json", str(tmp_path)], "is a directory; name a file"),
     ):
-        with pytest.raises(SystemExit, match=f"mcn_jax: error: {arguments[0]}=.*{message}"):
+        with pytest.raises(SystemExit, match=f"mcn_jax.report: error: {arguments[0]}=.*{message}"):
             report.main([str(tmp_path / "missing"), *arguments])
 
 

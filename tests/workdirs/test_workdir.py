@@ -46,7 +46,7 @@ def test_a_revision_is_dirty_by_changes_of_the_source_alone(tmp_path, monkeypatc
         name = ("-c", "user.name=a", "-c", "user.email=a@example.org")
         return subprocess.check_output(["git", "-C", tmp_path, *name, *arguments], text=True)
 
-    monkeypatch.setattr(workdir, "__file__", str(tmp_path / "mcn_jax" / "workdir.py"))
+    monkeypatch.setattr(workdir, "__file__", str(tmp_path / "mcn_jax" / "workdirs" / "files.py"))
     assert workdir.environment()["git_revision"] is None
     source, record = tmp_path / "mcn_jax" / "steps.py", tmp_path / "results" / "a" / "step.json"
     for path in (source, record):

@@ -21,7 +21,7 @@ from mcn_jax.training.run import train_and_evaluate
 from mcn_jax.workdirs.trained import read_trained
 from small_runs import digits_config
 
-READER = pathlib.Path(__file__).parents[1] / "examples" / "read_model.py"
+READER = pathlib.Path(__file__).parents[2] / "examples" / "read_model.py"
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from mcn_jax.deploy.header import (
     network_from_json,
 )
 from mcn_jax.deploy.model_file import KEY, codes_of, header, read_model, write_model
-from mcn_jax.deploy.onnx_graph import onnx_model, write_onnx
+from mcn_jax.deploy.onnx import onnx_model, write_onnx
 from mcn_jax.deploy.predictor import logits_of, of_model, of_onnx, open_predictor
 from mcn_jax.errors import InputError
 from mcn_jax.layers import INPUT_PLANES, binary_filters
@@ -55,7 +55,7 @@ NETWORKS = {
 
 def trained_logits(model, variables, config, images):
     """By the network with its own batch norm, as training evaluates it."""
-    module = models.make_model(config, CLASSES, binarized=model.network.num_centers > 0)
+    module = models.make_model(config, CLASSES, quantized=model.network.num_centers > 0)
     x = padded_to(images, model.images.image_size)
     x = normalise(x, model.images.mean, model.images.std, jnp.dtype("float32"))
     return np.asarray(module.apply(variables, x).logits)
@@ -385,7 +385,7 @@ def test_ten_thousand_mutated_files_do_no_harm(tmp_path):
     # ru_maxrss what the parent held before exec, gigabytes in the middle of the slow tests.
     finished = subprocess.run(
         [sys.executable, "-c", program],
-        capture_output=True, text=True, check=True, cwd=pathlib.Path(__file__).parent,
+        capture_output=True, text=True, check=True, cwd=pathlib.Path(__file__).parents[1],
     )  # fmt: skip
     usable, kilobytes = map(int, finished.stdout.split())
     assert 0 < usable < 5_000

@@ -23,7 +23,7 @@ from mcn_jax.workdirs.checkpoint import Checkpoints, named_leaves, saved_steps
 from mcn_jax.workdirs.files import read_metrics
 from small_runs import relative_distance, step_arguments
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 FLAGS = (
     "--config=configs/digits.py", "--config.model.widths=(2,4)",
     "--config.model.dense_features=16",
