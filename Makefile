@@ -34,9 +34,10 @@ sweep: .venv/installed  ## a sweep of theta and lambda on digits, a few minutes:
 		--config.optimizer.learning_rate=0.05 --config.optimizer.warmup_epochs=1 \
 		--config.num_epochs=15 --config.binarize.start_epoch=4 $(ARGS)
 
-lint: .venv/installed  ## style and format
+lint: .venv/installed  ## style, format and the order of the rooms
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
+	$(VENV)/lint-imports
 
 types: .venv/installed  ## types
 	$(VENV)/mypy

@@ -7,8 +7,9 @@ import numpy as np
 
 from mcn_jax import models
 from mcn_jax.config import BinarizeConfig, Config, ModelConfig
-from mcn_jax.deploy.header import InputImages
-from mcn_jax.deploy.model_file import Model, network_of, packed_tensors
+from mcn_jax.deploy.header import InputImages, Network
+from mcn_jax.deploy.model_file import Model, packed_tensors
+from mcn_jax.models.plan import plan_of
 
 CLASSES = 5
 
@@ -27,14 +28,15 @@ def random_model(num_centers=2, channels=1, size=(16, 16), image_size=0, dense="
     fields = {"widths": (2, 3), "dense_features": 16} | fields
     if fields.get("name") == "wide_resnet":
         fields = {"depth": 8} | fields | {"widths": (1, 2, 2, 3)}
-    binary = num_centers > 0
+    quantized = num_centers > 0
     config = Config(
         model=ModelConfig(**fields), binarize=BinarizeConfig(num_centers=num_centers or 2)
     )
-    module = models.make_model(config, CLASSES, quantized=binary)
+    module = models.make_model(config, CLASSES, quantized=quantized)
     height, width = size
     seen = (image_size, image_size) if image_size else size
     images = jax.ShapeDtypeStruct((1, *seen, channels), np.float32)
+    plan = plan_of(config, CLASSES, (*seen, channels))
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)
     generator = np.random.default_rng(0)
 
@@ -50,15 +52,15 @@ def random_model(num_centers=2, channels=1, size=(16, 16), image_size=0, dense="
             values = generator.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape)
         return values.astype(np.float32)
 
-    variables = {"centers": {}} | jax.tree_util.tree_map_with_path(random, shapes)
+    variables = jax.tree_util.tree_map_with_path(random, shapes)
     model = Model(
-        network=network_of(config, binary=binary),
+        network=Network(config, quantized),
         images=InputImages(
             height=height, width=width, channels=channels, image_size=image_size,
             mean=(0.3, 0.4, 0.5)[:channels], std=(0.2, 0.3, 0.4)[:channels],
         ),
         class_names=tuple("abcde"),
         provenance={"config": dataclasses.asdict(config)},
-        tensors=packed_tensors(variables, binary=binary, dense=dense),
+        tensors=packed_tensors(variables, plan, quantized, dense),
     )  # fmt: skip
     return model, variables, config

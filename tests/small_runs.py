@@ -18,8 +18,10 @@ from mcn_jax.config import (
 from mcn_jax.data.batches import Split
 from mcn_jax.data.dataset import open_dataset
 from mcn_jax.data.facts import DATASETS
+from mcn_jax.layers.family import PlannedLayer
+from mcn_jax.models.plan import plan_of
 from mcn_jax.training import optim
-from mcn_jax.training.state import create_state
+from mcn_jax.training.state import create_state, from_saved_tree, saved_tree
 from mcn_jax.training.steps import StepSettings
 
 STEPS_PER_EPOCH = 44
@@ -48,32 +50,51 @@ def random_split(examples=64, size=16, seed=0):
     return Split(images, labels)
 
 
-def train_step_arguments(config, binarized, axis_name=None):
+def train_step_arguments(config, quantized, image_shape, axis_name=None):
     """The keyword arguments of `train_step`, without a data set."""
     facts = DATASETS[config.data.name]
-    channels = facts.image_shape[2]
+    channels = image_shape[2]
     classes = facts.classes or 10  # of an image folder, any number
+    plan = plan_of(config, classes, image_shape)
     schedule = (config.optimizer, STEPS_PER_EPOCH, config.num_epochs)
     return {
-        "model": models.make_model(config, classes, quantized=binarized, axis_name=axis_name),
-        "optimizer": optim.make_optimizer(*schedule),
+        "model": models.make_model(config, classes, quantized=quantized, axis_name=axis_name),
+        "optimizer": optim.make_optimizer(*schedule, plan),
         "settings": StepSettings(
             config=config,
+            plan=plan,
             learning_rate=optim.learning_rate(*schedule),
             mean=facts.mean or (0.5,) * channels,
             std=facts.std or (0.25,) * channels,
         ),
-        "binarized": binarized,
+        "quantized": quantized,
         "axis_name": axis_name,
     }
 
 
-def step_arguments(config, binarized, axis_name=None, image_size=16, channels=1):
+def step_arguments(config, quantized, axis_name=None, image_size=16, channels=1):
     """(initial state, keyword arguments of `train_step`)."""
-    arguments = train_step_arguments(config, binarized, axis_name)
-    model = models.make_model(config, arguments["model"].num_classes, quantized=binarized)
-    state = create_state(config, model, arguments["optimizer"], (image_size, image_size, channels))
+    image_shape = (image_size, image_size, channels)
+    arguments = train_step_arguments(config, quantized, image_shape, axis_name)
+    model = models.make_model(config, arguments["model"].num_classes, quantized=quantized)
+    plan = arguments["settings"].plan
+    state = create_state(config, model, arguments["optimizer"], plan, image_shape)
     return jax.device_get(state), arguments
+
+
+def restored(checkpoints, step, template):
+    """The state, from the end of an epoch, that a checkpoint holds."""
+    state, progress = from_saved_tree(checkpoints.restore(step, saved_tree(template)))
+    assert progress is None
+    return state
+
+
+def planned(name, family, state=(), **params):
+    """A layer of a plan by hand, from its parameters; the others of its sizes are not asked for."""
+    shapes = {leaf: np.shape(value) for leaf, value in params.items()}
+    return PlannedLayer(
+        name=name, family=family, params=shapes, state=dict(state), in_shape=(), out_shape=()
+    )
 
 
 def relative_distance(a, b):

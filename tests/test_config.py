@@ -14,9 +14,13 @@ from mcn_jax.config import (
     default_config,
     flatten,
     from_config_dict,
-    validate,
 )
 from mcn_jax.errors import InputError
+from mcn_jax.layers.pooling import POOLINGS
+from mcn_jax.layers.table import LAYERS
+from mcn_jax.models.heads import HEADS
+from mcn_jax.training.checks import validate
+from mcn_jax.training.phases import quantized_in, refreshes_before, saves_between
 
 
 def test_the_default_config_is_the_dataclass_and_is_locked():
@@ -56,18 +60,35 @@ def test_unknown_fields_and_wrong_types_are_named(path, value, message):
         from_config_dict(values)
 
 
-def test_a_missing_field_is_named():
-    values = default_config().to_dict()
-    del values["optimizer"]["momentum"]
-    with pytest.raises(InputError, match=r"missing field config.optimizer.momentum"):
-        from_config_dict(values)
+def test_a_missing_field_or_group_takes_its_default():
+    """A run of an older version lacks the fields that came after it."""
+    changed = Config(
+        seed=3, model=ModelConfig(depth=28), optimizer=OptimizerConfig(learning_rate=0.3)
+    )
+    for name, default in flatten(Config()).items():
+        values = dataclasses.asdict(changed)
+        group, _, field = name.rpartition(".")
+        del (values[group] if group else values)[field]
+        assert flatten(from_config_dict(values)) == flatten(changed) | {name: default}
+    values = dataclasses.asdict(changed)
+    del values["optimizer"]
+    expected = dataclasses.replace(changed, optimizer=OptimizerConfig())
+    assert from_config_dict(values) == expected
+    assert from_config_dict({}) == Config()
+
+
+def test_what_is_not_a_group_of_fields_is_named():
+    with pytest.raises(InputError, match=r"config\.loss=1\.0 must be a group of fields"):
+        from_config_dict({"loss": 1.0})
+    with pytest.raises(InputError, match=r"config=7 must be a group of fields"):
+        from_config_dict(7)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         (Config(loss=LossConfig(theta=-1.0)), "config.loss.theta=-1.0 must not be negative"),
-        (Config(loss=LossConfig(theta=float("nan"))), "config.loss.theta=nan must not be negative"),
+        (Config(loss=LossConfig(theta=float("nan"))), "config.loss.theta=nan must be finite"),
         (
             Config(optimizer=OptimizerConfig(learning_rate=float("inf"))),
             "config.optimizer.learning_rate=inf must be finite",
@@ -129,12 +150,20 @@ def test_a_missing_field_is_named():
         ),
         (
             Config(model=ModelConfig(conv="mconv")),
-            "config.model.conv='mconv' must be one of mcconv, conv; did you mean mcconv?",
+            f"config.model.conv='mconv' must be one of {', '.join(LAYERS)}; did you mean mcconv?",
+        ),
+        (
+            Config(model=ModelConfig(pooling="stride")),
+            f"config.model.pooling='stride' must be one of {', '.join(POOLINGS)}; did you mean",
+        ),
+        (
+            Config(model=ModelConfig(head="dens")),
+            f"config.model.head='dens' must be one of {', '.join(HEADS)}; did you mean dense?",
         ),
         (Config(model=ModelConfig(widths=())), "config.model.widths=() must name at least one"),
         (
             Config(model=ModelConfig(widths=(20, 0))),
-            "config.model.widths=(20, 0) must each be at least one feature map",
+            "config.model.widths=(20, 0) must each be at least 1 feature map",
         ),
         (
             Config(model=ModelConfig(widths=(1,) * 6)),
@@ -181,10 +210,22 @@ def test_override_names_are_checked():
 
 def test_when_filters_are_binary_and_centers_computed():
     config = Config(binarize=BinarizeConfig(start_epoch=2, refresh_epochs=3))
-    assert [config.binarized_in(e) for e in range(4)] == [False, False, True, True]
-    assert [e for e in range(10) if config.computes_centers_before(e)] == [2, 5, 8]
+    assert [quantized_in(config, e) for e in range(4)] == [False, False, True, True]
+    assert [e for e in range(10) if refreshes_before(config, e)] == [2, 5, 8]
     once = dataclasses.replace(config, binarize=BinarizeConfig(start_epoch=2))
-    assert [e for e in range(10) if once.computes_centers_before(e)] == [2]
+    assert [e for e in range(10) if refreshes_before(once, e)] == [2]
+    for never in (
+        dataclasses.replace(config, binarize=BinarizeConfig(enabled=False, start_epoch=2)),
+        dataclasses.replace(config, model=ModelConfig(conv="conv")),
+    ):
+        assert not any(quantized_in(never, e) or refreshes_before(never, e) for e in range(10))
+
+
+def test_when_a_checkpoint_inside_an_epoch_is_due():
+    config = Config(checkpoint_every_steps=10)
+    pairs = [(0, 9), (9, 10), (10, 11), (8, 12), (19, 41)]
+    assert [saves_between(config, *pair) for pair in pairs] == [False, True, False, True, True]
+    assert not any(saves_between(Config(), *pair) for pair in pairs)
 
 
 def test_flatten_names_every_field():

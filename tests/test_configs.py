@@ -16,6 +16,7 @@ from mcn_jax.data.batches import Batch, Split
 from mcn_jax.data.facts import DATASETS
 from mcn_jax.errors import InputError
 from mcn_jax.training.checks import validate
+from mcn_jax.training.phases import quantizes
 from mcn_jax.training.state import create_state
 from mcn_jax.training.steps import train_step
 from small_runs import train_step_arguments
@@ -189,17 +190,20 @@ def check_step(config):
     shape = jax.ShapeDtypeStruct
     split = Split(shape((1000, *image_shape(config)), "uint8"), shape((1000,), "int32"))
     batch = Batch(*[shape((config.batch_size,), "int32")] * 2)
-    arguments = train_step_arguments(config, False)
+    arguments = train_step_arguments(config, False, image_shape(config))
     state = jax.eval_shape(
         lambda: create_state(
-            config, arguments["model"], arguments["optimizer"], split.images.shape[1:]
+            config,
+            arguments["model"],
+            arguments["optimizer"],
+            arguments["settings"].plan,
+            image_shape(config),
         )
     )
-    for binarized in {False, quantizes(config)}:
-        new_state, metrics = jax.eval_shape(
-            functools.partial(train_step, **train_step_arguments(config, binarized)),
-            state, split, batch,
-        )  # fmt: skip
+    for quantized in {False, quantizes(config)}:
+        arguments = train_step_arguments(config, quantized, image_shape(config))
+        step = functools.partial(train_step, **arguments)
+        new_state, metrics = jax.eval_shape(step, state, split, batch)
         same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, new_state)
         assert all(jax.tree.leaves(same))
         assert metrics["softmax_loss"].shape == ()
@@ -250,7 +254,7 @@ def test_its_partners_are_what_the_header_calls_them(name):
         assert partner != config, what
         theirs = network(partner.model, image_shape(partner))
         if what == "U-MCN":
-            assert not partner.binarizes
+            assert not quantizes(partner)
             assert theirs == ours
         elif what.endswith("of the same channels"):
             assert theirs.channels == ours.channels

@@ -17,7 +17,7 @@ from mcn_jax.config import from_config_dict
 from mcn_jax.data.mnist import FILES
 from mcn_jax.layers import binary_filters
 from mcn_jax.workdirs.checkpoint import Checkpoints, saved_steps
-from small_runs import step_arguments
+from small_runs import restored, step_arguments
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -153,11 +153,11 @@ def test_digits_reach_98_percent_with_four_binary_layers(data_flag, tmp_path):
     accuracy = json.loads((tmp_path / "run" / "result.json").read_text())["final_test_accuracy"]
     assert accuracy >= 0.98
     config = from_config_dict(json.loads((tmp_path / "run" / "config.json").read_text())["config"])
-    template, _ = step_arguments(config, binarized=True, image_size=32)
+    template, _ = step_arguments(config, quantized=True, image_size=32)
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
-    state = checkpoints.restore(checkpoints.steps()[-1], template)
+    state = restored(checkpoints, checkpoints.steps()[-1], template)
     checkpoints.close()
-    filters = binary_filters(state.params, state.centers)
+    filters = binary_filters(state.params, state.layer_state["centers"])
     assert sorted(filters) == ["conv_1", "conv_2", "conv_3", "conv_4"]
     assert all(len(np.unique(values)) == 2 for values in filters.values())
 

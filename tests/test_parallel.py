@@ -9,18 +9,19 @@ import pytest
 from mcn_jax import parallel
 from mcn_jax.config import DataConfig, LossConfig, ModelConfig
 from mcn_jax.data.batches import Batch
+from mcn_jax.training.state import saved_tree
 from mcn_jax.training.steps import train_step
 from mcn_jax.workdirs.checkpoint import Checkpoints, named_leaves
-from small_runs import digits_config, random_split, relative_distance, step_arguments
+from small_runs import digits_config, random_split, relative_distance, restored, step_arguments
 
 WIDE_RESNET = ModelConfig(
     name="wide_resnet", widths=(1, 1, 2, 2), depth=8, planes=2, dense_features=8, dropout_rate=0.2
 )
 
 
-def train(config, binarized, steps):
+def train(config, quantized, steps):
     """The state after some steps of `parallel.parallel(train_step)` on `local_devices()`."""
-    state, arguments = step_arguments(config, binarized, axis_name=parallel.AXIS)
+    state, arguments = step_arguments(config, quantized, axis_name=parallel.AXIS)
     step = parallel.parallel(functools.partial(train_step, **arguments), donate_state=True)
     state = parallel.replicate(state)
     split = parallel.replicate(random_split())
@@ -32,12 +33,12 @@ def train(config, binarized, steps):
     return parallel.unreplicate(state)
 
 
-def compare(config, binarized, steps, tolerance, monkeypatch):
+def compare(config, quantized, steps, tolerance, monkeypatch):
     assert len(parallel.local_devices()) == 8
-    eight = named_leaves(train(config, binarized, steps))
+    eight = named_leaves(train(config, quantized, steps))
     with monkeypatch.context() as patch:
         patch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:1])
-        one = named_leaves(train(config, binarized, steps))
+        one = named_leaves(train(config, quantized, steps))
     assert eight.keys() == one.keys()
     distances = {name: relative_distance(eight[name], one[name]) for name in one}
     assert max(distances.values()) <= tolerance, distances
@@ -45,12 +46,12 @@ def compare(config, binarized, steps, tolerance, monkeypatch):
 
 
 @pytest.mark.parametrize("center_loss_weight", [0.0, 0.01])
-@pytest.mark.parametrize("binarized", [True, False])
-def test_one_device_equals_eight_in_float64(binarized, center_loss_weight, monkeypatch):
+@pytest.mark.parametrize("quantized", [True, False])
+def test_one_device_equals_eight_in_float64(quantized, center_loss_weight, monkeypatch):
     loss = LossConfig(theta=1e-3, center_loss_weight=center_loss_weight)
     config = digits_config(dtype="float64", param_dtype="float64", loss=loss)
     with jax.enable_x64(True):
-        compare(config, binarized, 10, 1e-9, monkeypatch)
+        compare(config, quantized, 10, 1e-9, monkeypatch)
 
 
 @pytest.mark.slow
@@ -69,9 +70,9 @@ def test_one_device_equals_eight_in_float64_with_a_wide_resnet(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("binarized", [True, False])
-def test_one_device_equals_eight_in_float32(binarized, monkeypatch):
-    compare(digits_config(), binarized, 1, 1e-5, monkeypatch)
+@pytest.mark.parametrize("quantized", [True, False])
+def test_one_device_equals_eight_in_float32(quantized, monkeypatch):
+    compare(digits_config(), quantized, 1, 1e-5, monkeypatch)
 
 
 COMPILATIONS = []
@@ -86,20 +87,20 @@ jax.monitoring.register_event_duration_secs_listener(record_compilation)
 
 
 @pytest.mark.parametrize(
-    ("model", "restored"),
+    ("model", "resumes"),
     [
         pytest.param(digits_config().model, False, id="simple_cnn"),
         pytest.param(digits_config().model, True, id="simple_cnn-restored"),
         pytest.param(WIDE_RESNET, False, id="wide_resnet"),
     ],
 )
-def test_the_second_step_compiles_nothing(model, restored, tmp_path):
+def test_the_second_step_compiles_nothing(model, resumes, tmp_path):
     config = digits_config(model=model)
-    state, arguments = step_arguments(config, binarized=True, axis_name=parallel.AXIS)
-    if restored:
+    state, arguments = step_arguments(config, quantized=True, axis_name=parallel.AXIS)
+    if resumes:
         checkpoints = Checkpoints(tmp_path)
-        checkpoints.save(3, train(config, binarized=True, steps=3), test_accuracy=0.5)
-        state = checkpoints.restore(3, state)
+        checkpoints.save(3, saved_tree(train(config, quantized=True, steps=3)), test_accuracy=0.5)
+        state = restored(checkpoints, 3, state)
         checkpoints.close()
     step = parallel.parallel(functools.partial(train_step, **arguments), donate_state=True)
     state, split = parallel.replicate(state), parallel.replicate(random_split())

@@ -4,12 +4,14 @@ import dataclasses
 
 import tensorflow_datasets as tfds
 
+from mcn_jax.config import DataConfig
 from mcn_jax.data.cifar import Cifar10, Cifar100
 from mcn_jax.data.digits import Digits
 from mcn_jax.data.image_folder import ImageFolder
 from mcn_jax.data.imagenet100 import ImageNet100
 from mcn_jax.data.mnist import Mnist
 from mcn_jax.data.svhn import SvhnCropped
+from mcn_jax.errors import require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,3 +111,44 @@ DATASETS = {
         statistics="over at most 1,024 training images as evaluation prepares them",
     ),
 }
+
+
+def check_stored_shape(config: DataConfig, shape: tuple[int | None, ...]) -> None:
+    """Checks that what the config says of the images' size fits how they are stored.
+
+    Args:
+        config: of the data.
+        shape: (Y, X, C) as stored, with None where images differ in size.
+
+    Raises:
+        InputError: naming the field.
+    """
+    differ = None in shape
+    require(
+        bool(config.image_size) or not differ,
+        "data.image_size",
+        config.image_size,
+        f"leaves the images of {config.name} as they are, and they differ in size; name the height"
+        " and width that they are resized to",
+    )
+    require(
+        differ or not config.min_crop_area,
+        "data.min_crop_area",
+        config.min_crop_area,
+        f"takes parts of large images; those of {config.name} are all of one size: use"
+        " config.data.crop_padding",
+    )
+    require(
+        differ or config.center_crop == 1,
+        "data.center_crop",
+        config.center_crop,
+        f"cuts images that differ in size; those of {config.name} are all of one size: use 1",
+    )
+    if not differ and config.image_size:
+        height, width = shape[:2]
+        require(
+            max(height or 0, width or 0) <= config.image_size,
+            "data.image_size",
+            config.image_size,
+            f"is smaller than the images of {height}x{width}; use 0 to leave them as stored",
+        )

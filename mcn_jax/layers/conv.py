@@ -15,7 +15,7 @@ from mcn_jax.ops.convolution import convolve
 
 
 class Conv(nn.Module):
-    """Ordinary convolution with the signature of `MCConv`: out_maps * planes channels, no bias."""
+    """Ordinary convolution to `out_maps` feature maps of `planes` channels each, without bias."""
 
     out_maps: int
     planes: int = 4

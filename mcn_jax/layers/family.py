@@ -221,6 +221,8 @@ class Family:
         filters: leaf name of the parameter that holds the filters.
         quantizes: whether it can be trained with quantized weights.
         takes_planes: whether its input is made of maps of K planes, so that the image is expanded.
+        methods: what tables call networks of it, with and without quantized weights; None takes the
+            name in the config.
         options: fields of the config, such as "model.planes", that a model file must know.
         check: raises InputError unless a config's own fields are allowed.
         check_layer: raises InputError unless the config fits a layer's size.
@@ -257,6 +259,7 @@ class Family:
     filters: str | None = None
     quantizes: bool = False
     takes_planes: bool = False
+    methods: tuple[str, str] | None = None
     options: tuple[str, ...] = ("model.planes",)
     check: Callable[[Config], None] = _no_check
     check_layer: Callable[[PlannedLayer, Config], None] = _no_check_of_layer

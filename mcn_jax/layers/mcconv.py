@@ -447,6 +447,7 @@ MCCONV = Family(
     multiply_adds=_multiply_adds,
     quantizes=True,
     takes_planes=True,
+    methods=("MCN", "U-MCN"),
     options=("model.planes", "model.input_planes", "binarize.num_centers"),
     check=_check,
     check_layer=_check_layer,

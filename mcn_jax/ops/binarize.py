@@ -1,4 +1,4 @@
-"""Binarization of filters: k-means centers, the nearest center, and its straight-through gradient.
+"""Binarization of filters: k-means centers, and the nearest center of each weight.
 
 "Binary" is the paper's word for its main case of U = 2 centers; every function takes any U.
 """
@@ -135,32 +135,3 @@ def nearest_index(values: jax.Array, centers: jax.Array) -> jax.Array:
         is_lower = jnp.abs(values - lower) < jnp.abs(values - higher)
         index = jnp.where(is_lower, index, higher_index)
     return index
-
-
-@jax.custom_vjp
-def binarize(latent_filters: jax.Array, centers: jax.Array) -> jax.Array:
-    """Binary filters with the straight-through gradient.
-
-    Forward: C-hat = nearest_center(C, centers), ties to the higher center (Eq. 6).
-    Backward: dL/dC = dL/dC-hat, without clipping (the straight-through estimator inside Eq. 12);
-    the centers are constants and receive zero.
-
-    Args:
-        latent_filters: C, any shape.
-        centers: [U], sorted.
-
-    Returns:
-        C-hat, as C.
-    """
-    return nearest_center(latent_filters, centers)
-
-
-def _binarize_fwd(latent_filters, centers):
-    return nearest_center(latent_filters, centers), centers
-
-
-def _binarize_bwd(centers, cotangent):
-    return cotangent, jnp.zeros_like(centers)
-
-
-binarize.defvjp(_binarize_fwd, _binarize_bwd)

@@ -50,8 +50,8 @@ def scan_chunks(
         The last sums, and the outputs of all chunks.
     """
 
-    def in_turn(sums, outputs, *arrays):
-        def step(index, carry):
+    def in_turn(sums: Any, outputs: jax.Array, *arrays: jax.Array) -> tuple[Any, jax.Array]:
+        def step(index: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
             sums, outputs = carry
             start = index * chunk
             chunks = [lax.dynamic_slice_in_dim(array, start, chunk) for array in arrays]
@@ -60,7 +60,7 @@ def scan_chunks(
 
         return lax.fori_loop(0, len(outputs) // chunk, step, (sums, outputs))
 
-    def at_once(sums, outputs, *arrays):
+    def at_once(sums: Any, outputs: jax.Array, *arrays: jax.Array) -> tuple[Any, jax.Array]:
         del outputs
         return function(sums, *arrays)
 

@@ -1,5 +1,6 @@
-"""The ordinary convolution that MCconv is built on, and the gradient of its filters."""
+"""The ordinary convolution that layers are built on, and the gradient of its filters."""
 
+import dataclasses
 import math
 
 import jax
@@ -12,6 +13,16 @@ DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # Of the input, and at least as many as pixels: there XLA's gradient of filters took no more time
 # and memory than the product of patches, in float32 on a CPU with AVX-512.
 MANY_CHANNELS = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvSpec:
+    """What a modulated convolution is besides its arrays; hashable, for a static argument."""
+
+    strides: tuple[int, int]
+    padding: str
+    m_gradient: str
+    form: str
 
 
 def convolve(
@@ -30,7 +41,7 @@ def convolve(
 def filter_gradient(
     features: jax.Array,
     cotangent: jax.Array,
-    kernel_size: tuple[int, int],
+    kernel_size: tuple[int, ...],
     strides: tuple[int, int],
     padding: str,
 ) -> jax.Array:
@@ -53,13 +64,13 @@ def filter_gradient(
         [W, W, C, O] in the dtype of the features.
     """
 
-    def by_convolution(features, cotangent):
+    def by_convolution(features: jax.Array, cotangent: jax.Array) -> jax.Array:
         shape = (*kernel_size, features.shape[-1], cotangent.shape[-1])
         zeros = jnp.zeros(shape, features.dtype)
         _, vjp = jax.vjp(lambda filters: convolve(features, filters, strides, padding), zeros)
         return vjp(cotangent)[0]
 
-    def by_patches(features, cotangent):
+    def by_patches(features: jax.Array, cotangent: jax.Array) -> jax.Array:
         return _filter_gradient_by_patches(features, cotangent, kernel_size, strides, padding)
 
     _, height, width, channels = features.shape
@@ -68,7 +79,13 @@ def filter_gradient(
     return lax.platform_dependent(features, cotangent, cpu=on_cpu, default=by_convolution)
 
 
-def _filter_gradient_by_patches(features, cotangent, kernel_size, strides, padding):
+def _filter_gradient_by_patches(
+    features: jax.Array,
+    cotangent: jax.Array,
+    kernel_size: tuple[int, ...],
+    strides: tuple[int, int],
+    padding: str,
+) -> jax.Array:
     n, _, _, channels = features.shape
     _, height, width, outputs = cotangent.shape
     pads = lax.padtype_to_pads(features.shape[1:3], kernel_size, strides, padding)
@@ -76,14 +93,14 @@ def _filter_gradient_by_patches(features, cotangent, kernel_size, strides, paddi
     image_bytes = height * width * taps * channels * features.dtype.itemsize
     chunk = images_at_a_time(n, image_bytes)
 
-    def patches_of(images):
+    def patches_of(images: jax.Array) -> jax.Array:
         images = jnp.pad(images, ((0, 0), *pads, (0, 0)))
         rows = [slice(i, i + height * strides[0], strides[0]) for i in range(kernel_size[0])]
         columns = [slice(j, j + width * strides[1], strides[1]) for j in range(kernel_size[1])]
         shifted = [images[:, y, x] for y in rows for x in columns]
         return jnp.concatenate(shifted, axis=-1).reshape(-1, taps * channels)
 
-    def add(total, chunks):
+    def add(total: jax.Array, chunks: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         images, cotangents = chunks
         product = jnp.matmul(
             cotangents.reshape(-1, outputs).T,

@@ -22,14 +22,17 @@ wide layers; elsewhere for the whole batch.
 
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from mcn_jax.ops.chunks import images_at_a_time, scan_chunks
+from mcn_jax.ops.convolution import ConvSpec
 
 
 class _Tap(NamedTuple):
@@ -48,8 +51,8 @@ class _Tap(NamedTuple):
 class _Taps(NamedTuple):
     """All taps of a kernel on an image of `size`, in y and in x."""
 
-    size: tuple[int, int]
-    out_size: tuple[int, int]
+    size: tuple[int, ...]
+    out_size: tuple[int, ...]
     strides: tuple[int, int]
     rows: list[_Tap]
     columns: list[_Tap]
@@ -64,13 +67,15 @@ class _Taps(NamedTuple):
         return found
 
 
-def forward(spec, features, filters, m_filters):
+def forward(
+    spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
+) -> jax.Array:
     """See `mcn_jax.ops.mcconv`."""
     taps = _taps(features.shape[1:3], filters.shape[:2], spec.strides, spec.padding)
     filters, m_TK = filters.astype(features.dtype), _matrix(m_filters, features.dtype)
     planes, maps = m_TK.shape[1], filters.shape[-1]
 
-    def of_chunk(nothing, images):
+    def of_chunk(nothing: None, images: jax.Array) -> tuple[None, jax.Array]:
         products_TNYXH = _shifted_products(images, filters, taps)
         mixed_KP = m_TK.T @ products_TNYXH.reshape(len(m_TK), -1)
         mixed_KNYXH = mixed_KP.reshape(planes, -1, *taps.out_size, maps)
@@ -82,7 +87,14 @@ def forward(spec, features, filters, m_filters):
     return scan_chunks(of_chunk, None, [features], buffer, chunk)[1]
 
 
-def backward(spec, features, filters, m_sum_filters, m_filters, cotangent):
+def backward(
+    spec: ConvSpec,
+    features: jax.Array,
+    filters: jax.Array,
+    m_sum_filters: jax.Array,
+    m_filters: jax.Array,
+    cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See `mcn_jax.ops.mcconv`."""
     taps = _taps(features.shape[1:3], filters.shape[:2], spec.strides, spec.padding)
     filters_dtype, dtype = filters.dtype, features.dtype
@@ -91,7 +103,9 @@ def backward(spec, features, filters, m_sum_filters, m_filters, cotangent):
     # Half precision is summed in float32.
     sum_dtype = jnp.promote_types(dtype, jnp.float32)
 
-    def add(sums, images, cotangents):
+    def add(
+        sums: tuple[jax.Array, jax.Array], images: jax.Array, cotangents: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         products_TP = _shifted_products(images, m_sum_filters, taps).reshape(len(m_TK), -1)
         g_PK = cotangents.reshape(-1, m_TK.shape[1])
         d_m_TK = jnp.matmul(products_TP, g_PK, preferred_element_type=sum_dtype)
@@ -110,7 +124,7 @@ def backward(spec, features, filters, m_sum_filters, m_filters, cotangent):
     )
 
 
-def _shifted_products(images, filters, taps: _Taps):
+def _shifted_products(images: jax.Array, filters: jax.Array, taps: _Taps) -> jax.Array:
     """[N, Y, X, C] and [W, W, C, H] -> [T, N, Y', X', H], what each tap adds to each output pixel
     before M weighs it."""
     height, width = taps.strides
@@ -123,7 +137,9 @@ def _shifted_products(images, filters, taps: _Taps):
     return jnp.stack([products[tap] for tap in sorted(products)])
 
 
-def _gradients_of_shifted(cotangents, m_TK, taps: _Taps):
+def _gradients_of_shifted(
+    cotangents: jax.Array, m_TK: jax.Array, taps: _Taps
+) -> dict[tuple[int, int], jax.Array]:
     """[N, Y', X', H*K] -> {(i, j): [N, y, x, H]}, what M spreads over each tap, shifted back.
 
     The planes are padded once for all taps. So each tap reads windows of them, and weighing and
@@ -141,7 +157,13 @@ def _gradients_of_shifted(cotangents, m_TK, taps: _Taps):
     return spread
 
 
-def _gradients_of_products(images, filters, d_products, taps: _Taps, sum_dtype):
+def _gradients_of_products(
+    images: jax.Array,
+    filters: jax.Array,
+    d_products: Mapping[tuple[int, int], jax.Array],
+    taps: _Taps,
+    sum_dtype: DTypeLike,
+) -> tuple[jax.Array, jax.Array]:
     """Gradients of images and filters, from those of each tap's product."""
     height, width = taps.strides
     d_images = jnp.zeros((), images.dtype)
@@ -162,7 +184,9 @@ def _gradients_of_products(images, filters, d_products, taps: _Taps, sum_dtype):
     return d_images, stacked.reshape(filters.shape)
 
 
-def _taps(size, kernel_size, strides, padding) -> _Taps:
+def _taps(
+    size: tuple[int, ...], kernel_size: tuple[int, ...], strides: tuple[int, int], padding: str
+) -> _Taps:
     pads = lax.padtype_to_pads(size, kernel_size, strides, padding)
     out_size, lines = [], []
     for pixels, kernel, stride, (low, high) in zip(size, kernel_size, strides, pads, strict=True):
@@ -177,22 +201,23 @@ def _taps(size, kernel_size, strides, padding) -> _Taps:
     return _Taps(size, tuple(out_size), strides, *lines)
 
 
-def _matrix(m_filters, dtype):
+def _matrix(m_filters: jax.Array, dtype: DTypeLike) -> jax.Array:
     """M as [T, K]."""
     return m_filters.reshape(-1, m_filters.shape[-1]).astype(dtype)
 
 
-def _side_by_side(filters, its_taps):
+def _side_by_side(filters: jax.Array, its_taps: Sequence[tuple[int, int]]) -> jax.Array:
     """[W, W, C, H] -> [C, len(its_taps) * H]."""
     return jnp.concatenate([filters[tap] for tap in its_taps], axis=-1)
 
 
-def _pad(array, rows: tuple[int, int], columns: tuple[int, int]):
+def _pad(array: jax.Array, rows: Sequence[int], columns: Sequence[int]) -> jax.Array:
     zero = jnp.zeros((), array.dtype)
-    return lax.pad(array, zero, ((0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)))
+    config = (0, 0, 0), (rows[0], rows[1], 0), (columns[0], columns[1], 0), (0, 0, 0)
+    return lax.pad(array, zero, config)
 
 
-def _onto_image(phase, place: tuple[int, int], taps: _Taps):
+def _onto_image(phase: jax.Array, place: tuple[int, int], taps: _Taps) -> jax.Array:
     """[N, y, x, C] of one phase -> [N, Y, X, C], zero at the pixels of other phases."""
     if taps.strides == (1, 1):
         return phase
@@ -205,7 +230,7 @@ def _onto_image(phase, place: tuple[int, int], taps: _Taps):
     return lax.pad(phase, jnp.zeros((), phase.dtype), (*config, (0, 0, 0)))
 
 
-def _chunk(features, filters, m_TK, taps: _Taps) -> int:
+def _chunk(features: jax.Array, filters: jax.Array, m_TK: jax.Array, taps: _Taps) -> int:
     """Images a chunk on a CPU. Of each there are the products, their gradients and the cotangent,
     planes first (with strides fewer than is counted here). Each chunk reads the filters again, so
     that it is no smaller than they. A batch that needs no more than three arrays of the size of Q,

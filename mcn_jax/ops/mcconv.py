@@ -10,7 +10,6 @@ only filters that are already binary; binarization and the choice of gradient st
 `m_sum_filters` are the filters that Eq. 16 sums over: the binary or the latent ones.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,22 +20,14 @@ from jax import lax
 
 from mcn_jax.ops import factored
 from mcn_jax.ops.binarize import nearest_center
-from mcn_jax.ops.convolution import convolve, filter_gradient
+from mcn_jax.ops.convolution import ConvSpec, convolve, filter_gradient
 from mcn_jax.ops.fastest import Shape, fastest_form, measured_platforms
 from mcn_jax.ops.modulate import reconstructed_filters
 
+# Features, latent filters, centers and M.
+Residuals = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array]
 PADDINGS = ("SAME", "VALID")
 M_GRADIENTS = ("binary", "latent")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ConvSpec:
-    """What an MCconv is besides its arrays; hashable, so that it can be a static argument."""
-
-    strides: tuple[int, int]
-    padding: str
-    m_gradient: str
-    form: str
 
 
 class Form(NamedTuple):
@@ -46,12 +37,21 @@ class Form(NamedTuple):
     backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
 
-def _direct_forward(spec, features, filters, m_filters):
+def _direct_forward(
+    spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
+) -> jax.Array:
     q_WWCO = reconstructed_filters(filters, m_filters)
     return convolve(features, q_WWCO, spec.strides, spec.padding)
 
 
-def _direct_backward(spec, features, filters, m_sum_filters, m_filters, cotangent):
+def _direct_backward(
+    spec: ConvSpec,
+    features: jax.Array,
+    filters: jax.Array,
+    m_sum_filters: jax.Array,
+    m_filters: jax.Array,
+    cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     q_WWCO = reconstructed_filters(filters, m_filters)
     _, features_vjp = jax.vjp(lambda x: convolve(x, q_WWCO, spec.strides, spec.padding), features)
     (d_features,) = features_vjp(cotangent)
@@ -64,21 +64,32 @@ def _direct_backward(spec, features, filters, m_sum_filters, m_filters, cotangen
     return d_features, d_filters, d_m.astype(m_filters.dtype)
 
 
-def _auto_forward(spec, features, filters, m_filters):
+def _auto_forward(
+    spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
+) -> jax.Array:
     arrays = features, filters, m_filters
     forms = _fastest(spec, features, filters, m_filters)
     passes = {platform: functools.partial(form.forward, spec) for platform, form in forms.items()}
     return lax.platform_dependent(*arrays, **passes)
 
 
-def _auto_backward(spec, features, filters, m_sum_filters, m_filters, cotangent):
+def _auto_backward(
+    spec: ConvSpec,
+    features: jax.Array,
+    filters: jax.Array,
+    m_sum_filters: jax.Array,
+    m_filters: jax.Array,
+    cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     arrays = features, filters, m_sum_filters, m_filters, cotangent
     forms = _fastest(spec, features, filters, m_filters)
     passes = {platform: functools.partial(form.backward, spec) for platform, form in forms.items()}
     return lax.platform_dependent(*arrays, **passes)
 
 
-def _fastest(spec, features, filters, m_filters) -> dict[str, Form]:
+def _fastest(
+    spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
+) -> dict[str, Form]:
     """The form to take on each platform that was measured, and by "default" elsewhere."""
     planes = m_filters.shape[-1]
     shape = Shape(
@@ -155,18 +166,32 @@ def mcconv(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mcconv(spec, features, latent_filters, centers, m_filters):
+def _mcconv(
+    spec: ConvSpec,
+    features: jax.Array,
+    latent_filters: jax.Array,
+    centers: jax.Array | None,
+    m_filters: jax.Array,
+) -> jax.Array:
     filters = latent_filters if centers is None else nearest_center(latent_filters, centers)
     return FORMS[spec.form].forward(spec, features, filters, m_filters)
 
 
-def _mcconv_fwd(spec, features, latent_filters, centers, m_filters):
+def _mcconv_fwd(
+    spec: ConvSpec,
+    features: jax.Array,
+    latent_filters: jax.Array,
+    centers: jax.Array | None,
+    m_filters: jax.Array,
+) -> tuple[jax.Array, Residuals]:
     output = _mcconv(spec, features, latent_filters, centers, m_filters)
     # C-hat is cheaper to recompute than to keep.
     return output, (features, latent_filters, centers, m_filters)
 
 
-def _mcconv_bwd(spec, residuals, cotangent):
+def _mcconv_bwd(
+    spec: ConvSpec, residuals: Residuals, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array]:
     features, latent_filters, centers, m_filters = residuals
     filters = latent_filters if centers is None else nearest_center(latent_filters, centers)
     m_sum_filters = latent_filters if spec.m_gradient == "latent" else filters

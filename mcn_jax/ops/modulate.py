@@ -18,15 +18,20 @@ def reconstructed_filters(filters: jax.Array, m_filters: jax.Array) -> jax.Array
     return q_WWCHK.reshape(*filters.shape[:3], -1)
 
 
-def _per_plane(latent_filters, binary_filters, m_filters):
+def _per_plane(
+    latent_filters: jax.Array, binary_filters: jax.Array, m_filters: jax.Array
+) -> jax.Array:
     # A sum for each plane, because one over all of them makes an array of K times the filters.
-    return sum(
+    distances = [
         jnp.sum((latent_filters - binary_filters * m_filters[:, :, None, None, k]) ** 2)
         for k in range(m_filters.shape[-1])
-    )
+    ]
+    return sum(distances, start=jnp.zeros((), distances[0].dtype))
 
 
-def _plane_sum(latent_filters, binary_filters, m_filters):
+def _plane_sum(
+    latent_filters: jax.Array, binary_filters: jax.Array, m_filters: jax.Array
+) -> jax.Array:
     modulated_WWCH = binary_filters * jnp.sum(m_filters, axis=-1)[:, :, None, None]
     return jnp.sum((latent_filters - modulated_WWCH) ** 2)
 

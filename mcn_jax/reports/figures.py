@@ -323,7 +323,7 @@ def _log_with_zero(axes: "Axes") -> None:
     drawn = [np.asarray(line.get_ydata(), float) for line in axes.lines]
     paths = [path for band in axes.collections for path in band.get_paths()]
     drawn += [np.asarray(path.vertices, float)[:, 1] for path in paths]
-    values = np.concatenate(drawn)
+    values = np.concatenate([*drawn, np.zeros(0)])
     if not np.any(values > 0):
         return
     if values.min() > 0:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mcn_jax.config import RESUMABLE_CHANGES, Config, flatten, from_config_dict
 from mcn_jax.errors import InputError
+from mcn_jax.layers.table import LAYERS
 from mcn_jax.reports import figures
 from mcn_jax.workdirs.files import read_json, read_metrics, read_result
 
@@ -197,8 +198,9 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 
 def method(setting: Mapping[str, Any]) -> str:
     """ "MCN", "U-MCN"; of ordinary convolutions "WRN" or "CNN"; or the name of another one."""
-    if setting["model.conv"] == "mcconv":
-        return "MCN" if setting["binarize.enabled"] else "U-MCN"
+    family = LAYERS.get(setting["model.conv"])
+    if family is not None and family.methods is not None:
+        return family.methods[0 if setting["binarize.enabled"] else 1]
     if setting["model.conv"] == "conv":
         return "WRN" if setting["model.name"] == "wide_resnet" else "CNN"
     return str(setting["model.conv"])

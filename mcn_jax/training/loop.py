@@ -279,7 +279,8 @@ class Loop:
             by_layer, health = network_health(
                 progress.filters_before, host_state.params, host_state.layer_state, setup.plan
             )
-            self.writer.write({"kind": "health", "step": step, "epoch": epoch, **by_layer})
+            if by_layer:
+                self.writer.write({"kind": "health", "step": step, "epoch": epoch, **by_layer})
         means = {
             f"train_{name.removeprefix('softmax_')}": total.item() / setup.steps_per_epoch
             for name, total in progress.sums.items()

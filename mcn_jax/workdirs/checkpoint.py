@@ -32,7 +32,7 @@ class DamagedCheckpointError(InputError):
 
 
 def named_leaves(tree: Any) -> dict[str, np.ndarray]:
-    """{"params/conv_1/m_filters": array, ...} of any tree of arrays."""
+    """{"params/dense_1/kernel": array, ...} of any tree of arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)

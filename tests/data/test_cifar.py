@@ -18,7 +18,7 @@ from mcn_jax.data.dataset import open_dataset
 from mcn_jax.data.facts import DATASETS
 from mcn_jax.data.sources import make_source
 from mcn_jax.errors import InputError
-from mcn_jax.evaluate import evaluate
+from mcn_jax.training.evaluation import evaluate
 from mcn_jax.training.steps import eval_step
 from small_runs import digits_config, step_arguments
 from small_runs import load as load_data
@@ -231,7 +231,7 @@ def test_evaluation_of_real_cifar_counts_every_image_once(
         data=DataConfig(name=name, data_dir=str(data_dir), archive_dir=cifar_archives),
         model=ModelConfig(widths=(1,), dense_features=4),
     )
-    state, arguments = step_arguments(run, binarized=True, image_size=32, channels=3)
+    state, arguments = step_arguments(run, quantized=True, image_size=32, channels=3)
     step = parallel.parallel(
         functools.partial(
             eval_step,

@@ -24,7 +24,7 @@ from mcn_jax.seeds import Purpose, epoch_order, example_generators
 from mcn_jax.training.run import train_and_evaluate
 from mcn_jax.workdirs.checkpoint import Checkpoints, named_leaves
 from mcn_jax.workdirs.files import read_metrics
-from small_runs import digits_config, step_arguments
+from small_runs import digits_config, restored, step_arguments
 
 TIMES = ("wall_seconds", "images_per_second")
 
@@ -201,8 +201,8 @@ def test_the_processes_of_a_run_read_parts_that_make_the_whole(
 
 def last_leaves(workdir, config):
     checkpoints = Checkpoints(workdir / "checkpoints")
-    template, _ = step_arguments(config, binarized=True, image_size=32)
-    leaves = named_leaves(checkpoints.restore(checkpoints.steps()[-1], template))
+    template, _ = step_arguments(config, quantized=True, image_size=32)
+    leaves = named_leaves(restored(checkpoints, checkpoints.steps()[-1], template))
     checkpoints.close()
     return leaves
 

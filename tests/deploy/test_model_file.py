@@ -15,9 +15,9 @@ import safetensors.numpy
 
 from exported import CLASSES, random_images, random_model
 from mcn_jax import models
+from mcn_jax.config import BinarizeConfig, Config, ModelConfig
 from mcn_jax.data.augment import normalise
 from mcn_jax.data.images import padded_to
-from mcn_jax.deploy import onnx_graph
 from mcn_jax.deploy.header import (
     MAX_DEPTH,
     MAX_TENSORS,
@@ -26,12 +26,18 @@ from mcn_jax.deploy.header import (
     layer_bytes,
     network_from_json,
 )
-from mcn_jax.deploy.model_file import KEY, codes_of, header, read_model, write_model
+from mcn_jax.deploy.model_file import KEY, header, read_model, write_model
 from mcn_jax.deploy.onnx import onnx_model, write_onnx
 from mcn_jax.deploy.predictor import logits_of, of_model, of_onnx, open_predictor
 from mcn_jax.errors import InputError
-from mcn_jax.layers import INPUT_PLANES, binary_filters
-from mcn_jax.models.wide_resnet import blocks_per_stage
+from mcn_jax.layers import binary_filters
+from mcn_jax.layers.mcconv import codes_of
+from mcn_jax.layers.planes import INPUT_PLANES
+from mcn_jax.layers.pooling import POOLINGS
+from mcn_jax.layers.table import LAYERS
+from mcn_jax.models.heads import HEADS
+from mcn_jax.models.plan import specs
+from mcn_jax.models.wide_resnet import STEMS, blocks_per_stage
 
 NETWORKS = {
     "simple_cnn": {},
@@ -50,36 +56,58 @@ NETWORKS = {
     "U-MCN": {"num_centers": 0},
     "CNN": {"num_centers": 0, "conv": "conv"},
     "WRN": {"num_centers": 0, "conv": "conv", "name": "wide_resnet"},
+    "linear head": {"head": "linear"},
+    "conv head": {"head": "conv"},
+    "conv head, not square, padded": {"head": "conv", "size": (12, 20), "image_size": 21},
+    "wide_resnet, linear head": {"name": "wide_resnet", "head": "linear"},
+    "wide_resnet, conv head": {"name": "wide_resnet", "head": "conv", "num_centers": 4},
+    "U-MCN, linear head": {"num_centers": 0, "head": "linear"},
+    "WRN, conv head": {"num_centers": 0, "conv": "conv", "name": "wide_resnet", "head": "conv"},
 }
+# Those that version 0.1 could write, which had no choice of a head.
+OF_0_1 = [name for name, fields in NETWORKS.items() if "head" not in fields]
 
 
 def trained_logits(model, variables, config, images):
     """By the network with its own batch norm, as training evaluates it."""
-    module = models.make_model(config, CLASSES, quantized=model.network.num_centers > 0)
+    module = models.make_model(config, CLASSES, quantized=model.network.quantized)
     x = padded_to(images, model.images.image_size)
     x = normalise(x, model.images.mean, model.images.std, jnp.dtype("float32"))
     return np.asarray(module.apply(variables, x).logits)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_checkpoint_file_and_graph_agree(name, tmp_path):
-    pytest.importorskip("onnxruntime")
+def check_agreement(name, write, path):
+    """That a file computes what the checkpoint does."""
     model, variables, config = random_model(**NETWORKS[name])
     images = random_images(7, model)
-    write_model(model, tmp_path / "model.safetensors")
-    write_onnx(model, tmp_path / "model.onnx")
+    write(model, path)
     expected = trained_logits(model, variables, config, images)
     assert np.std(expected, axis=0).min() > 1e-3  # the images matter
-    for file in ("model.safetensors", "model.onnx"):
-        predictor = open_predictor(tmp_path / file)
-        assert predictor.class_names == tuple("abcde")
-        difference = np.abs(predictor.logits(images) - expected).max()
-        assert difference <= 1e-5 * np.abs(expected).max(), file
+    predictor = open_predictor(path)
+    assert predictor.class_names == tuple("abcde")
+    difference = np.abs(predictor.logits(images) - expected).max()
+    assert difference <= 1e-5 * np.abs(expected).max()
 
 
-def test_every_network_and_input_can_be_exported():
-    assert onnx_graph.NETWORKS.keys() == models.MODELS.keys()
-    assert onnx_graph.INPUT_PLANES.keys() == INPUT_PLANES.keys()
+@pytest.mark.parametrize("name", NETWORKS)
+def test_checkpoint_and_file_agree(name, tmp_path):
+    check_agreement(name, write_model, tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_checkpoint_and_graph_agree(name, tmp_path):
+    pytest.importorskip("onnxruntime")
+    check_agreement(name, write_onnx, tmp_path / "model.onnx")
+
+
+def test_every_choice_of_a_network_is_among_those_that_are_exported():
+    default = ModelConfig()
+    for field, table in (
+        ("name", models.MODELS), ("conv", LAYERS), ("stem", STEMS), ("input_planes", INPUT_PLANES),
+        ("pooling", POOLINGS), ("head", HEADS),
+    ):  # fmt: skip
+        tested = {fields.get(field, getattr(default, field)) for fields in NETWORKS.values()}
+        assert tested == set(table), field
 
 
 def test_codes_are_those_of_the_dtype_that_was_trained_in():
@@ -91,11 +119,12 @@ def test_codes_are_those_of_the_dtype_that_was_trained_in():
 def test_filters_are_those_of_the_checkpoint(tmp_path):
     model, variables, _ = random_model(num_centers=3)
     write_model(model, tmp_path / "model.safetensors")
-    params = read_model(tmp_path / "model.safetensors").variables["params"]
+    read = read_model(tmp_path / "model.safetensors")
+    params = jax.jit(read.unpacked)(read.tensors)
     expected = binary_filters(variables["params"], variables["centers"])
     assert list(expected) == ["conv_1", "conv_2"]
     for path, filters in expected.items():
-        np.testing.assert_array_equal(params[path]["latent_filters"], filters, strict=True)
+        np.testing.assert_array_equal(params[path]["filters"], filters, strict=True)
 
 
 def test_a_weight_takes_a_bit():
@@ -106,19 +135,29 @@ def test_a_weight_takes_a_bit():
 
 
 @pytest.mark.parametrize(("dense", "most"), [("float16", 2e-3), ("int8", 3e-2)])
-def test_dense_layers_in_fewer_bits(dense, most, tmp_path):
-    exact, _, _ = random_model()
-    model, _, _ = random_model(dense=dense)
+@pytest.mark.parametrize(("head", "layer"), [("dense", "dense_1"), ("linear", "dense")])
+def test_dense_layers_in_fewer_bits(head, layer, dense, most, tmp_path):
+    exact, _, _ = random_model(head=head)
+    model, _, _ = random_model(head=head, dense=dense)
     images = random_images(9, exact)
     expected = of_model(exact).logits(images)
     write_model(model, tmp_path / "model.safetensors")
-    write_onnx(model, tmp_path / "model.onnx")
     logits = of_model(read_model(tmp_path / "model.safetensors")).logits(images)
     assert 0 < np.abs(logits - expected).max() <= most * np.abs(expected).max()
+    assert model.tensors[f"{layer}/kernel"].dtype.name == dense
+
+
+@pytest.mark.parametrize("dense", ["float16", "int8"])
+def test_dense_layers_in_fewer_bits_in_a_graph(dense, tmp_path):
+    pytest.importorskip("onnxruntime")
+    model, _, _ = random_model(dense=dense)
+    images = random_images(9, model)
+    logits = of_model(model).logits(images)
+    write_onnx(model, tmp_path / "model.onnx")
     difference = np.abs(of_onnx(tmp_path / "model.onnx").logits(images) - logits).max()
     assert difference <= 1e-5 * np.abs(logits).max()
-    kernel = model.tensors["dense_1/kernel"]
-    assert kernel.dtype.name == dense
+    held = {tensor.name: tensor for tensor in onnx_model(model).graph.initializer}
+    assert len(held["dense_1/kernel"].raw_data) == model.tensors["dense_1/kernel"].nbytes
 
 
 def test_onnx_holds_bits_and_takes_any_batch():
@@ -131,15 +170,84 @@ def test_onnx_holds_bits_and_takes_any_batch():
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
 
 
-def test_what_is_read_is_what_was_written(tmp_path):
-    model, _, _ = random_model(channels=3, num_centers=4)
-    write_model(model, tmp_path / "model.safetensors")
-    read = read_model(tmp_path / "model.safetensors")
+def check_read(path, model):
+    """That a file is read as the model that was written."""
+    read = read_model(path)
     assert dataclasses.replace(read, tensors={}) == dataclasses.replace(
         model, tensors={}, provenance=json.loads(json.dumps(model.provenance))
     )
+    assert read.tensors.keys() == model.tensors.keys()
     for name, tensor in model.tensors.items():
         np.testing.assert_array_equal(read.tensors[name], tensor, strict=True)
+
+
+def as_used(model):
+    """A model whose config has its defaults where its network does not depend on it."""
+    network, config = model.network, model.network.config
+    unused = {}
+    if config.model.head != "dense":
+        unused["dense_features"] = ModelConfig().dense_features
+    fields = dataclasses.replace(config.model, **unused)
+    config = Config(
+        model=fields, binarize=config.binarize if network.quantized else BinarizeConfig()
+    )
+    return dataclasses.replace(model, network=Network(config, network.quantized))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_read_is_what_was_written(name, tmp_path):
+    model, _, _ = random_model(**NETWORKS[name])
+    write_model(model, tmp_path / "model.safetensors")
+    check_read(tmp_path / "model.safetensors", as_used(model))
+
+
+def network_of_0_1(model):
+    """The "network" of a header as version 0.1 wrote it: all of its fields, used or not."""
+    config, quantized = model.network
+    names = (
+        "name", "conv", "widths", "depth", "stem", "planes", "input_planes", "dense_features",
+    )  # fmt: skip
+    fields = {name: getattr(config.model, name) for name in names}
+    return fields | {"num_centers": config.binarize.num_centers if quantized else 0}
+
+
+@pytest.mark.parametrize("name", OF_0_1)
+def test_what_version_0_1_wrote_is_read(name, tmp_path):
+    model, _, _ = random_model(**NETWORKS[name])
+    path = tmp_path / "model.safetensors"
+    written(model, path, network=network_of_0_1(model))
+    check_read(path, as_used(model))
+
+
+def test_a_header_holds_what_its_network_depends_on():
+    model, _, _ = random_model(num_centers=4)
+    assert json.loads(header(model))["network"] == {
+        "name": "simple_cnn", "conv": "mcconv", "widths": [2, 3], "pooling": "strided",
+        "head": "dense", "dense_features": 16, "planes": 4, "input_planes": "copy",
+        "num_centers": 4, "quantized": True,
+    }  # fmt: skip
+    model, _, _ = random_model(name="wide_resnet", conv="conv", num_centers=0, head="linear")
+    assert json.loads(header(model))["network"] == {
+        "name": "wide_resnet", "conv": "conv", "widths": [1, 2, 2, 3], "pooling": "strided",
+        "head": "linear", "depth": 8, "stem": "cifar", "planes": 4, "quantized": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["name", "conv", "pooling", "head", "planes", "input_planes", "num_centers"]
+)
+def test_a_field_that_a_header_lacks_has_its_default(name, tmp_path):
+    model, _, _ = random_model()
+    fields = json.loads(header(model))["network"]
+    flat = dataclasses.asdict(ModelConfig()) | dataclasses.asdict(BinarizeConfig())
+    default = flat[name]
+    assert fields[name] == default
+    del fields[name]
+    if name == "num_centers":
+        assert fields["quantized"]  # which version 0.1 told by the number of centers
+    path = tmp_path / "model.safetensors"
+    written(model, path, network=fields)
+    check_read(path, model)
 
 
 def test_a_model_file_is_a_plain_safetensors_file(tmp_path):
@@ -166,22 +274,35 @@ def written(model, path, tensors=None, **changes):
     ("changes", "message"),
     [
         ({"version": 2}, "its version is 2, and this program reads 1"),
-        ({"network": []}, "its network has not the fields name, conv,"),
+        ({"network": []}, "its network is not an object"),
+        ({"network__heads": "dense"}, "unknown field network.'heads'; did you mean head"),
+        ({"network__dropout_rate": 0.5}, "unknown field network.'dropout_rate'"),
+        ({"network__enabled": True}, "unknown field network.'enabled'"),
+        ({"network__head": "tail"}, "network.head='tail' must be one of dense, linear, conv"),
+        ({"network__head": "linear"}, "it has no tensor dense/kernel"),
+        ({"network__head": "conv"}, "it has no tensor head/conv/kernel"),
+        ({"network__pooling": "x"}, "network.pooling='x' must be one of strided"),
+        ({"network__quantized": 1}, "network.quantized=1 must be true or false"),
+        ({"network__quantized": False}, "it has no tensor conv_1/latent_filters"),
+        ({"network__head": "x" * 1000}, "network.head='x+ is too long for a name"),
         ({"network__name": "resnet"}, "network.name='resnet' must be one of simple_cnn"),
-        ({"network__name": ["simple_cnn"]}, r"its network.name=\['simple_cnn'\] is not of the"),
+        ({"network__name": ["simple_cnn"]}, r"network.name=\['simple_cnn'\] must be of type str"),
         ({"network__planes": 65}, "network.planes=65 does not lie in 1..64"),
-        ({"network__planes": True}, "its network.planes=True is not of the right type"),
+        ({"network__planes": True}, "network.planes=True must be of type int"),
         ({"network__widths": [2, 10**30]}, "network.widths=1000000"),
         ({"network__widths": [1048576, 2]}, "the bytes of a layer's output=4294967296 does not"),
-        ({"network__widths": [2, 8192]}, "the filter weights=589896 does not lie in"),
-        ({"network__planes": 64, "network__widths": [300, 1]}, "the filter weights="),
+        ({"network__widths": [2, 8192]}, "the bits of the filters=589896 does not lie in"),
+        ({"network__planes": 64, "network__widths": [300, 1]}, "the bits of the filters="),
         ({"network__widths": []}, "the number of network.widths=0 does not lie"),
         ({"network__widths": [2, 4]}, "its filter_shapes are not those of its network"),
         ({"network__depth": 10**12}, "network.depth=1000000000000 does not lie"),
         ({"network__depth": 202}, "network.depth=202 does not lie in 0..200"),
         ({"network__num_centers": 1}, "network.num_centers=1 does not lie in 2..256"),
-        ({"network__conv": "conv"}, "network.num_centers=2 with network.conv=conv"),
+        ({"network__conv": "conv"}, "network.conv=conv has no quantized weights, and the file has"),
         ({"network__input_planes": "rgbx"}, "network.input_planes='rgbx' needs 3 channels"),
+        ({"images": 3}, "its images is not an object"),
+        ({"images__heigth": 16}, "unknown field images.'heigth'; did you mean height"),
+        ({"images": {"height": 16}}, "its images does not have the field width"),
         ({"images__height": 100000}, "images.height=100000 does not lie in 1..2048"),
         ({"images__center_crop": 10**400}, "its images.center_crop=1000"),
         ({"images__std": [0.0]}, r"images.std=\(0.0,\) is not positive"),
@@ -255,23 +376,32 @@ def test_logits_that_are_not_finite_are_one_line(name, tmp_path):
         logits_of(open_predictor(tmp_path / name), random_images(2, model), 4)
 
 
-def test_a_network_for_imagenet_can_be_read(tmp_path):
+def test_a_network_for_imagenet_can_be_read():
     for size, stem in ((224, "cifar"), (448, "imagenet")):
-        network = Network(
-            name="wide_resnet", stem=stem, depth=28, widths=(64, 64, 128, 256), num_centers=2
-        )
+        model = ModelConfig(name="wide_resnet", stem=stem, depth=28, widths=(64, 64, 128, 256))
+        network = Network(Config(model=model, binarize=BinarizeConfig(num_centers=2)), True)
         shape = {"height": size, "width": size, "channels": 3}
         images = InputImages(**shape, mean=(0.5,) * 3, std=(0.2,) * 3)
-        fields = dataclasses.asdict(network) | {"widths": list(network.widths)}
-        assert network_from_json(fields, images, 1000, 200, 10**7) == network
-        # 64 maps of 4 planes, in float32.
-        assert layer_bytes(network, images, 1000) == size**2 * 64 * 4 * 4
+        fields = json.loads(json.dumps(network.to_json()))
+        fields["dense_features"] = 512
+        expected = dataclasses.replace(
+            network.config, model=dataclasses.replace(model, dense_features=512)
+        )
+        read = network_from_json(fields, images, 1000, 200, 10**7)
+        assert read == Network(expected, True)
+        # The stem makes 64 maps of 4 planes, in float32; that of ImageNet halves the image.
+        assert layer_bytes(read.plan(1000, images.shape), images) == 224**2 * 64 * 4 * 4
 
 
 def test_the_deepest_network_has_no_more_tensors_than_a_file_may_have():
     convolutions = 1 + 2 * sum([blocks_per_stage(MAX_DEPTH)] * 3)
     # Three tensors each, two of the batch norm that follows, and three of each dense layer.
-    assert convolutions * 5 + 2 * 3 == 1001 <= MAX_TENSORS
+    most = convolutions * 5 + 2 * 3
+    assert most == 1001 <= MAX_TENSORS
+    model = ModelConfig(name="wide_resnet", depth=MAX_DEPTH, widths=(1, 1, 1, 1))
+    network = Network(Config(model=model), True)
+    dense = {"dense_1/kernel": "int8", "dense_2/kernel": "int8"}
+    assert len(specs(network.plan(10, (8, 8, 3)), *network, dense)) == most
 
 
 BYTES = {"F32": 4, "U8": 1, "I8": 1, "F16": 2, "BF16": 2, "I32": 4, "F64": 8, "I64": 8, "BOOL": 1}

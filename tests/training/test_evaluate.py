@@ -7,8 +7,8 @@ from PIL import Image
 
 from mcn_jax import export, parallel
 from mcn_jax.data.sources import eval_batches
-from mcn_jax.evaluate import evaluate, measures
 from mcn_jax.evaluate import main as command
+from mcn_jax.training.evaluation import evaluate, measures
 from mcn_jax.training.steps import eval_step
 from small_runs import digits_config, random_split, step_arguments
 
@@ -28,7 +28,7 @@ def test_every_example_is_in_exactly_one_batch(num_examples, batch_size, num_dev
 
 
 def test_the_batch_size_does_not_change_the_result():
-    state, arguments = step_arguments(digits_config(), binarized=True)
+    state, arguments = step_arguments(digits_config(), quantized=True)
     split = random_split(examples=61)
     step = parallel.parallel(
         functools.partial(

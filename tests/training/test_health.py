@@ -1,8 +1,15 @@
+import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
-from mcn_jax.layers import modulated_layers
-from mcn_jax.training.health import filter_health, latent_filters_of
+from mcn_jax.config import Config, ModelConfig
+from mcn_jax.layers.dense import DENSE
+from mcn_jax.layers.mcconv import MCCONV
+from mcn_jax.models.plan import plan_of
+from mcn_jax.training.health import network_health
+from mcn_jax.training.state import TrainState, new_progress
+from small_runs import planned
 
 
 def layer(latent_filters, m_filters):
@@ -27,7 +34,18 @@ def test_measures_worked_by_hand():
         "stem": {"centers": np.array([-2.0, 2.0], np.float32)},
         "block": {"conv_1": {"centers": np.array([-2.0, -1.0, 1.0], np.float32)}},
     }
-    by_layer, together = filter_health(latent_filters_of(before), after, centers)
+    plan = (
+        planned("stem", MCCONV, {"centers": "centers"}, **before["stem"]),
+        planned("block/conv_1", MCCONV, {"centers": "centers"}, **before["block"]["conv_1"]),
+        planned("dense", DENSE, **before["dense"]),
+    )
+    state = TrainState(0, before, {}, {}, None, None)
+    filters_before = new_progress(state, plan, 0.0).filters_before
+    assert jax.tree.map(id, filters_before) == {  # of the layers whose filters are compared
+        "stem": {"latent_filters": id(before["stem"]["latent_filters"])},
+        "block": {"conv_1": {"latent_filters": id(before["block"]["conv_1"]["latent_filters"])}},
+    }
+    by_layer, together = network_health(filters_before, after, {"centers": centers}, plan)
     # stem: C = 1, 2, 2, -1 against C-hat = 2, 2, 2, -2 times 0.5 and 1.5, a quarter of the bits
     # flipped. Squared errors 0 + 1 + 1 + 0 and 4 + 1 + 1 + 4 over planes, mean 6; norm 10.
     # conv_1: C-hat = 1, 1, -2, -1 both times; squared errors 0.25 + 4, norm 14.25.
@@ -55,9 +73,24 @@ def test_measures_worked_by_hand():
 
 
 def test_layers_come_in_the_order_of_the_network():
-    one = layer([1.0], [1.0])
-    names = ["stage_1_block_10", "stage_2_block_1", "stage_1_block_2", "stem"]
-    params = {name: {"conv_1": one} if name != "stem" else one for name in names}
-    assert [path[0] for path in modulated_layers(params)] == [
-        "stem", "stage_1_block_2", "stage_1_block_10", "stage_2_block_1",
-    ]  # fmt: skip
+    """Which the alphabet would change: "stem" is last there, and "10" before "2"."""
+    model = ModelConfig(
+        name="wide_resnet", depth=64, widths=(1, 1, 1, 1), planes=2, dense_features=4
+    )
+    plan = plan_of(Config(model=model), 10, (16, 16, 1))
+    names = [layer.name for layer in plan if layer.family is MCCONV]
+    blocks = [f"stage_{stage}_block_{block}" for stage in (1, 2, 3) for block in range(1, 11)]
+    in_order = list(dict.fromkeys(name.split("/")[0] for name in names))
+    assert in_order == ["stem", *blocks]
+    params = traverse_util.unflatten_dict(
+        {
+            (*layer.path, *leaf.split("/")): np.ones(shape, np.float32)
+            for layer in plan
+            for leaf, shape in layer.params.items()
+        }
+    )
+    centers = traverse_util.unflatten_dict(
+        {(*name.split("/"), "centers"): np.array([0, 1], np.float32) for name in names}
+    )
+    by_layer, _ = network_health(params, params, {"centers": centers}, plan)
+    assert list(dict.fromkeys(name.rpartition("/")[0] for name in by_layer)) == names

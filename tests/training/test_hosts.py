@@ -21,7 +21,7 @@ from mcn_jax.training import hosts
 from mcn_jax.training.stopping import EXIT_CODE
 from mcn_jax.workdirs.checkpoint import Checkpoints, named_leaves, saved_steps
 from mcn_jax.workdirs.files import read_metrics
-from small_runs import relative_distance, step_arguments
+from small_runs import relative_distance, restored, step_arguments
 
 ROOT = pathlib.Path(__file__).parents[2]
 FLAGS = (
@@ -87,9 +87,9 @@ def run(*flags, devices, processes=1):
 def last_leaves(workdir):
     config = from_config_dict(json.loads((workdir / "config.json").read_text())["config"])
     with jax.enable_x64("float64" in config.param_dtype):
-        template, _ = step_arguments(config, binarized=True, image_size=32)
+        template, _ = step_arguments(config, quantized=True, image_size=32)
         checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-        state = checkpoints.restore(checkpoints.steps()[-1], template)
+        state = restored(checkpoints, checkpoints.steps()[-1], template)
         checkpoints.close()
     return named_leaves(state)
 

@@ -1,10 +1,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import paper
+from mcn_jax.config import LossConfig
 from mcn_jax.data.augment import Inputs
+from mcn_jax.layers.dense import DENSE
+from mcn_jax.layers.mcconv import MCCONV
 from mcn_jax.training import losses
+from small_runs import planned
 
 LOGITS = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, 2.0]])
 LABELS = np.array([0, 2])
@@ -39,20 +44,74 @@ def test_mixed_images_have_both_labels_in_their_shares():
     np.testing.assert_allclose(accuracy, 0.75 / 2)
 
 
-def test_filter_loss_sums_over_layers():
-    generator = np.random.default_rng(0)
-    params, centers, expected = {}, {}, 0.0
+def two_layers(seed=0):
+    """(params, {"centers": ...}, gradients, plan) of two MCconv layers and a dense one."""
+    generator = np.random.default_rng(seed)
+    params, centers, gradients = {}, {}, {}
     for name in ("a", "b"):
         latent = generator.normal(size=(3, 3, 4, 2))
         m = np.abs(generator.normal(size=(3, 3, 4)))
-        layer_centers = np.sort(generator.normal(size=2))
         params[name] = {"latent_filters": latent, "m_filters": m}
-        centers[name] = {"centers": layer_centers}
-        expected += paper.filter_loss(latent, paper.binary(latent, layer_centers), m, theta=1.0)
+        centers[name] = {"centers": np.sort(generator.normal(size=2))}
+    params["dense"] = {"kernel": generator.normal(size=(4, 3))}
+    gradients = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape), params)
+    plan = tuple(
+        planned(name, family, state, **params[name])
+        for name, family, state in (
+            ("a", MCCONV, {"centers": "centers"}),
+            ("dense", DENSE, {}),
+            ("b", MCCONV, {"centers": "centers"}),
+        )
+    )
+    return params, {"centers": centers}, gradients, plan
+
+
+def penalised(params, layer_state, gradients, plan, loss, learning_rate):
+    """`with_penalties` in float64."""
     with jax.enable_x64(True):
-        value = losses.filter_loss(*jax.tree.map(jnp.asarray, (params, centers)))
-    np.testing.assert_allclose(value, expected, rtol=1e-12)
-    assert losses.filter_loss({"dense": {"kernel": jnp.ones(3)}}, {}) == 0
+        arrays = jax.tree.map(jnp.asarray, (gradients, params, layer_state))
+        return jax.device_get(
+            losses.with_penalties(*arrays, plan, loss, jnp.asarray(learning_rate))
+        )
+
+
+def test_filter_loss_sums_over_layers():
+    params, layer_state, gradients, plan = two_layers()
+    expected = 0.0
+    for name in ("a", "b"):
+        latent, m = params[name].values()
+        binary = paper.binary(latent, layer_state["centers"][name]["centers"])
+        expected += paper.filter_loss(latent, binary, m, theta=1.0)
+    # Whatever theta is: it is recorded as in Eq. 1 without theta.
+    for theta in (0.0, 0.3):
+        loss = LossConfig(theta=theta)
+        _, value = penalised(params, layer_state, gradients, plan, loss, 0.1)
+        np.testing.assert_allclose(value, expected, rtol=1e-12)
+    dense = planned("dense", DENSE, kernel=np.ones((3, 1)))
+    tree = {"dense": {"kernel": np.ones((3, 1))}}
+    same, value = penalised(tree, {}, tree, (dense,), LossConfig(), 0.1)
+    assert value == 0
+    jax.tree.map(np.testing.assert_array_equal, same, tree)
+
+
+@pytest.mark.parametrize("projection_penalty", [True, False])
+def test_gradients_get_the_terms_of_eqs_10_13_and_17(projection_penalty):
+    theta, rate = 0.3, 0.1
+    params, layer_state, gradients, plan = two_layers(seed=1)
+    loss = LossConfig(theta=theta, projection_penalty=projection_penalty)
+    found, _ = penalised(params, layer_state, gradients, plan, loss, rate)
+    for name in ("a", "b"):
+        latent, m = params[name].values()
+        binary = paper.binary(latent, layer_state["centers"][name]["centers"])
+        d_latent, d_m = paper.filter_loss_gradients(latent, binary, m, theta)
+        given = gradients[name]["latent_filters"]
+        if projection_penalty:  # the third term of Eq. 10
+            d_latent += paper.projection_term(latent, binary, given, theta, rate)
+        np.testing.assert_allclose(found[name]["latent_filters"], given + d_latent, rtol=1e-10)
+        expected = gradients[name]["m_filters"] + d_m
+        np.testing.assert_allclose(found[name]["m_filters"], expected, rtol=1e-10)
+    np.testing.assert_array_equal(found["dense"]["kernel"], gradients["dense"]["kernel"])
+    assert jax.tree.structure(found) == jax.tree.structure(gradients)
 
 
 def test_center_loss_and_its_gradient():

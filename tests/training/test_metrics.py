@@ -92,7 +92,7 @@ def test_viewers_are_told_where_a_run_goes_on(tmp_path):
 
 
 def test_plain_lines_without_a_terminal(capsys):
-    with metrics.Progress(4, 10, 0, quiet=False) as progress:
+    with metrics.ProgressBar(4, 10, 0, quiet=False) as progress:
         progress.step(0, 0.5)
         progress.epoch(EPOCH)
     output = capsys.readouterr().out
@@ -105,7 +105,7 @@ def test_plain_lines_without_a_terminal(capsys):
 def test_a_bar_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    with metrics.Progress(4, 10, 10, quiet=False) as progress:
+    with metrics.ProgressBar(4, 10, 10, quiet=False) as progress:
         progress.step(1, 0.5)
     output = capsys.readouterr().out
     assert "epoch 2/4  loss 0.5000" in output
@@ -118,7 +118,7 @@ def test_names_are_printed_as_they_are(tmp_path, capsys):
          "float32_filter_bits", "wall_seconds"), 1,
     )  # fmt: skip
     metrics.print_result(result | {"class_names": ["a:x:b", "[red]"]}, "[bold]:x:")
-    metrics.Progress(1, 1, 0, quiet=False).say("[bold]:x:")
+    metrics.ProgressBar(1, 1, 0, quiet=False).say("[bold]:x:")
     out = capsys.readouterr().out
     assert out.count("[bold]:x:") == 2
     assert "2: a:x:b, [red]" in out

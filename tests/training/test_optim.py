@@ -1,14 +1,22 @@
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-import paper
 from mcn_jax.config import OptimizerConfig
+from mcn_jax.layers.batch_norm import BATCH_NORM
+from mcn_jax.layers.conv import CONV
+from mcn_jax.layers.dense import DENSE
+from mcn_jax.layers.family import Group
+from mcn_jax.layers.mcconv import MCCONV
+from mcn_jax.layers.table import LAYERS
+from mcn_jax.models.plan import plan_of_module
 from mcn_jax.training import optim
+from small_runs import planned
 
 CONFIG = OptimizerConfig(weight_decay=0.01, schedule="constant")
 
@@ -25,8 +33,13 @@ def tree(seed=0):
     }
 
 
+def plan_of_tree():
+    families = {"conv_1": MCCONV, "batch_norm_1": BATCH_NORM, "dense_1": DENSE}
+    return tuple(planned(name, families[name], **leaves) for name, leaves in tree().items())
+
+
 def test_groups_as_a_literal_tree():
-    assert optim.parameter_groups(tree()) == {
+    assert optim.parameter_groups(plan_of_tree()) == {
         "conv_1": {"latent_filters": "latent_filters", "m_filters": "m_filters"},
         "batch_norm_1": {"scale": "biases_and_batch_norm", "bias": "biases_and_batch_norm"},
         "dense_1": {"kernel": "kernels", "bias": "biases_and_batch_norm"},
@@ -34,15 +47,49 @@ def test_groups_as_a_literal_tree():
 
 
 def test_the_line_that_describes_the_groups():
-    assert optim.describe_groups(tree()) == (
+    assert optim.describe_groups(plan_of_tree()) == (
         "parameters: biases_and_batch_norm 18 in 3, kernels 16 in 1, latent_filters 72 in 1,"
         " m_filters 36 in 1"
     )
 
 
-def test_a_parameter_without_a_group_is_refused():
-    with pytest.raises(ValueError, match="parameter gate/alpha belongs to no group"):
-        optim.parameter_groups({"gate": {"alpha": np.ones(2)}})
+class Gate(nn.Module):
+    """Not a layer of any family."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x * self.param("alpha", nn.initializers.ones, (1, 1, 1, 1))
+
+
+class Network(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return Gate(name="gate")(x)
+
+
+def test_a_parameter_without_a_group_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="parameter gate/alpha belongs to no layer family"):
+        plan_of_module(Network(), (4, 4, 1))
+    known = dataclasses.replace(CONV, module=Gate)
+    monkeypatch.setitem(LAYERS, "gate", known)
+    with pytest.raises(ValueError, match=r"gate/alpha belongs to no group .* knows conv/kernel"):
+        plan_of_module(Network(), (4, 4, 1))
+
+
+def test_a_rate_and_a_projection_are_those_of_the_group():
+    """A group of a family that the optimizer has never heard of."""
+    group = Group(name="own", rate="m_learning_rate", non_negative=True)
+    family = dataclasses.replace(CONV, groups={"conv/kernel": group})
+    plan = (planned("layer", family, **{"conv/kernel": np.ones(3)}),)
+    assert optim.parameter_groups(plan) == {"layer": {"conv": {"kernel": "own"}}}
+    config = dataclasses.replace(CONFIG, momentum=0.0)
+    optimizer = optim.make_optimizer(config, steps_per_epoch=10, num_epochs=1, plan=plan)
+    params = {"layer": {"conv": {"kernel": jnp.array([0.01, 0.5, 0.0])}}}
+    gradients = {"layer": {"conv": {"kernel": jnp.array([3.0, 3.0, -2.0])}}}
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    moved = optax.apply_updates(params, updates)["layer"]["conv"]["kernel"]
+    # 0.01 times the gradient plus 0.01 times the parameter.
+    np.testing.assert_allclose(moved, [0.020001, 0.46995, 0.02], rtol=1e-5)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "step"])
@@ -55,7 +102,7 @@ def test_three_steps_of_sgd_by_hand(schedule):
     params = expected = tree()
     velocity = jax.tree.map(np.zeros_like, params)
     with jax.enable_x64(True):
-        optimizer = optim.make_optimizer(config, steps_per_epoch=2, num_epochs=2)
+        optimizer = optim.make_optimizer(config, 2, 2, plan_of_tree())
         params = jax.tree.map(jnp.asarray, params)
         state = optimizer.init(params)
         for step in range(3):
@@ -83,7 +130,8 @@ def test_three_steps_of_sgd_by_hand(schedule):
 def test_m_is_reflected_at_zero():
     """Eq. 15: M <- |M - eta2 * g|."""
     config = dataclasses.replace(CONFIG, momentum=0.0)
-    optimizer = optim.make_optimizer(config, steps_per_epoch=10, num_epochs=1)
+    plan = (planned("conv", MCCONV, m_filters=np.ones(3)),)
+    optimizer = optim.make_optimizer(config, steps_per_epoch=10, num_epochs=1, plan=plan)
     params = {"conv": {"m_filters": jnp.array([0.01, 0.5, 0.0])}}
     gradients = {"conv": {"m_filters": jnp.array([3.0, 3.0, -2.0])}}
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
@@ -105,7 +153,7 @@ def test_projected_parameters_are_never_negative_in_floating_point():
 
 def test_adadelta_moves_m_and_keeps_it_non_negative():
     config = dataclasses.replace(CONFIG, name="adadelta", learning_rate=1.0, m_learning_rate=50.0)
-    optimizer = optim.make_optimizer(config, steps_per_epoch=10, num_epochs=1)
+    optimizer = optim.make_optimizer(config, 10, 1, plan_of_tree())
     params = jax.tree.map(jnp.asarray, tree())
     state, before = optimizer.init(params), params
     for seed in range(20):
@@ -138,20 +186,3 @@ def test_warmup_rises_linearly():
     np.testing.assert_allclose(
         [rate(s) for s in (0, 4, 9, 10, 49)], [0.01, 0.05, 0.1, 0.1, 0.1], rtol=1e-6
     )
-
-
-def test_projection_penalty_is_the_third_term_of_eq_10():
-    params, gradients = tree(0), tree(1)
-    latent = params["conv_1"]["latent_filters"]
-    centers = np.array([-0.3, 0.4])
-    with jax.enable_x64(True):
-        penalty = optim.projection_penalty(
-            *jax.tree.map(
-                jnp.asarray, (params, {"conv_1": {"centers": centers}}, gradients, np.array(0.1))
-            )
-        )
-    expected = paper.projection_term(
-        latent, paper.binary(latent, centers), gradients["conv_1"]["latent_filters"], 1.0, 0.1
-    )
-    np.testing.assert_allclose(penalty["conv_1"].pop("latent_filters"), expected, rtol=1e-12)
-    assert all(not np.any(leaf) for leaf in jax.tree.leaves(penalty))

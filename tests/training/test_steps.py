@@ -26,10 +26,10 @@ def float64_config(**changes):
     return dataclasses.replace(config, **changes)
 
 
-def one_step(config, binarized=True):
+def one_step(config, quantized=True):
     """(state before, state after, metrics) as numpy, in float64."""
     with jax.enable_x64(True):
-        state, arguments = step_arguments(config, binarized)
+        state, arguments = step_arguments(config, quantized)
         step = jax.jit(functools.partial(train_step, **arguments))
         return jax.device_get((state, *step(state, random_split(), BATCH)))
 
@@ -44,7 +44,7 @@ def test_a_step_adds_the_terms_of_eqs_10_13_and_17(projection_penalty):
     filter_loss = 0.0
     for name in ("conv_1", "conv_2"):
         latent, m = (before.params[name][key] for key in ("latent_filters", "m_filters"))
-        binary = paper.binary(latent, before.centers[name]["centers"])
+        binary = paper.binary(latent, before.layer_state["centers"][name]["centers"])
         filter_loss += paper.filter_loss(latent, binary, m, 1.0)
         softmax_gradient = (latent - plain.params[name]["latent_filters"]) / 0.05
         d_latent, d_m = paper.filter_loss_gradients(latent, binary, m, theta)
@@ -66,7 +66,7 @@ def test_a_step_adds_the_terms_of_eqs_10_13_and_17(projection_penalty):
 
 def test_a_u_mcn_is_trained_with_the_softmax_loss_alone():
     states = [
-        one_step(float64_config(loss=LossConfig(theta=theta)), binarized=False)[1]
+        one_step(float64_config(loss=LossConfig(theta=theta)), quantized=False)[1]
         for theta in (0.0, 0.3)
     ]
     jax.tree.map(np.testing.assert_array_equal, *(state.params for state in states))
@@ -104,7 +104,7 @@ def test_a_step_follows_the_gradient_of_softmax_and_center_loss():
         model=dataclasses.replace(config.model, dropout_rate=0.0),
     )
     with jax.enable_x64(True):
-        state, arguments = step_arguments(config, binarized=True)
+        state, arguments = step_arguments(config, quantized=True)
         means = np.random.default_rng(5).normal(size=state.class_means.shape)
         state = dataclasses.replace(state, class_means=means)
         split = random_split()
@@ -134,7 +134,7 @@ def test_every_step_draws_other_crops_and_other_dropout_masks():
     cases = ((no_crop, True), (no_dropout, True), (flip, True), (neither, False))
     for config, changes in cases:
         with jax.enable_x64(True):
-            state, arguments = step_arguments(config, binarized=True)
+            state, arguments = step_arguments(config, quantized=True)
             step = jax.jit(functools.partial(train_step, **arguments))
             state, first = step(state, random_split(), BATCH)
             _, second = step(state, random_split(), BATCH)
@@ -155,7 +155,7 @@ def test_a_step_keeps_the_dtypes_of_the_state(dtype, param_dtype):
     loss = LossConfig(theta=0.1, center_loss_weight=0.1)
     config = digits_config(dtype=dtype, param_dtype=param_dtype, loss=loss)
     with jax.enable_x64("float64" in (dtype, param_dtype)):
-        state, arguments = step_arguments(config, binarized=True)
+        state, arguments = step_arguments(config, quantized=True)
         after, _ = jax.eval_shape(
             functools.partial(train_step, **arguments), state, random_split(), BATCH
         )
@@ -183,19 +183,19 @@ def test_the_center_loss_moves_the_means_of_the_classes_it_sees():
 
 
 def test_bfloat16_computation_leaves_the_state_in_float32():
-    state, arguments = step_arguments(digits_config(dtype="bfloat16"), binarized=True)
+    state, arguments = step_arguments(digits_config(dtype="bfloat16"), quantized=True)
     new_state, metrics = jax.jit(functools.partial(train_step, **arguments))(
         state, random_split(), BATCH
     )
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(new_state)}
     assert dtypes == {"float32", "int32"}
-    full_state, arguments = step_arguments(digits_config(), binarized=True)
+    full_state, arguments = step_arguments(digits_config(), quantized=True)
     _, full = jax.jit(functools.partial(train_step, **arguments))(full_state, random_split(), BATCH)
     np.testing.assert_allclose(metrics["softmax_loss"], full["softmax_loss"], rtol=0.05)
 
 
 def test_evaluation_counts_what_is_not_padding():
-    state, arguments = step_arguments(digits_config(), binarized=True)
+    state, arguments = step_arguments(digits_config(), quantized=True)
     split = random_split()
     step = jax.jit(
         functools.partial(eval_step, model=arguments["model"], settings=arguments["settings"])

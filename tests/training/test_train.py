@@ -27,15 +27,15 @@ from mcn_jax.training.run import train_and_evaluate
 from mcn_jax.training.stopping import Stopped
 from mcn_jax.workdirs.checkpoint import Checkpoints, named_leaves, saved_steps
 from mcn_jax.workdirs.files import locked, read_metrics
-from small_runs import STEPS_PER_EPOCH, digits_config, step_arguments
+from small_runs import STEPS_PER_EPOCH, digits_config, restored, step_arguments
 
 TIMES = ("wall_seconds", "images_per_second")
 
 
 def last_state(workdir, config, step=None):
     checkpoints = Checkpoints(workdir / "checkpoints")
-    template, _ = step_arguments(config, binarized=True, image_size=32)
-    state = checkpoints.restore(step or checkpoints.steps()[-1], template)
+    template, _ = step_arguments(config, quantized=True, image_size=32)
+    state = restored(checkpoints, step or checkpoints.steps()[-1], template)
     checkpoints.close()
     return state
 
@@ -83,15 +83,15 @@ def test_a_run_compiles_its_steps_twice_once_for_float_and_once_for_binary_filte
 
 
 @pytest.mark.parametrize("steps_per_dispatch", [1, 22])
-@pytest.mark.parametrize("binarized", [False, True])
+@pytest.mark.parametrize("quantized", [False, True])
 def test_the_state_before_a_step_is_given_up_to_it(
-    binarized, steps_per_dispatch, data_dir, one_device
+    quantized, steps_per_dispatch, data_dir, one_device
 ):
     config = digits_config(data_dir, steps_per_dispatch=steps_per_dispatch)
     setup = Setup(config, open_dataset(config.data))
     before = parallel.replicate(setup.initial_state())
     split, batch = next(setup.source.train_batches(0))
-    after, _ = setup.phase(binarized).train(before, split, batch)
+    after, _ = setup.phase(quantized).train(before, split, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((after, split)))
 
@@ -142,7 +142,7 @@ def test_a_run_stopped_by_signals_inside_epochs_ends_where_the_uninterrupted_one
     workdir = tmp_path / "stopped"
     # In the first step, twice in one epoch, in its last step, before and after binarization starts.
     steps = [1, 20, 24, STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH - 1, 2 * STEPS_PER_EPOCH + 2, 130]
-    step_done = metrics.Progress.step
+    step_done = metrics.ProgressBar.step
     seen = itertools.count(1)
 
     def send_signal(self, *arguments):
@@ -150,7 +150,7 @@ def test_a_run_stopped_by_signals_inside_epochs_ends_where_the_uninterrupted_one
         if next(seen) in steps:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(metrics.Progress, "step", send_signal)
+    monkeypatch.setattr(metrics.ProgressBar, "step", send_signal)
     config = dataclasses.replace(config, checkpoint_every_steps=17)
     for _ in steps:
         with pytest.raises(Stopped, match=r"stopped by SIGTERM after step \d+, which is saved"):
@@ -301,7 +301,9 @@ def test_every_step_keeps_m_non_negative_and_every_forward_pass_is_binary(
     jax.effects_barrier()
     seen = list(recorded)  # what follows makes a template state, and with it two more passes
     state = last_state(tmp_path, config)
-    centers = [set(state.centers[name]["centers"].tolist()) for name in ("conv_1", "conv_2")]
+    centers = [
+        set(state.layer_state["centers"][name]["centers"].tolist()) for name in ("conv_1", "conv_2")
+    ]
     assert [len(c) for c in centers] == [num_centers] * 2
     binary = [f for f, _ in seen if len(f) <= num_centers]
     # Two layers: one epoch of training and of evaluation (4 batches) with latent filters, two with
@@ -315,7 +317,7 @@ def test_every_step_keeps_m_non_negative_and_every_forward_pass_is_binary(
     assert [r["step"] for r in steps] == list(range(1, 3 * STEPS_PER_EPOCH + 1))
     assert min(r["m_min"] for r in steps) >= 0
     assert min(r["m_min"] for r in steps) < 0.05
-    filters = binary_filters(state.params, state.centers)
+    filters = binary_filters(state.params, state.layer_state["centers"])
     assert set(np.unique(filters["conv_2"]).tolist()) == centers[1]
 
 
@@ -338,7 +340,7 @@ def test_files_of_a_run_and_what_they_say(data_dir, tmp_path, one_device):
     state = last_state(tmp_path, config)
     before = last_state(tmp_path, config, step=3 * STEPS_PER_EPOCH)
     for layer in ("conv_1", "conv_2"):
-        middle = state.centers[layer]["centers"].mean()
+        middle = state.layer_state["centers"][layer]["centers"].mean()
         is_higher = state.params[layer]["latent_filters"] >= middle
         was_higher = before.params[layer]["latent_filters"] >= middle
         assert health[-1][f"{layer}/share_1"] == pytest.approx(is_higher.mean())
@@ -463,7 +465,7 @@ def test_other_planes_centers_and_optimizers_learn(
     assert result["final_test_accuracy"] > 0.6  # ten classes
     state = last_state(tmp_path, config)
     assert state.params["conv_2"]["m_filters"].shape == (3, 3, planes)
-    filters = binary_filters(state.params, state.centers)["conv_2"]
+    filters = binary_filters(state.params, state.layer_state["centers"])["conv_2"]
     assert filters.shape == (3, 3, 2 * planes, 4)
     assert len(np.unique(filters)) == num_centers
 

@@ -11,10 +11,11 @@ import pytest
 from mcn_jax.config import BinarizeConfig, LossConfig, ModelConfig, OptimizerConfig
 from mcn_jax.errors import InputError
 from mcn_jax.training.run import train_and_evaluate
+from mcn_jax.training.state import saved_tree
 from mcn_jax.training.warm_start import warm_start
 from mcn_jax.workdirs.checkpoint import Checkpoints, named_leaves
 from mcn_jax.workdirs.files import read_metrics
-from small_runs import STEPS_PER_EPOCH, digits_config, step_arguments
+from small_runs import STEPS_PER_EPOCH, digits_config, restored, step_arguments
 
 BINARY_AT_ONCE = BinarizeConfig(start_epoch=0)
 
@@ -40,11 +41,11 @@ def fine_tuning(first_stage, **changes):
 
 
 def leaves_of(workdir, config, step=-1):
-    template, _ = step_arguments(config, binarized=True, image_size=32)
+    template, _ = step_arguments(config, quantized=True, image_size=32)
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    state = checkpoints.restore(checkpoints.steps()[step], template)
+    state = restored(checkpoints, checkpoints.steps()[step], template)
     checkpoints.close()
-    return named_leaves(state)
+    return named_leaves(saved_tree(state))
 
 
 def first_epoch_accuracy(workdir):
@@ -56,7 +57,7 @@ def first_epoch_accuracy(workdir):
 
 
 def new_state(config):
-    return step_arguments(config, binarized=True, image_size=32)[0]
+    return step_arguments(config, quantized=True, image_size=32)[0]
 
 
 def test_parameters_statistics_and_centers_are_taken_and_nothing_else(first_stage):
@@ -64,10 +65,10 @@ def test_parameters_statistics_and_centers_are_taken_and_nothing_else(first_stag
     trained = leaves_of(workdir, config)
     state = new_state(fine_tuning(first_stage, seed=5))
     start = warm_start(workdir, state)
-    for name, leaf in named_leaves(start.state).items():
+    for name, leaf in named_leaves(saved_tree(start.state)).items():
         taken = name.split("/")[0] in ("params", "batch_stats", "centers")
         np.testing.assert_array_equal(
-            leaf, trained[name] if taken else named_leaves(state)[name], err_msg=name
+            leaf, trained[name] if taken else named_leaves(saved_tree(state))[name], err_msg=name
         )
     assert start.keeps_centers
     assert int(start.state.step) == 0

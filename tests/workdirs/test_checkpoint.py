@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from mcn_jax.errors import InputError
+from mcn_jax.models.plan import plan_of
 from mcn_jax.training.run import restore_last
+from mcn_jax.training.state import saved_tree
 from mcn_jax.workdirs import checkpoint
 from mcn_jax.workdirs.checkpoint import (
     Checkpoints,
@@ -19,6 +21,8 @@ from mcn_jax.workdirs.checkpoint import (
 )
 from small_runs import digits_config, step_arguments
 
+PLAN = plan_of(digits_config(), 10, (16, 16, 1))
+
 
 @pytest.fixture
 def checkpoints(tmp_path):
@@ -27,8 +31,13 @@ def checkpoints(tmp_path):
     opened.close()
 
 
+def template_of(**changes):
+    return step_arguments(digits_config(**changes), quantized=True)[0]
+
+
 def state_of(**changes):
-    return step_arguments(digits_config(**changes), binarized=True)[0]
+    """The state of a new run, as a checkpoint holds it."""
+    return saved_tree(template_of(**changes))
 
 
 def test_a_state_comes_back_bit_for_bit(checkpoints):
@@ -252,13 +261,16 @@ def test_a_run_goes_on_from_the_last_checkpoint_that_is_whole(tmp_path, damage):
     for file, copy in with_each_file_damaged(original.directory, damage, tmp_path):
         try:
             with contextlib.closing(Checkpoints(copy)) as opened:
-                restored = named_leaves(restore_last(opened, state_of()))
+                state, progress = restore_last(opened, template_of(), PLAN)
         except InputError as error:
             outcomes[file] = str(error)
             continue
         aside = (copy.parent / "damaged_checkpoints" / "2").exists()
         outcomes[file] = "the one before" if aside else "the last"
+        assert progress is None
+        restored = named_leaves(saved_tree(state))
         expected = named_leaves(before if aside else last)
+        assert restored.keys() == expected.keys()
         for name, leaf in restored.items():
             np.testing.assert_array_equal(leaf, expected[name], err_msg=f"{file} {name}")
     assert next(iter(outcomes.values())) == "the one before"  # of the largest file

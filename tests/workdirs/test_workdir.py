@@ -34,6 +34,17 @@ def test_the_same_config_and_harmless_changes_may_resume(tmp_path):
         check_workdir(tmp_path, Config(seed=1), DATA)
 
 
+def test_a_run_of_a_version_without_some_fields_may_resume_where_they_have_their_defaults(tmp_path):
+    write_config(tmp_path, Config(), DATA)
+    path = tmp_path / "config.json"
+    record = json.loads(path.read_text())
+    del record["config"]["model"]["pooling"], record["config"]["num_epochs"]
+    path.write_text(json.dumps(record))
+    check_workdir(tmp_path, Config(), DATA)
+    with pytest.raises(InputError, match=r"written with config.num_epochs=200, this run has 7"):
+        check_workdir(tmp_path, Config(num_epochs=7), DATA)
+
+
 def test_other_data_are_refused(tmp_path):
     write_config(tmp_path, Config(), DATA)
     message = r"was written with other data: train_examples was 1437 and is 1438; use another"
@@ -83,7 +94,9 @@ def test_another_environment_is_told(tmp_path, caplog):
         ('{"config": ', "is damaged"),
         ("{}", "is not of this version"),
         (json.dumps({"config": dataclasses.asdict(Config())}), "is not of this version"),
-        ('{"config": {"seed": 0}}', "missing field config.batch_size"),
+        ('{"config": {"seed": 0}}', "is not of this version ('data')"),
+        ('{"config": {"sed": 0}}', "unknown field config.sed; did you mean seed?"),
+        ('{"config": {"seed": "0"}}', "config.seed='0' must be of type int"),
     ],
 )
 def test_damaged_configs_are_refused(tmp_path, content, message):

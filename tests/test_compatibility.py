@@ -1,0 +1,296 @@
+"""What version 0.1 wrote can still be resumed, evaluated, inspected, exported, used and compared.
+
+tests/fixtures/v0_1 holds two runs that have ended, their model files, and one that was stopped
+inside its second epoch; expected.json beside them, what that version made of them.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+from mcn_jax import evaluate, export, inspect_checkpoint, predict, report
+
+ROOT = pathlib.Path(__file__).parents[1]
+FIXTURES = pathlib.Path(__file__).parent / "fixtures/v0_1"
+EXPECTED = json.loads((FIXTURES / "expected.json").read_text())
+FLAGS = EXPECTED["resume"]["flags"]
+IMAGES = [FIXTURES / name for name in EXPECTED["images"]]
+RUNS = ("mcn", "umcn", "stopped")
+TOLERANCE = 1e-5  # of a logit, over the largest
+
+# Fields that had their defaults when the fixtures were made: at the top, and in groups.
+OPTIONAL = ("steps_per_dispatch", "data.mixup", "model.stem", "optimizer.name")
+
+
+def copied(name, tmp_path):
+    """A fixture's files elsewhere; of a model file, its path there."""
+    run, *file = pathlib.PurePath(name).parts
+    shutil.copytree(FIXTURES / run, tmp_path / run)
+    return tmp_path.joinpath(run, *file)
+
+
+def change_config(workdir, change):
+    """Has `change` do something to the config of config.json."""
+    path = workdir / "config.json"
+    record = json.loads(path.read_text())
+    change(record["config"])
+    path.write_text(json.dumps(record))
+
+
+def without(field):
+    def change(config):
+        *groups, last = field.split(".")
+        for group in groups:
+            config = config[group]
+        del config[last]
+
+    return change
+
+
+def with_unknown(config):
+    config["loss"]["tetha"] = 1e-3
+
+
+def printed(capsys, main, *arguments):
+    """What a command prints."""
+    capsys.readouterr()
+    main([str(argument) for argument in arguments])
+    return capsys.readouterr().out
+
+
+def evaluated(capsys, path, data_dir):
+    # Before it there may be a line on data that are being prepared.
+    out = printed(capsys, evaluate.main, path, "--json", "--data_dir", data_dir)
+    return json.loads(out.splitlines()[-1])
+
+
+def resume(workdir, data_dir):
+    """Runs the command that made the fixture, on one device as then."""
+    flags = "--xla_force_host_platform_device_count=1"
+    return subprocess.run(
+        [sys.executable, "-m", "mcn_jax.main", *FLAGS,
+         f"--config.data.data_dir={data_dir}", f"--workdir={workdir}"],
+        cwd=ROOT, env={**os.environ, "XLA_FLAGS": flags, "COLUMNS": "100"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def epochs(workdir):
+    """The records of whole epochs."""
+    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [record for record in records if record["kind"] == "epoch"]
+
+
+def assert_alike(found, expected, place=""):
+    """All that is expected is there; there may be more. Floats may differ in their last bits."""
+    if isinstance(expected, dict):
+        for name, value in expected.items():
+            assert name in found, f"{place}.{name}"
+            assert_alike(found[name], value, f"{place}.{name}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), place
+        for index, pair in enumerate(zip(found, expected, strict=True)):
+            assert_alike(*pair, f"{place}[{index}]")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-9), place
+    else:
+        assert found == expected, place
+
+
+def assert_same_logits(lines, expected):
+    """`predict --json` prints probabilities of the five likeliest classes: their logarithms are
+    logits, but for a constant of each image. The other five are seen only in their sum."""
+    assert len(lines) == len(expected)
+    for line, logits in zip(lines, np.array(expected), strict=True):
+        top = json.loads(line)["top"]
+        assert len(top) == 5
+        indices = [entry["index"] for entry in top]
+        assert indices == np.argsort(-logits, kind="stable")[:5].tolist()
+        found = np.log([entry["probability"] for entry in top])
+        difference = (found - found[0]) - (logits[indices] - logits[indices[0]])
+        assert np.abs(difference).max() <= TOLERANCE * np.abs(logits).max()
+        # With the constant: the probabilities of all ten classes sum to one.
+        whole = np.log(np.exp(logits - logits.max()).sum()) + logits.max()
+        np.testing.assert_allclose(found, logits[indices] - whole, rtol=0, atol=1e-4)
+
+
+def assert_usable(path, name, data_dir, tmp_path, capsys):
+    """All that can be done with a run or a model file, but for training, gives what it gave."""
+    expected = EXPECTED["fixtures"][name]
+    found = evaluated(capsys, path, data_dir)
+    assert (found["examples"], found["accuracy"]) == (360, expected["evaluate"]["accuracy"])
+    assert found["confusion"] == expected["evaluate"]["confusion"]
+    calibration = expected["evaluate"]["calibration_error"]  # of every logit of all test images
+    assert found["calibration_error"] == pytest.approx(calibration, rel=1e-4)
+    lines = printed(capsys, predict.main, path, *IMAGES, "--json").splitlines()
+    assert_same_logits(lines, expected["logits"])
+    if "inspect" in expected:
+        description = json.loads(printed(capsys, inspect_checkpoint.main, path, "--json"))
+        assert_alike(description, expected["inspect"] | {"path": str(path)})
+    if not path.is_dir():
+        return
+    out = tmp_path / "exported"
+    if name == "stopped":  # after its first epoch, without binary filters
+        with pytest.raises(SystemExit, match="has no binary filters yet, after epoch 1"):
+            export.main([str(path), str(out), "--data_dir", data_dir])
+        return
+    printed(capsys, export.main, path, out, "--data_dir", data_dir)
+    assert evaluated(capsys, out / "model.safetensors", data_dir)["accuracy"] == found["accuracy"]
+    assert_same_tensors(out, FIXTURES / f"{name}_export")
+    compare_with_onnx_runtime(out / "model.onnx", expected["logits"])
+
+
+def assert_same_tensors(out, before):
+    found, expected = (
+        safetensors.numpy.load_file(directory / "model.safetensors") for directory in (out, before)
+    )
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(found[name], tensor, err_msg=name, strict=True)
+
+
+def compare_with_onnx_runtime(path, expected):
+    """Every logit, by a graph without this package."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    images = np.stack([np.asarray(Image.open(image))[..., None] for image in IMAGES])
+    [logits] = onnxruntime.InferenceSession(path).run(None, {"images": images})
+    assert np.abs(logits - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", EXPECTED["fixtures"])
+def test_it_gives_what_it_gave(name, data_dir, tmp_path, capsys):
+    if name.endswith(".onnx"):
+        pytest.importorskip("onnxruntime")
+        compare_with_onnx_runtime(FIXTURES / name, EXPECTED["fixtures"][name]["logits"])
+    path = copied(name, tmp_path)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert_usable(path, name, data_dir, tmp_path, capsys)
+    assert all(file.read_bytes() == content for file, content in before.items())
+
+
+@pytest.mark.parametrize("field", OPTIONAL)
+def test_a_field_that_is_not_there_has_its_default(field, data_dir, tmp_path, capsys):
+    workdir = copied("mcn", tmp_path)
+    change_config(workdir, without(field))
+    assert_usable(workdir, "mcn", data_dir, tmp_path, capsys)
+    printed(capsys, report.main, workdir, "--out", tmp_path / "report")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "inspect_checkpoint", "export", "predict"])
+def test_a_field_that_is_unknown_is_named_in_one_line(command, data_dir, tmp_path):
+    workdir = copied("mcn", tmp_path)
+    change_config(workdir, with_unknown)
+    main, more = {
+        "evaluate": (evaluate.main, ["--data_dir", data_dir]),
+        "inspect_checkpoint": (inspect_checkpoint.main, []),
+        "export": (export.main, [str(tmp_path / "out"), "--data_dir", data_dir]),
+        "predict": (predict.main, [str(IMAGES[0])]),
+    }[command]
+    with pytest.raises(SystemExit) as ended:
+        main([str(workdir), *more])
+    line = str(ended.value)
+    assert line.startswith(f"mcn_jax.{command}: error: ")
+    assert "unknown field config.loss.tetha" in line
+    assert "\n" not in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_with_an_unknown_field_is_not_resumed(data_dir, tmp_path):
+    workdir = copied("stopped", tmp_path)
+    change_config(workdir, with_unknown)
+    before = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()}
+    ended = resume(workdir, data_dir)
+    assert ended.returncode == 1
+    [line] = ended.stderr.strip().splitlines()
+    assert line.startswith("mcn_jax: error: ")
+    assert "unknown field config.loss.tetha" in line
+    assert {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("case", "removed"),
+    [
+        ("inside_an_epoch", None), ("after_an_epoch", None), ("inside_an_epoch", "data.mixup"),
+        ("inside_an_epoch", "steps_per_dispatch"),
+    ],
+)  # fmt: skip
+def test_a_stopped_run_goes_on(case, removed, data_dir, tmp_path, capsys):
+    workdir, expected = copied("stopped", tmp_path), EXPECTED["resume"][case]
+    steps = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
+    for step in (step for step in steps if step > expected["from_step"]):
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    if removed:
+        change_config(workdir, without(removed))
+    ended = resume(workdir, data_dir)
+    assert ended.returncode == 0, ended.stderr
+    assert expected["said"] in ended.stdout.splitlines()
+    result = json.loads((workdir / "result.json").read_text())
+    # On another machine sums are rounded in another order: two of the 360 test images.
+    for name in ("final_test_accuracy", "best_test_accuracy"):
+        assert result[name] == pytest.approx(expected["result"][name], abs=2 / 360 + 1e-9)
+    for name in ("filter_bits", "float32_filter_bits", "test_examples", "seed", "class_names"):
+        assert result[name] == expected["result"][name]
+    # It ends where the run ended that was not stopped.
+    (first, last), whole = epochs(workdir), epochs(FIXTURES / "mcn")
+    assert (first["step"], last["step"]) == (89, expected["final_step"])
+    times = ("wall_seconds", "images_per_second")
+    assert {k: v for k, v in first.items() if k not in times} == {
+        k: v for k, v in whole[0].items() if k not in times
+    }
+    for name in ("train_loss", "test_loss", "train_filter_loss", "train_center_loss"):
+        assert last[name] == pytest.approx(whole[1][name], rel=1e-3)
+    assert evaluated(capsys, workdir, data_dir)["accuracy"] == result["final_test_accuracy"]
+    printed(capsys, export.main, workdir, tmp_path / "out", "--data_dir", data_dir)
+    found, exported = (
+        safetensors.numpy.load_file(directory / "model.safetensors")
+        for directory in (tmp_path / "out", FIXTURES / "mcn_export")
+    )
+    assert found.keys() == exported.keys()
+    for name, tensor in exported.items():
+        if name.endswith("/bits"):  # at most one weight has gone to the other center
+            assert np.bitwise_count(found[name] ^ tensor).sum() <= 1
+        else:
+            np.testing.assert_allclose(found[name], tensor, rtol=1e-2, atol=1e-3, err_msg=name)
+
+
+def test_runs_are_compared(tmp_path, capsys):
+    paths = [copied(name, tmp_path) for name in RUNS]
+    out, numbers = tmp_path / "report", tmp_path / "report.json"
+    told = printed(capsys, report.main, *paths[:2], "--out", out, "--json", numbers)
+    for name in ("mcn", "umcn"):
+        accuracy = EXPECTED["fixtures"][name]["evaluate"]["accuracy"]
+        assert f"{100 * accuracy:.2f} (n = 1)" in told
+        assert f"{100 * accuracy:.2f}" in (out / "report.md").read_text()
+    records = {record["method"]: record for record in json.loads(numbers.read_text())}
+    assert records.keys() == {"MCN", "U-MCN"}
+    assert (
+        records["MCN"]["filter_bits"]
+        == EXPECTED["resume"]["inside_an_epoch"]["result"]["filter_bits"]
+    )
+    told = printed(capsys, report.main, paths[2], "--out", tmp_path / "stopped_report")
+    assert re.search(r"running, epoch 1/2", told)
+
+
+def test_a_report_keeps_a_field_that_is_no_more(tmp_path, capsys):
+    workdir = copied("mcn", tmp_path)
+    change_config(workdir, with_unknown)
+    told = printed(capsys, report.main, workdir, "--out", tmp_path / "report")
+    assert f"{100 * EXPECTED['fixtures']['mcn']['evaluate']['accuracy']:.2f}" in told
+
+
+def test_a_run_is_compared_with_an_earlier_one(tmp_path, capsys):
+    path, other = copied("mcn", tmp_path), copied("stopped", tmp_path)
+    out = printed(capsys, inspect_checkpoint.main, path, "--compare", other, "--json")
+    assert "compare" in json.loads(out)
+    page = tmp_path / "page.html"
+    printed(capsys, inspect_checkpoint.main, path, "--html", page)
+    assert "conv_4" in page.read_text()

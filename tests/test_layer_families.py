@@ -1,0 +1,264 @@
+"""A layer family of one's own, defined here and put into the table, gets all that a layer gets.
+
+The toy is a convolution with ternary weights: -1, 0 or 1 times one scale per layer.
+"""
+
+import dataclasses
+import functools
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from mcn_jax import evaluate, export, inspect_checkpoint, parallel, predict, report
+from mcn_jax.config import BinarizeConfig, LossConfig, ModelConfig
+from mcn_jax.data.dataset import open_dataset
+from mcn_jax.deploy import predictor
+from mcn_jax.layers.conv import KernelConv, kernel_multiply_adds
+from mcn_jax.layers.family import WEIGHTS, Family, Tensor, float32_tensor
+from mcn_jax.layers.table import LAYERS
+from mcn_jax.models.plan import plan_of, specs
+from mcn_jax.ops.convolution import convolve
+from mcn_jax.training.run import train_and_evaluate
+from mcn_jax.workdirs.checkpoint import Checkpoints, saved_steps
+from mcn_jax.workdirs.files import read_metrics
+from small_runs import digits_config
+
+TIMES = ("wall_seconds", "images_per_second")
+
+# The toy, all that a layer builder writes.
+
+
+def ternary(weights):
+    """sign(w) * s where |w| exceeds 0.7 of the mean magnitude, else 0; s is the mean of those."""
+    kept = jnp.abs(weights) > 0.7 * jnp.mean(jnp.abs(weights))
+    scale = jnp.sum(jnp.where(kept, jnp.abs(weights), 0)) / jnp.maximum(jnp.sum(kept), 1)
+    return jnp.where(kept, jnp.sign(weights), 0).astype(jnp.int8), scale
+
+
+class TernaryConv(nn.Module):
+    """A 3x3 convolution, straight through the quantization in the backward pass."""
+
+    out_maps: int
+    planes: int
+    strides: int = 1
+    quantized: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (3, 3, x.shape[-1], self.out_maps * self.planes)
+        weights = self.param("weights", nn.initializers.he_normal(), shape)
+        if self.quantized:
+            codes, scale = ternary(weights)
+            weights += jax.lax.stop_gradient(codes * scale - weights)
+        return convolve(x, weights, (self.strides, self.strides), "SAME")
+
+
+def pack(p, s, quantized):
+    if not quantized:
+        return {"weights": np.asarray(p["weights"])}
+    codes, scale = map(np.asarray, ternary(p["weights"]))
+    bits = [np.packbits(codes.ravel() == value, bitorder="little") for value in (-1, 1)]
+    return {"bits": np.stack(bits), "scale": scale.reshape(1)}
+
+
+def unpack(stored, layer):
+    if "weights" in stored:
+        return {"kernel": stored["weights"]}
+    shape = layer.params["weights"]
+    bits = (stored["bits"][:, :, None] >> jnp.arange(8, dtype=jnp.uint8)[None, None]) & 1
+    minus, plus = bits.reshape(2, -1)[:, : np.prod(shape)].astype(jnp.float32)
+    return {"kernel": ((plus - minus) * stored["scale"]).reshape(shape)}
+
+
+def spec(layer, config, quantized, dtypes):
+    shape = layer.params["weights"]
+    if not quantized:
+        return {"weights": float32_tensor(shape, "filters")}
+    size = int(np.prod(shape))
+    bits = Tensor("uint8", (2, -(-size // 8)), "filters", 2 * size, size)
+    return {"bits": bits, "scale": Tensor("float32", (1,), "scales", 32, 0)}
+
+
+TERNARY = Family(
+    kind="ternary",
+    module=TernaryConv,
+    groups={"weights": WEIGHTS},
+    pack=pack,
+    unpack=unpack,
+    spec=spec,
+    make=lambda config, quantized: functools.partial(
+        TernaryConv, planes=config.model.planes, quantized=quantized
+    ),
+    deployed=lambda config, quantized: functools.partial(KernelConv, planes=config.model.planes),
+    multiply_adds=kernel_multiply_adds,
+    filters="weights",
+    quantizes=True,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy_in_the_table():
+    """The one line that a layer builder adds to the package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LAYERS, "ternary", TERNARY)
+        yield
+
+
+def toy_config(data_dir, **changes):
+    config = digits_config(data_dir, binarize=BinarizeConfig(start_epoch=1), **changes)
+    model = ModelConfig(
+        conv="ternary", widths=(4, 8, 16), planes=2, dense_features=32, dropout_rate=0.2
+    )
+    # The loss of MCconv's filters is no concern of the toy.
+    return dataclasses.replace(config, model=model, loss=LossConfig(theta=0.5))
+
+
+@pytest.fixture(scope="module")
+def toy_run(data_dir, tmp_path_factory):
+    """The work directory of a run on digits, on one device."""
+    workdir = tmp_path_factory.mktemp("ternary") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mcn_jax.parallel.local_devices", lambda: jax.local_devices()[:1])
+        train_and_evaluate(toy_config(data_dir, num_epochs=12), workdir)
+    return workdir
+
+
+def result_of(workdir):
+    return json.loads((workdir / "result.json").read_text())
+
+
+def test_it_learns_digits_with_three_values_per_layer(toy_run, tmp_path):
+    result = result_of(toy_run)
+    assert result["final_test_accuracy"] > 0.95
+    weights = 9 * (1 * 8 + 8 * 16 + 16 * 32)
+    assert result["filter_bits"] == 2 * weights
+    assert result["float32_filter_bits"] == 32 * weights
+    records = read_metrics(toy_run / "metrics.jsonl")
+    binarized = [record["binarized"] for record in records if record["kind"] == "epoch"]
+    assert binarized == [False] + 11 * [True]
+    assert "m_min" not in records[0]
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    monkeypatch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:1])
+
+
+def test_it_resumes_bit_for_bit(data_dir, tmp_path, monkeypatch, one_device):
+    config = toy_config(data_dir, num_epochs=3)
+    train_and_evaluate(config, tmp_path / "whole")
+    save = Checkpoints.save
+
+    def save_and_stop(self, step, *arguments):
+        save(self, step, *arguments)
+        if len(saved_steps(tmp_path / "stopped" / "checkpoints")) >= 1 or step > 44:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_and_evaluate(config, tmp_path / "stopped")
+    train_and_evaluate(config, tmp_path / "stopped")
+    digests = []
+    for name in ("whole", "stopped"):
+        checkpoints = Checkpoints(tmp_path / name / "checkpoints", read_only=True)
+        digests.append(checkpoints.digests(checkpoints.steps()[-1]))
+        checkpoints.close()
+    assert digests[0] == digests[1]
+    whole, stopped = (
+        [
+            {name: value for name, value in record.items() if name not in TIMES}
+            for record in read_metrics(tmp_path / name / "metrics.jsonl")
+        ]
+        for name in ("whole", "stopped")
+    )
+    assert whole == stopped
+
+
+def test_eight_devices_compute_what_one_computes(data_dir, tmp_path, monkeypatch):
+    config = toy_config(data_dir, num_epochs=1)
+    # Quantized from the first step; without the rounding of long runs.
+    config = dataclasses.replace(config, binarize=BinarizeConfig(start_epoch=0))
+    assert len(jax.local_devices()) == 8
+    train_and_evaluate(config, tmp_path / "eight")
+    monkeypatch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:1])
+    train_and_evaluate(config, tmp_path / "one")
+    eight, one = (
+        {
+            r["step"]: r
+            for r in read_metrics(tmp_path / name / "metrics.jsonl")
+            if r["kind"] == "step"
+        }
+        for name in ("eight", "one")
+    )
+    first = min(one)
+    for name in ("softmax_loss", "parameter_norm"):
+        assert eight[first][name] == pytest.approx(one[first][name], rel=1e-3)
+    assert eight[first]["accuracy"] == pytest.approx(one[first]["accuracy"], abs=0.07)
+
+
+def test_it_is_inspected_with_its_own_bits(toy_run, tmp_path, capsys):
+    inspect_checkpoint.main([str(toy_run), "--json"])
+    description = json.loads(capsys.readouterr().out)
+    first, *_ = description["layers"]
+    assert (first["layer"], first["kind"], first["shape"]) == ("conv_1", "ternary", [3, 3, 1, 8])
+    assert (first["bits"], first["multiply_adds_direct"]) == (2 * 72, 32 * 32 * 72)
+    weights = 9 * (1 * 8 + 8 * 16 + 16 * 32)
+    assert description["totals"]["filter_bits"] == 2 * weights
+    inspect_checkpoint.main([str(toy_run), "--html", str(tmp_path / "page.html")])
+    assert "Filters of conv_1" in (tmp_path / "page.html").read_text()
+    array = ["--array", "conv_2/weights", str(tmp_path / "weights.npy")]
+    inspect_checkpoint.main([str(toy_run), *array])
+    assert np.load(tmp_path / "weights.npy").shape == (3, 3, 8, 16)
+    inspect_checkpoint.main([str(toy_run), "--compare", str(toy_run)])
+
+
+def test_its_files_agree_with_the_checkpoint(toy_run, tmp_path, capsys):
+    out = tmp_path / "out"
+    result = export.export(toy_run, out, "float32", {})
+    accuracy = result_of(toy_run)["final_test_accuracy"]
+    for file in ("model.safetensors", "model.onnx"):
+        assert result[file]["accuracy"] == accuracy
+        assert result[file]["difference"] < 1e-4
+    plan = plan_of(result["model"].network.config, 10, (32, 32, 1))
+    held = specs(plan, *result["model"].network)
+    assert held["conv_3/bits"].shape == (2, 9 * 16 * 32 // 8)
+    assert set(np.unique(predictor_kernel(out, "conv_2"))).__len__() == 3
+
+    inspect_checkpoint.main([str(out / "model.safetensors"), "--json"])
+    totals = json.loads(capsys.readouterr().out)["totals"]
+    assert totals["filter_bits"] == result_of(toy_run)["filter_bits"]
+    evaluate.main([str(out / "model.safetensors"), "--json"])
+    assert json.loads(capsys.readouterr().out)["accuracy"] == accuracy
+
+
+def predictor_kernel(out, name):
+    """The kernel that convolves in the network of a model file."""
+    model = predictor.model_file.read_model(out / "model.safetensors")
+    return np.asarray(model.unpacked(model.tensors)[name]["kernel"])
+
+
+def test_it_names_what_an_image_shows(toy_run, tmp_path, capsys):
+    config = toy_config("~/tensorflow_datasets")
+    config = dataclasses.replace(config.data, data_dir=run_data_dir(toy_run))
+    images, _ = open_dataset(config).test.read(np.arange(1))
+    Image.fromarray(images[0, :, :, 0]).save(tmp_path / "digit.png")
+    predict.main([str(toy_run), str(tmp_path / "digit.png"), "--json"])
+    top = json.loads(capsys.readouterr().out)["top"]
+    assert len(top) == 5
+    assert top[0]["probability"] > 0.2
+
+
+def run_data_dir(workdir):
+    return json.loads((workdir / "config.json").read_text())["config"]["data"]["data_dir"]
+
+
+def test_it_is_reported_beside_other_runs(toy_run, tmp_path, capsys):
+    report.main([str(toy_run), "--out", str(tmp_path / "report")])
+    assert "ternary" in (tmp_path / "report" / "report.md").read_text()
+    assert (tmp_path / "report" / "curves.png").exists()
