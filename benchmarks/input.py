@@ -40,7 +40,7 @@ SIZE, MIN_AREA = 224, 0.08
 
 def resident(config_path: pathlib.Path, batch_size: int, repeats: int) -> dict:
     """Times of the input function and of a training step, both on one device."""
-    step = TrainingStep(load(config_path), batch_size, binarized=True)
+    step = TrainingStep(load(config_path), batch_size, quantized=True)
     inputs = jax.jit(functools.partial(step_inputs, settings=step.settings))
     functions = {
         "input function": lambda: inputs(step.split, step.batch, step.state.step),

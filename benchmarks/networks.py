@@ -12,6 +12,7 @@ from mcn_jax import models
 from mcn_jax.config import Config, from_config_dict, load_config_file
 from mcn_jax.data.batches import Batch, Split
 from mcn_jax.data.facts import DATASETS
+from mcn_jax.models.plan import plan_of
 from mcn_jax.training import optim
 from mcn_jax.training.state import create_state
 from mcn_jax.training.steps import StepSettings, train_step, train_steps
@@ -31,7 +32,7 @@ class TrainingStep:
         config: Config,
         batch_size: int,
         *,
-        binarized: bool,
+        quantized: bool,
         form: str = "auto",
         steps: int = 1,
     ):
@@ -40,7 +41,7 @@ class TrainingStep:
         Args:
             config: of the run; its data set is replaced by random images of the same shape.
             batch_size: takes the place of the config's.
-            binarized: whether it is a step of the binary epochs.
+            quantized: whether it is a step with quantized weights.
             form: of MCconv.
             steps: in one program, of the same batch.
         """
@@ -58,18 +59,19 @@ class TrainingStep:
             batch = jax.tree.map(lambda array: np.stack(steps * [array]), batch)
         self.batch = jax.device_put(batch)
         schedule = (config.optimizer, count // config.batch_size, config.num_epochs)
-        optimizer = optim.make_optimizer(*schedule)
-        model = models.make_model(config, facts.classes, quantized=binarized)
+        plan = plan_of(config, facts.classes, facts.image_shape)
+        optimizer = optim.make_optimizer(*schedule, plan)
+        model = models.make_model(config, facts.classes, quantized=quantized)
         if config.model.conv == "mcconv":
             model = model.clone(conv=functools.partial(model.conv, form=form))
         rate = optim.learning_rate(*schedule)
         self.settings = StepSettings(
-            config=config, learning_rate=rate, mean=facts.mean, std=facts.std
+            config=config, plan=plan, learning_rate=rate, mean=facts.mean, std=facts.std
         )
-        self.state = create_state(config, model, optimizer, facts.image_shape)
+        self.state = create_state(config, model, optimizer, plan, facts.image_shape)
         step = functools.partial(
             train_steps if steps > 1 else train_step, model=model, optimizer=optimizer,
-            settings=self.settings, binarized=binarized,
+            settings=self.settings, quantized=quantized,
         )  # fmt: skip
         lowered = jax.jit(step, donate_argnums=0).lower(self.state, self.split, self.batch)
         self.compiled = lowered.compile()

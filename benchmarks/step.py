@@ -37,10 +37,10 @@ ASKED = {
 }
 # Name: (fields of the config, arguments of `TrainingStep`).
 NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "WRN": ({"model.conv": "conv"}, {"binarized": False}),
-    "U-MCN": ({}, {"binarized": False}),
-    "MCN": ({}, {"binarized": True}),
-    "MCN, direct": ({}, {"binarized": True, "form": "direct"}),
+    "WRN": ({"model.conv": "conv"}, {"quantized": False}),
+    "U-MCN": ({}, {"quantized": False}),
+    "MCN": ({}, {"quantized": True}),
+    "MCN, direct": ({}, {"quantized": True, "form": "direct"}),
 }
 HAS_PYTORCH = importlib.util.find_spec("torch") is not None
 

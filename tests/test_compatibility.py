@@ -211,7 +211,7 @@ def test_a_run_with_an_unknown_field_is_not_resumed(data_dir, tmp_path):
     ended = resume(workdir, data_dir)
     assert ended.returncode == 1
     [line] = ended.stderr.strip().splitlines()
-    assert line.startswith("mcn_jax: error: ")
+    assert line.startswith("mcn_jax.main: error: ")
     assert "unknown field config.loss.tetha" in line
     assert {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()} == before
 

@@ -60,9 +60,13 @@ def test_a_run_prints_its_accuracy_and_the_same_command_ends_at_once(data_flag, 
     assert re.search(r"test accuracy +│ \d+\.\d\d%, last epoch", first.stdout)
     assert re.search(r"filters +│ 360 bits, 11,520 as float32", first.stdout)
     assert len(re.findall(r"^epoch +\d/2", first.stdout, re.MULTILINE)) == 2
+    pictures = [tmp_path / "run" / name for name in ("curves.png", "health.png")]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+    pictures[0].unlink()  # as if the first command had been killed before it drew
     again = run(*SHORT, data_flag, f"--workdir={tmp_path}/run")
     assert again.returncode == 0
     assert "epoch   1/2" not in again.stdout
+    assert all(path.exists() for path in pictures)
     assert first.stdout.splitlines()[-6:] == again.stdout.splitlines()[-6:]
 
 

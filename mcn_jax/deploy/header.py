@@ -168,7 +168,10 @@ def network_from_json(
         models.MODELS[model.name].check_image_size(model, height, width)
         if family.takes_planes:
             check_input(model.input_planes, channels, model.planes, "the file")
-    plan = network.plan(classes, images.shape)
+    try:
+        plan = network.plan(classes, images.shape)
+    except OverflowError as error:  # a layer with more weights than jax can count
+        raise InputError("its network is too large to be planned") from error
     _limit("the bytes of a layer's output", layer_bytes(plan, images), 1, MAX_LAYER_BYTES)
     filters = [t for t in specs(plan, *network).values() if t.part == "filters"]
     _limit("the bits of the filters", sum(t.bits for t in filters), 1, 8 * num_bytes)
@@ -201,7 +204,7 @@ def _network(values: Any, tensors: int) -> Network:
     for size in model.widths:
         _limit("network.widths", size, 1, 2**20)
     _limit("network.dense_features", model.dense_features, 1, 2**20)
-    if num_centers:
+    if num_centers or (quantized and "num_centers" in values):
         _limit("network.num_centers", num_centers, 2, MAX_CENTERS)
     else:
         binarize = BinarizeConfig()

@@ -12,19 +12,9 @@ from flax import traverse_util
 
 from mcn_jax import ops
 from mcn_jax.config import Config, LossConfig
-from mcn_jax.errors import InputError, require, require_one_of
-from mcn_jax.layers.family import (
-    NO_VALUES,
-    Family,
-    Group,
-    Leaves,
-    Pictures,
-    PlannedLayer,
-    Share,
-    Tensor,
-    View,
-    float32_tensor,
-)
+from mcn_jax.errors import require, require_one_of
+from mcn_jax.layers import mcconv_file
+from mcn_jax.layers.family import Family, Group, Leaves, PlannedLayer, Share
 from mcn_jax.ops import packing
 from mcn_jax.ops.costs import multiply_adds
 from mcn_jax.ops.fastest import Shape
@@ -163,13 +153,6 @@ def _latent_filters(params: Mapping[str, Any]) -> dict[tuple[str, ...], jax.Arra
     return {path[:-1]: leaf for path, leaf in flat.items() if path[-1] == "latent_filters"}
 
 
-def codes_of(latent_filters: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """The index of each weight's center, uint8, computed in the dtype that training had."""
-    with jax.enable_x64(latent_filters.dtype == np.float64):
-        codes = ops.nearest_index(jnp.asarray(latent_filters), jnp.asarray(centers))
-        return np.asarray(codes, np.uint8)
-
-
 def _make(config: Config, quantized: bool) -> Callable[..., nn.Module]:
     return functools.partial(
         MCConv,
@@ -271,56 +254,6 @@ def _health_sums(
     }
 
 
-def _pack(p: Leaves, s: Leaves, quantized: bool) -> dict[str, np.ndarray]:
-    m_filters = np.asarray(p["m_filters"], np.float32)
-    if not quantized:
-        latent_filters = np.asarray(p["latent_filters"], np.float32)
-        return {"latent_filters": latent_filters, "m_filters": m_filters}
-    centers = np.asarray(s["centers"], np.float32)
-    codes = codes_of(np.asarray(p["latent_filters"]), np.asarray(s["centers"]))
-    bits = packing.pack(codes, len(centers))
-    return {"bits": bits, "centers": centers, "m_filters": m_filters}
-
-
-def _unpack(stored: Mapping[str, jax.Array], layer: PlannedLayer) -> dict[str, jax.Array]:
-    if "bits" not in stored:
-        return {"filters": stored["latent_filters"], "m_filters": stored["m_filters"]}
-    codes = packing.unpack_traced(stored["bits"], layer.params["latent_filters"])
-    filters = jnp.take(stored["centers"], codes, mode="clip")
-    return {"filters": filters, "m_filters": stored["m_filters"]}
-
-
-def _spec(
-    layer: PlannedLayer, config: Config, quantized: bool, dtypes: Mapping[str, str]
-) -> dict[str, Tensor]:
-    del dtypes
-    shape = layer.params["latent_filters"]
-    m_filters = float32_tensor(layer.params["m_filters"], "M-filters")
-    if not quantized:
-        return {"latent_filters": float32_tensor(shape, "filters"), "m_filters": m_filters}
-    num_centers = config.binarize.num_centers
-    weights = int(np.prod(shape, dtype=object))
-    bits = weights * packing.bits_per_weight(num_centers)
-    packed = packing.packed_shape(shape, num_centers)
-    return {
-        "bits": Tensor("uint8", packed, "filters", bits, weights),
-        "centers": Tensor("float32", (num_centers,), "centers", 32 * num_centers, 0),
-        "m_filters": m_filters,
-    }
-
-
-def _check_values(stored: Mapping[str, np.ndarray], layer: PlannedLayer) -> None:
-    if stored["m_filters"].min() < 0:
-        raise InputError(f"its tensor {layer.name}/m_filters has negative values")
-    if "bits" not in stored:
-        return
-    codes = packing.unpack(stored["bits"], layer.params["latent_filters"])
-    if codes.max() >= len(stored["centers"]):
-        raise InputError(f"its tensor {layer.name}/bits has codes beyond its centers")
-    if np.any(np.diff(stored["centers"]) < 0):
-        raise InputError(f"its tensor {layer.name}/centers does not ascend")
-
-
 def _kernel(p: Leaves, s: Leaves, quantized: bool) -> jax.Array:
     filters = p["latent_filters"]
     if quantized:
@@ -338,108 +271,13 @@ def _multiply_adds(layer: PlannedLayer) -> dict[str, int]:
     }
 
 
-def _arrays(view: View) -> dict[str, np.ndarray]:
-    """`m_filters`, `latent_filters`, `binary_filters`, `centers` and `reconstructed_filters`, as
-    far as there are any."""
-    stored, trained = view.stored, view.trained
-    found = {
-        "m_filters": np.asarray(stored["m_filters"] if trained is None else trained["m_filters"])
-    }
-    if trained is not None:
-        found["latent_filters"] = np.asarray(trained["latent_filters"])
-    elif "latent_filters" in stored:
-        found["latent_filters"] = stored["latent_filters"]
-    filters = found.get("latent_filters")
-    if "bits" in stored:
-        codes = _codes(view)
-        filters = stored["centers"][codes]
-        found |= {"binary_filters": filters, "centers": stored["centers"]}
-    q = ops.reconstructed_filters(jnp.asarray(filters), jnp.asarray(found["m_filters"]))
-    return found | {"reconstructed_filters": np.asarray(q)}
-
-
-def _codes(view: View) -> np.ndarray:
-    """The index of each weight's center, of the shape of the filters."""
-    return packing.unpack(view.stored["bits"], view.layer.params["latent_filters"])
-
-
-def _facts(view: View) -> dict[str, Any]:
-    """What inspection prints: maps, range of M, and of binary filters centers, shares and error."""
-    stored = view.stored
-    *_, channels, maps = view.layer.params["latent_filters"]
-    arrays = _arrays(view)
-    m_filters = arrays["m_filters"]
-    floats = m_filters.size + (len(stored["centers"]) if "bits" in stored else 0)
-    record: dict[str, Any] = {
-        "in_maps": channels // m_filters.shape[-1],
-        "out_maps": maps,
-        "m_filters": m_filters.size,
-        "m_min": float(m_filters.min()),
-        "m_max": float(m_filters.max()),
-        "m_and_center_bits": 32 * floats,
-    }
-    if "bits" in stored:
-        codes = _codes(view)
-        count = np.bincount(codes.ravel(), minlength=len(stored["centers"]))
-        record["centers"] = [float(center) for center in stored["centers"]]
-        record["shares"] = [float(share) for share in count / codes.size]
-        if "latent_filters" in arrays:
-            latent, binary = arrays["latent_filters"], arrays["binary_filters"]
-            # The filter loss is half the sum over the planes.
-            loss = ops.filter_loss(jnp.asarray(latent), jnp.asarray(binary), jnp.asarray(m_filters))
-            squares = 2 * loss / m_filters.shape[-1] / np.sum(latent**2)
-            record["quantization_error"] = float(np.sqrt(squares))
-    return record
-
-
-def _compare(before: View, after: View) -> dict[str, float | None]:
-    """How a layer has changed.
-
-    Returns:
-        "flip_ratio", the share of weights that moved to another center (None unless both are binary
-        with as many centers); "m_drift", ||M_b - M_a|| / ||M_a||; and "latent_drift", likewise of C
-        (None of model files).
-    """
-    flips = None
-    numbers = [len(view.stored.get("centers", ())) for view in (before, after)]
-    if numbers[0] and numbers[0] == numbers[1]:
-        flips = float(np.mean(_codes(before) != _codes(after)))
-    a, b = _arrays(before), _arrays(after)
-    drifts = {
-        name: float(np.linalg.norm(b[name] - a[name]) / np.linalg.norm(a[name]))
-        for name in ("m_filters", "latent_filters")
-        if name in a and name in b
-    }
-    return {
-        "flip_ratio": flips,
-        "m_drift": drifts["m_filters"],
-        "latent_drift": drifts.get("latent_filters"),
-    }
-
-
-def _pictures(view: View) -> Pictures:
-    arrays = _arrays(view)
-    latent, binary = arrays.get("latent_filters"), arrays.get("binary_filters")
-    filters = {} if latent is None else {"latent": latent}
-    if binary is not None:
-        filters["binary"] = binary
-    m_filters = arrays["m_filters"]
-    whole = next(reversed(filters.values()))
-    for plane in range(min(m_filters.shape[-1], 4)):
-        modulated = whole * m_filters[:, :, None, None, plane]
-        filters[f"reconstructed, plane {plane + 1}"] = modulated
-    weights = NO_VALUES if latent is None else latent
-    levels = tuple(float(center) for center in arrays.get("centers", ()))
-    return Pictures(weights, levels, m_filters, filters)
-
-
 MCCONV = Family(
     kind="MCconv",
     module=MCConv,
     groups={"latent_filters": LATENT_FILTERS, "m_filters": M_FILTERS},
-    pack=_pack,
-    unpack=_unpack,
-    spec=_spec,
+    pack=mcconv_file.pack,
+    unpack=mcconv_file.unpack,
+    spec=mcconv_file.spec,
     make=_make,
     deployed=_deployed,
     kernel=_kernel,
@@ -456,9 +294,9 @@ MCCONV = Family(
     watched={"m_filters": "m"},
     compared=("latent_filters",),
     health=_health,
-    check_values=_check_values,
-    arrays=_arrays,
-    facts=_facts,
-    compare=_compare,
-    pictures=_pictures,
+    check_values=mcconv_file.check_values,
+    arrays=mcconv_file.arrays,
+    facts=mcconv_file.facts,
+    compare=mcconv_file.compare,
+    pictures=mcconv_file.pictures,
 )

@@ -31,7 +31,7 @@ from mcn_jax.deploy.onnx import onnx_model, write_onnx
 from mcn_jax.deploy.predictor import logits_of, of_model, of_onnx, open_predictor
 from mcn_jax.errors import InputError
 from mcn_jax.layers import binary_filters
-from mcn_jax.layers.mcconv import codes_of
+from mcn_jax.layers.mcconv_file import codes_of
 from mcn_jax.layers.planes import INPUT_PLANES
 from mcn_jax.layers.pooling import POOLINGS
 from mcn_jax.layers.table import LAYERS
@@ -292,11 +292,19 @@ def written(model, path, tensors=None, **changes):
         ({"network__widths": [2, 10**30]}, "network.widths=1000000"),
         ({"network__widths": [1048576, 2]}, "the bytes of a layer's output=4294967296 does not"),
         ({"network__widths": [2, 8192]}, "the bits of the filters=589896 does not lie in"),
+        ({"network__widths": [2**20, 2**20]}, "its network is too large to be planned"),
+        ({"network__widths": [2**20] * 2, "network__conv": "conv", "network__quantized": False},
+         "the bytes of a layer's output=4294967296 does not"),
+        ({"network__widths": [3], "network__planes": 64, "images__height": 2048,
+          "images__width": 2048}, "the bytes of a layer's output=3221225472 does not lie"),
+        ({"network__dense_features": 2**20}, "its tensor dense_1/kernel is float32"),
+        ({"network__dense_features": 2**40}, "network.dense_features=1099511627776 does not lie"),
         ({"network__planes": 64, "network__widths": [300, 1]}, "the bits of the filters="),
         ({"network__widths": []}, "the number of network.widths=0 does not lie"),
         ({"network__widths": [2, 4]}, "its filter_shapes are not those of its network"),
         ({"network__depth": 10**12}, "network.depth=1000000000000 does not lie"),
         ({"network__depth": 202}, "network.depth=202 does not lie in 0..200"),
+        ({"network__num_centers": 0}, "network.num_centers=0 does not lie in 2..256"),
         ({"network__num_centers": 1}, "network.num_centers=1 does not lie in 2..256"),
         ({"network__conv": "conv"}, "network.conv=conv has no quantized weights, and the file has"),
         ({"network__input_planes": "rgbx"}, "network.input_planes='rgbx' needs 3 channels"),
@@ -313,7 +321,7 @@ def written(model, path, tensors=None, **changes):
         ({"images__mean": [float("nan")]}, r"images.mean=\(nan,\) is no number for each"),
         ({"images__image_size": 8}, "images.image_size=8 does not lie in 16..2048"),
         ({"images__center_crop": 0}, r"images.center_crop=0.0 does not lie in \(0, 1\]"),
-        ({"class_names": ["a"]}, r"its tensor dense_2/bias is float32 \[5\] instead of"),
+        ({"class_names": ["a"]}, r"tensor dense_2/kernel is float32 \[16, 5\] instead of float32 \[16, 1\]"),
         ({"class_names": "abcde"}, "its class_names are no list of names"),
         ({"class_names": ["a\x1b[2J"]}, r"class_names='a\\x1b\[2J' is no printable text of up"),
         ({"class_names": ["a\nb"]}, r"class_names='a\\nb' is no printable text"),
@@ -430,14 +438,38 @@ def with_other_offsets(entries, generator):
         one["data_offsets"], two["data_offsets"] = two["data_offsets"], one["data_offsets"]
 
 
+VALUES = (
+    *models.MODELS, *LAYERS, *STEMS, *INPUT_PLANES, *POOLINGS, *HEADS, "", "x" * 400, None, True,
+    False, -1, 0, 1, 2, 3, 8, 64, 199, 200, 256, 2048, 2**20, 2**31, 2**63, 1e308, [], [1],
+    [1, 1, 1, 1], [2, 3], [1] * 11, [2**20] * 4, [1] * 2000, {}, {"name": "conv"},
+)  # fmt: skip
+
+
+def with_another_field(entries, generator):
+    """One to three fields of the network or the images absent, or of another value, mostly of the
+    same type."""
+    fields = json.loads(entries["__metadata__"][KEY])
+    for _ in range(generator.integers(1, 4)):
+        group = fields[generator.choice(["network", "network", "network", "images"])]
+        others = () if "mean" in group else ("head", "num_centers", "depth", "planes", "quantized")
+        name = str(generator.choice([*group, *others]))
+        alike = [value for value in VALUES if type(value) is type(group.get(name))]
+        if generator.random() < 0.2:
+            group.pop(name, None)
+        else:
+            values = alike if generator.random() < 0.8 and alike else VALUES
+            group[name] = values[generator.integers(len(values))]
+    entries["__metadata__"][KEY] = json.dumps(fields)
+
+
 def mutations(content, count):
-    """Files that were truncated, had bytes changed, pieces moved, numbers of their header, or types
-    and places of tensors."""
+    """Files that were truncated, had bytes changed, pieces moved, numbers and fields of their
+    header, or types and places of tensors."""
     generator = np.random.default_rng(0)
     (length,) = struct.unpack("<Q", content[:8])
     numbers = (b"0", b"-1", b"1e999", b"99999999999999999999", b"null", b'"x"', b"[]", b"4096")
     for _ in range(count):
-        kind = generator.integers(8)
+        kind = generator.integers(9)
         changed = bytearray(content)
         if kind == 0:
             del changed[generator.integers(len(changed)) :]
@@ -458,9 +490,10 @@ def mutations(content, count):
             changed[to : to + len(piece)] = piece
         elif kind == 4:  # the length of the header
             changed[:8] = struct.pack("<Q", int(generator.integers(0, 2**63)))
-        elif kind in (5, 6):
+        elif kind in (5, 6, 7):
             entries = json.loads(content[8 : 8 + length])
-            (with_another_dtype if kind == 5 else with_other_offsets)(entries, generator)
+            change = {5: with_another_dtype, 6: with_other_offsets, 7: with_another_field}[kind]
+            change(entries, generator)
             text = json.dumps(entries).encode()
             changed = bytearray(struct.pack("<Q", len(text)) + text + content[8 + length :])
         else:  # the numbers
@@ -469,7 +502,17 @@ def mutations(content, count):
         yield bytes(changed)
 
 
-MUTATED = ({}, {"name": "wide_resnet"}, {"num_centers": 3}, {"dense": "int8"})
+# (of which network, whether its header is that of version 0.1)
+MUTATED = (
+    ({}, False),
+    ({}, True),
+    ({"name": "wide_resnet", "head": "conv"}, False),
+    ({"name": "wide_resnet"}, True),
+    ({"num_centers": 3, "head": "linear"}, False),
+    ({"num_centers": 3}, True),
+    ({"dense": "int8"}, False),
+    ({"num_centers": 0, "conv": "conv", "head": "conv"}, False),
+)
 
 
 def survive(count, tmp_path, run_every=16):
@@ -479,9 +522,9 @@ def survive(count, tmp_path, run_every=16):
     """
     path = tmp_path / "model.safetensors"
     usable = 0
-    for fields in MUTATED:
+    for fields, of_0_1 in MUTATED:
         model, _, _ = random_model(**fields)
-        write_model(model, path)
+        written(model, path, **({"network": network_of_0_1(model)} if of_0_1 else {}))
         for content in mutations(path.read_bytes(), count // len(MUTATED)):
             path.write_bytes(content)
             try:
@@ -506,7 +549,7 @@ def test_mutated_files_do_no_harm(tmp_path):
 @pytest.mark.slow
 def test_ten_thousand_mutated_files_do_no_harm(tmp_path):
     program = (
-        "import pathlib, re; from test_model_file import survive;"
+        "import pathlib, re, sys; sys.path.append('deploy'); from test_model_file import survive;"
         f"usable = survive(10_000, pathlib.Path({str(tmp_path)!r}));"
         "status = pathlib.Path('/proc/self/status').read_text();"
         "print(usable, re.search(r'VmHWM:\\s*(\\d+) kB', status)[1])"

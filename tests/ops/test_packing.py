@@ -3,12 +3,13 @@
 import math
 
 import hypothesis.extra.numpy as arrays
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcn_jax.ops.packing import bits_per_weight, pack, packed_shape, unpack
+from mcn_jax.ops.packing import bits_per_weight, pack, packed_shape, unpack, unpack_traced
 
 SHAPES = arrays.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=9)
 
@@ -46,6 +47,15 @@ def test_unpacking_is_the_inverse_of_packing(data, shape, num_centers):
     assert packed.shape == packed_shape(shape, num_centers)
     assert packed.shape[1] == math.ceil(codes.size / 8)
     np.testing.assert_array_equal(unpack(packed, shape), codes, strict=True)
+
+
+@pytest.mark.parametrize("num_centers", [2, 3, 16, 256])
+@pytest.mark.parametrize("shape", [(3, 3, 5, 7), (16,), (1,)])
+def test_unpacking_inside_a_compiled_function_is_the_same(shape, num_centers):
+    codes = np.random.default_rng(0).integers(0, num_centers, shape).astype(np.uint8)
+    traced = jax.jit(unpack_traced, static_argnums=1)(pack(codes, num_centers), shape)
+    np.testing.assert_array_equal(traced, codes)
+    assert traced.shape == shape
 
 
 def test_one_bit_is_numpys():

@@ -347,8 +347,6 @@ def test_files_of_a_run_and_what_they_say(data_dir, tmp_path, one_device):
         assert health[-1][f"{layer}/flip_ratio"] == pytest.approx((is_higher != was_higher).mean())
         assert health[-1][f"{layer}/m_max"] == state.params[layer]["m_filters"].max()
     assert all(0 < epoch["flip_ratio"] < 0.3 for epoch in epochs[2:])
-    for name in ("curves.png", "health.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
     record = json.loads((tmp_path / "config.json").read_text())
     assert record["config"]["loss"]["theta"] == 1e-3

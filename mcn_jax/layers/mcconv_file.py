@@ -1,0 +1,179 @@
+"""MCconv in model files and under inspection: bits, centers and M."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcn_jax import ops
+from mcn_jax.config import Config
+from mcn_jax.errors import InputError
+from mcn_jax.layers.family import (
+    NO_VALUES,
+    Leaves,
+    Pictures,
+    PlannedLayer,
+    Tensor,
+    View,
+    float32_tensor,
+)
+from mcn_jax.ops import packing
+
+
+def codes_of(latent_filters: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """The index of each weight's center, uint8, computed in the dtype that training had."""
+    with jax.enable_x64(latent_filters.dtype == np.float64):
+        codes = ops.nearest_index(jnp.asarray(latent_filters), jnp.asarray(centers))
+        return np.asarray(codes, np.uint8)
+
+
+def pack(p: Leaves, s: Leaves, quantized: bool) -> dict[str, np.ndarray]:
+    """Bits, centers and M; latent filters and M where weights are not quantized."""
+    m_filters = np.asarray(p["m_filters"], np.float32)
+    if not quantized:
+        latent_filters = np.asarray(p["latent_filters"], np.float32)
+        return {"latent_filters": latent_filters, "m_filters": m_filters}
+    centers = np.asarray(s["centers"], np.float32)
+    codes = codes_of(np.asarray(p["latent_filters"]), np.asarray(s["centers"]))
+    bits = packing.pack(codes, len(centers))
+    return {"bits": bits, "centers": centers, "m_filters": m_filters}
+
+
+def unpack(stored: Mapping[str, jax.Array], layer: PlannedLayer) -> dict[str, jax.Array]:
+    """`filters`, each weight one of the centers, and `m_filters`, for `ModulatedConv`."""
+    if "bits" not in stored:
+        return {"filters": stored["latent_filters"], "m_filters": stored["m_filters"]}
+    codes = packing.unpack_traced(stored["bits"], layer.params["latent_filters"])
+    filters = jnp.take(stored["centers"], codes, mode="clip")
+    return {"filters": filters, "m_filters": stored["m_filters"]}
+
+
+def spec(
+    layer: PlannedLayer, config: Config, quantized: bool, dtypes: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """The tensors of `pack`."""
+    del dtypes
+    shape = layer.params["latent_filters"]
+    m_filters = float32_tensor(layer.params["m_filters"], "M-filters")
+    if not quantized:
+        return {"latent_filters": float32_tensor(shape, "filters"), "m_filters": m_filters}
+    num_centers = config.binarize.num_centers
+    weights = int(np.prod(shape, dtype=object))
+    bits = weights * packing.bits_per_weight(num_centers)
+    packed = packing.packed_shape(shape, num_centers)
+    return {
+        "bits": Tensor("uint8", packed, "filters", bits, weights),
+        "centers": Tensor("float32", (num_centers,), "centers", 32 * num_centers, 0),
+        "m_filters": m_filters,
+    }
+
+
+def check_values(stored: Mapping[str, np.ndarray], layer: PlannedLayer) -> None:
+    """Raises InputError for a negative M, codes beyond the centers, or centers not in order."""
+    if stored["m_filters"].min() < 0:
+        raise InputError(f"its tensor {layer.name}/m_filters has negative values")
+    if "bits" not in stored:
+        return
+    codes = packing.unpack(stored["bits"], layer.params["latent_filters"])
+    if codes.max() >= len(stored["centers"]):
+        raise InputError(f"its tensor {layer.name}/bits has codes beyond its centers")
+    if np.any(np.diff(stored["centers"]) < 0):
+        raise InputError(f"its tensor {layer.name}/centers does not ascend")
+
+
+def arrays(view: View) -> dict[str, np.ndarray]:
+    """`m_filters`, `latent_filters`, `binary_filters`, `centers` and `reconstructed_filters`, as
+    far as there are any."""
+    stored, trained = view.stored, view.trained
+    found = {
+        "m_filters": np.asarray(stored["m_filters"] if trained is None else trained["m_filters"])
+    }
+    if trained is not None:
+        found["latent_filters"] = np.asarray(trained["latent_filters"])
+    elif "latent_filters" in stored:
+        found["latent_filters"] = stored["latent_filters"]
+    filters = found.get("latent_filters")
+    if "bits" in stored:
+        codes = _codes(view)
+        filters = stored["centers"][codes]
+        found |= {"binary_filters": filters, "centers": stored["centers"]}
+    q = ops.reconstructed_filters(jnp.asarray(filters), jnp.asarray(found["m_filters"]))
+    return found | {"reconstructed_filters": np.asarray(q)}
+
+
+def _codes(view: View) -> np.ndarray:
+    """The index of each weight's center, of the shape of the filters."""
+    return packing.unpack(view.stored["bits"], view.layer.params["latent_filters"])
+
+
+def facts(view: View) -> dict[str, Any]:
+    """What inspection prints: maps, range of M, and of binary filters centers, shares and error."""
+    stored = view.stored
+    *_, channels, maps = view.layer.params["latent_filters"]
+    found = arrays(view)
+    m_filters = found["m_filters"]
+    floats = m_filters.size + (len(stored["centers"]) if "bits" in stored else 0)
+    record: dict[str, Any] = {
+        "in_maps": channels // m_filters.shape[-1],
+        "out_maps": maps,
+        "m_filters": m_filters.size,
+        "m_min": float(m_filters.min()),
+        "m_max": float(m_filters.max()),
+        "m_and_center_bits": 32 * floats,
+    }
+    if "bits" in stored:
+        codes = _codes(view)
+        count = np.bincount(codes.ravel(), minlength=len(stored["centers"]))
+        record["centers"] = [float(center) for center in stored["centers"]]
+        record["shares"] = [float(share) for share in count / codes.size]
+        if "latent_filters" in found:
+            latent, binary = found["latent_filters"], found["binary_filters"]
+            # The filter loss is half the sum over the planes.
+            loss = ops.filter_loss(jnp.asarray(latent), jnp.asarray(binary), jnp.asarray(m_filters))
+            squares = 2 * loss / m_filters.shape[-1] / np.sum(latent**2)
+            record["quantization_error"] = float(np.sqrt(squares))
+    return record
+
+
+def compare(before: View, after: View) -> dict[str, float | None]:
+    """How a layer has changed.
+
+    Returns:
+        "flip_ratio", the share of weights that moved to another center (None unless both are binary
+        with as many centers); "m_drift", ||M_b - M_a|| / ||M_a||; and "latent_drift", likewise of C
+        (None of model files).
+    """
+    flips = None
+    numbers = [len(view.stored.get("centers", ())) for view in (before, after)]
+    if numbers[0] and numbers[0] == numbers[1]:
+        flips = float(np.mean(_codes(before) != _codes(after)))
+    a, b = arrays(before), arrays(after)
+    drifts = {
+        name: float(np.linalg.norm(b[name] - a[name]) / np.linalg.norm(a[name]))
+        for name in ("m_filters", "latent_filters")
+        if name in a and name in b
+    }
+    return {
+        "flip_ratio": flips,
+        "m_drift": drifts["m_filters"],
+        "latent_drift": drifts.get("latent_filters"),
+    }
+
+
+def pictures(view: View) -> Pictures:
+    """The latent filters and centers, M, and the filters that convolve."""
+    found = arrays(view)
+    latent, binary = found.get("latent_filters"), found.get("binary_filters")
+    filters = {} if latent is None else {"latent": latent}
+    if binary is not None:
+        filters["binary"] = binary
+    m_filters = found["m_filters"]
+    whole = next(reversed(filters.values()))
+    for plane in range(min(m_filters.shape[-1], 4)):
+        modulated = whole * m_filters[:, :, None, None, plane]
+        filters[f"reconstructed, plane {plane + 1}"] = modulated
+    weights = NO_VALUES if latent is None else latent
+    levels = tuple(float(center) for center in found.get("centers", ()))
+    return Pictures(weights, levels, m_filters, filters)

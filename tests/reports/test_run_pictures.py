@@ -1,0 +1,31 @@
+"""The pictures in a work directory."""
+
+import shutil
+
+import pytest
+
+from mcn_jax.reports.run_pictures import draw_run
+
+PNG = b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [("seed_0", {"curves.png", "health.png"}), ("umcn", {"curves.png"})],
+)
+def test_health_is_drawn_where_weights_were_quantized(run, expected, report_runs, tmp_path):
+    workdir = tmp_path / run
+    shutil.copytree(report_runs[run], workdir)
+    assert not list(workdir.glob("*.png"))  # training draws nothing
+    draw_run(workdir)
+    assert {path.name for path in workdir.glob("*.png")} == expected
+    assert all(path.read_bytes().startswith(PNG) for path in workdir.glob("*.png"))
+
+
+def test_a_picture_that_is_there_is_left_alone(report_runs, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(report_runs["seed_0"], workdir)
+    (workdir / "curves.png").write_bytes(b"mine")
+    draw_run(workdir)
+    assert (workdir / "curves.png").read_bytes() == b"mine"
+    assert (workdir / "health.png").read_bytes().startswith(PNG)
