@@ -55,7 +55,7 @@ class ModelConfig:
     depth: int = 20  # wide_resnet: layers as the paper counts them, 6n + 2 or 6n + 4; 20, 28, 34
     stem: str = "cifar"  # wide_resnet: "cifar", or "imagenet", which divides height and width by 4
     planes: int = 4  # K, channels of a feature map (paper: 4)
-    input_planes: str = "copy"  # "copy", "first" or "rgbx", see mcn_jax.layers.expand_input
+    input_planes: str = "copy"  # "copy", "first" or "rgbx", see mcn_jax.layers.planes
     pooling: str = "strided"  # how images are halved, see mcn_jax.layers.pooling.POOLINGS
     head: str = "dense"  # from features to logits, see mcn_jax.models.heads.HEADS; "dense" (paper)
     dense_features: int = 1024  # head "dense": width of its hidden layer (Fig. 8)

@@ -97,7 +97,8 @@ def model_of(trained: Trained, stored_shape: tuple[int | None, ...], dense: str)
         dense: how kernels of dense layers are stored, a name in `mcn_jax.layers.dense.FORMATS`.
 
     Raises:
-        InputError: if the network is to have binary filters and has none yet.
+        InputError: if the network is to have binary filters and has none yet, or is one that a
+            reader of the file would refuse.
     """
     config = trained.config
     if quantizes(config) and not trained.binary:
@@ -107,7 +108,7 @@ def model_of(trained: Trained, stored_shape: tuple[int | None, ...], dense: str)
             f" {config.binarize.start_epoch + 1}"
         )
     data = {name: getattr(config.data, name) for name in DATA_FIELDS}
-    return Model(
+    model = Model(
         network=Network(config, trained.binary),
         images=images_of(trained, stored_shape),
         class_names=tuple(trained.data["class_names"]),
@@ -120,6 +121,9 @@ def model_of(trained: Trained, stored_shape: tuple[int | None, ...], dense: str)
         },
         tensors=packed_tensors(trained.variables, plan_of_trained(trained), trained.binary, dense),
     )
+    # What a reader refuses is not written.
+    _model(json.loads(header(model)), dict(model.tensors))
+    return model
 
 
 def plan_of_trained(trained: Trained) -> Plan:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mcn_jax.layers.batch_norm import Affine
 from mcn_jax.layers.planes import expand_input
 from mcn_jax.layers.pooling import POOLINGS, Pooling
-from mcn_jax.models.heads import HEADS
+from mcn_jax.models.heads import HEADS, Body
 
 
 class Outputs(NamedTuple):
@@ -76,9 +76,21 @@ class Classifier(nn.Module):
         x = images.astype(self.dtype)
         if self.input_planes is not None:
             x = expand_input(x, self.input_planes, self.planes)
-        features, maps = self.convolutions(x, self.batch_norm(train))
-        logits = HEADS[self.head].apply(self, maps, train, dropout_keys)
-        return Outputs(logits, features)
+        batch_norm = self._batch_norm(train)
+        features, maps = self.convolutions(x, batch_norm)
+        body = Body(
+            num_classes=self.num_classes,
+            dense_features=self.dense_features,
+            dropout_rate=self.dropout_rate,
+            vector=self.vector,
+            batch_norm=batch_norm,
+            deployed=self.deployed,
+            train=train,
+            dropout_keys=dropout_keys,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        return Outputs(HEADS[self.head].apply(body, maps), features)
 
     def convolutions(
         self, x: jax.Array, batch_norm: Callable[..., nn.Module]
@@ -103,8 +115,7 @@ class Classifier(nn.Module):
         """How images are halved."""
         return POOLINGS[self.pooling]
 
-    def batch_norm(self, train: bool) -> Callable[..., nn.Module]:
-        """Makes a batch norm from its name; `train` uses the batch's statistics."""
+    def _batch_norm(self, train: bool) -> Callable[..., nn.Module]:
         if self.deployed:
             return functools.partial(Affine, dtype=self.dtype, param_dtype=self.param_dtype)
         return functools.partial(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,8 +11,30 @@ import jax.numpy as jnp
 
 from mcn_jax.layers.conv import Conv, KernelConv
 
-if TYPE_CHECKING:
-    from mcn_jax.models.classifier import Classifier
+
+class Body(NamedTuple):
+    """What a head knows of the network that it belongs to.
+
+    num_classes: number of logits.
+    dense_features, dropout_rate: as in `ModelConfig`.
+    vector: maps [N, Y, X, C] -> [N, F], what a dense layer takes of them.
+    batch_norm: makes a batch norm from its name.
+    deployed: whether the network is for inference from a file.
+    train: whether dropout applies.
+    dropout_keys: [N] random keys, needed when training with dropout.
+    dtype, param_dtype: of the computation, and of the parameters.
+    """
+
+    num_classes: int
+    dense_features: int
+    dropout_rate: float
+    vector: Callable[[jax.Array], jax.Array]
+    batch_norm: Callable[..., nn.Module]
+    deployed: bool
+    train: bool
+    dropout_keys: jax.Array | None
+    dtype: Any
+    param_dtype: Any
 
 
 def example_dropout(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
@@ -27,49 +49,41 @@ def example_dropout(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
     return jnp.where(keep, x / (1 - rate), 0)
 
 
-def _dense_layer(model: "Classifier", features: int, name: str) -> nn.Module:
+def _dense_layer(body: Body, features: int, name: str) -> nn.Module:
     return nn.Dense(
         features,
         kernel_init=nn.initializers.he_normal(),
-        dtype=model.dtype,
-        param_dtype=model.param_dtype,
+        dtype=body.dtype,
+        param_dtype=body.param_dtype,
         name=name,
     )
 
 
-def _dense(
-    model: "Classifier", maps: jax.Array, train: bool, dropout_keys: jax.Array | None
-) -> jax.Array:
+def _dense(body: Body, maps: jax.Array) -> jax.Array:
     """Dense, ReLU, dropout, dense: the paper's."""
-    x = model.vector(maps)
-    x = nn.relu(_dense_layer(model, model.dense_features, "dense_1")(x))
-    if train and model.dropout_rate:
-        if dropout_keys is None:
+    x = body.vector(maps)
+    x = nn.relu(_dense_layer(body, body.dense_features, "dense_1")(x))
+    if body.train and body.dropout_rate:
+        if body.dropout_keys is None:
             raise ValueError("training with dropout needs dropout_keys, one per example")
-        x = example_dropout(x, dropout_keys, model.dropout_rate)
-    return _dense_layer(model, model.num_classes, "dense_2")(x)
+        x = example_dropout(x, body.dropout_keys, body.dropout_rate)
+    return _dense_layer(body, body.num_classes, "dense_2")(x)
 
 
-def _linear(
-    model: "Classifier", maps: jax.Array, train: bool, dropout_keys: jax.Array | None
-) -> jax.Array:
+def _linear(body: Body, maps: jax.Array) -> jax.Array:
     """One dense layer."""
-    del train, dropout_keys
-    return _dense_layer(model, model.num_classes, "dense")(model.vector(maps))
+    return _dense_layer(body, body.num_classes, "dense")(body.vector(maps))
 
 
-def _conv(
-    model: "Classifier", maps: jax.Array, train: bool, dropout_keys: jax.Array | None
-) -> jax.Array:
+def _conv(body: Body, maps: jax.Array) -> jax.Array:
     """1x1 convolution to one channel per class, batch norm, global average."""
-    del dropout_keys
     conv = (
         KernelConv
-        if model.deployed
-        else functools.partial(Conv, dtype=model.dtype, param_dtype=model.param_dtype)
+        if body.deployed
+        else functools.partial(Conv, dtype=body.dtype, param_dtype=body.param_dtype)
     )
-    x = conv(model.num_classes, planes=1, kernel_size=1, name="head")(maps)
-    x = model.batch_norm(train)(name="batch_norm_head")(x)
+    x = conv(body.num_classes, planes=1, kernel_size=1, name="head")(maps)
+    x = body.batch_norm(name="batch_norm_head")(x)
     return jnp.mean(x, axis=(1, 2))
 
 
@@ -77,12 +91,12 @@ def _conv(
 class Head:
     """A head that a config can choose as `model.head`.
 
-    apply: (model, maps [N, Y, X, C], train, dropout_keys) -> logits [N, classes], called inside the
-        model's `__call__`, whose submodules its layers are.
+    apply: (body, maps [N, Y, X, C]) -> logits [N, classes], called inside the network's `__call__`,
+        whose submodules its layers are.
     options: fields of `ModelConfig` that a model file must know.
     """
 
-    apply: Callable[["Classifier", jax.Array, bool, jax.Array | None], jax.Array]
+    apply: Callable[[Body, jax.Array], jax.Array]
     options: tuple[str, ...] = ()
 
 

@@ -16,8 +16,9 @@ from mcn_jax.errors import InputError
 from mcn_jax.models.plan import Plan, filter_bits
 from mcn_jax.training import metrics
 from mcn_jax.training.checks import validate, validate_for_data
-from mcn_jax.training.loop import Loop, Setup, ranked_accuracy
+from mcn_jax.training.loop import Loop, ranked_accuracy
 from mcn_jax.training.phases import quantizes
+from mcn_jax.training.setup import Setup
 from mcn_jax.training.state import (
     PROGRESS,
     Progress,

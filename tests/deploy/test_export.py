@@ -230,8 +230,8 @@ def test_every_image_is_computed_once_or_to_fill_up_a_chunk(report_runs):
 
 def test_large_images_are_computed_and_read_few_at_a_time(report_runs, images, monkeypatch):
     member = predictor.open_predictor(report_runs["seed_0"])
-    # Four maps of four planes, as if the second layer were not halved.
-    assert member.image_bytes == 32 * 32 * 4 * 4 * 4
+    # The first layer makes two maps of four planes, in float32; the second one has fewer pixels.
+    assert member.image_bytes == 32 * 32 * 2 * 4 * 4
     assert member.most_images == predictor.BATCH_BYTES // member.image_bytes
     examples = predictor.open_test_split(member, {})
     sizes = []
@@ -323,6 +323,14 @@ def test_a_run_that_has_no_binary_filters_yet_is_refused(data_dir, tmp_path, one
         InputError, match="at the end of an epoch at step 3; it has those at 44, 88"
     ):
         read_trained(workdir, 3)
+
+
+def test_what_a_reader_would_refuse_is_not_written(report_runs, tmp_path):
+    trained = read_trained(report_runs["seed_0"])
+    names = ["\x1b[2J", *trained.data["class_names"][1:]]
+    renamed = dataclasses.replace(trained, data=trained.data | {"class_names": names})
+    with pytest.raises(InputError, match=r"class_names='\\x1b\[2J' is no printable text"):
+        export.model_of(renamed, (32, 32, 1), "float32")
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from mcn_jax.errors import InputError
 from mcn_jax.layers import binary_filters
 from mcn_jax.ops.mcconv import FORMS
 from mcn_jax.training import metrics
-from mcn_jax.training.loop import Setup
 from mcn_jax.training.profiling import FIRST, LAST, StepTrace
 from mcn_jax.training.run import train_and_evaluate
+from mcn_jax.training.setup import Setup
 from mcn_jax.training.stopping import Stopped
 from mcn_jax.workdirs.checkpoint import Checkpoints, named_leaves, saved_steps
 from mcn_jax.workdirs.files import locked, read_metrics

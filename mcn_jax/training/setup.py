@@ -1,0 +1,87 @@
+"""What a run is made of before its first epoch: plan, optimizer, batches and compiled steps."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from mcn_jax import models, parallel
+from mcn_jax.config import Config
+from mcn_jax.data.dataset import Dataset
+from mcn_jax.data.sources import make_source
+from mcn_jax.models.plan import plan_of
+from mcn_jax.training import optim, phases
+from mcn_jax.training.state import TrainState, create_state
+from mcn_jax.training.steps import StepSettings, eval_step, train_step, train_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """The compiled steps of one part of the schedule: with float or with quantized weights.
+
+    train: one step, or as many as the source gives batches at a time.
+    """
+
+    quantized: bool
+    train: Callable[..., Any]
+    eval_step: Callable[..., Any]
+
+
+class Setup:
+    """Model, optimizer and compiled steps of a run, and the source of its batches."""
+
+    def __init__(self, config: Config, dataset: Dataset):
+        self.config = config
+        self.dataset = dataset
+        self.steps_per_epoch = len(dataset.train) // config.batch_size
+        schedule = (config.optimizer, self.steps_per_epoch, config.num_epochs)
+        self.plan = plan_of(config, len(dataset.class_names), dataset.image_shape)
+        self.optimizer = optim.make_optimizer(*schedule, self.plan)
+        self.settings = StepSettings(
+            config=config,
+            plan=self.plan,
+            learning_rate=optim.learning_rate(*schedule),
+            mean=dataset.mean,
+            std=dataset.std,
+        )
+        self.source = make_source(config, dataset)
+        self._phases: dict[bool, Phase] = {}
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step, on the host."""
+        config, shape = self.config, self.dataset.image_shape
+        num_classes = len(self.dataset.class_names)
+        model = models.make_model(config, num_classes, quantized=phases.quantizes(config))
+        return jax.device_get(create_state(config, model, self.optimizer, self.plan, shape))
+
+    def phase(self, quantized: bool) -> Phase:
+        """The steps with or without quantized weights; compiled at their first use."""
+        if quantized not in self._phases:
+            self._phases[quantized] = self._make_phase(quantized)
+        return self._phases[quantized]
+
+    def _make_phase(self, quantized: bool) -> Phase:
+        model = models.make_model(
+            self.config,
+            len(self.dataset.class_names),
+            quantized=quantized,
+            axis_name=parallel.AXIS,
+        )
+        common: dict[str, Any] = {
+            "model": model,
+            "settings": self.settings,
+            "axis_name": parallel.AXIS,
+        }
+        train = functools.partial(
+            train_steps if self.source.together > 1 else train_step,
+            optimizer=self.optimizer,
+            quantized=quantized,
+            **common,
+        )
+        return Phase(
+            quantized=quantized,
+            train=parallel.parallel(train, donate_state=True),
+            eval_step=parallel.parallel(functools.partial(eval_step, **common), donate_state=False),
+        )
