@@ -27,19 +27,20 @@ from mcn_jax import models
 from mcn_jax.config import Config
 from mcn_jax.data.facts import DATASETS
 from mcn_jax.deploy import predictor
-from mcn_jax.deploy.header import InputImages
-from mcn_jax.deploy.model_file import Model, network_of, packed_tensors, read_model, write_model
+from mcn_jax.deploy.header import InputImages, Network
+from mcn_jax.deploy.model_file import Model, packed_tensors, read_model, write_model
 from mcn_jax.deploy.onnx import write_onnx
+from mcn_jax.models.plan import plan_of
 
 CONFIG = ROOT / "configs" / "cifar10_20_16_16_32_64.py"
 WIDTHS = ((4, 4, 8, 16), (16, 16, 32, 64), (16, 32, 64, 128))
 BATCH_SIZES = (1, 32)
 
 
-def exported(config: Config, *, binary: bool) -> Model:
+def exported(config: Config, *, quantized: bool) -> Model:
     """The model file of a network that nobody has trained."""
     facts = DATASETS[config.data.name]
-    module = models.make_model(config, facts.classes or 0, quantized=binary)
+    module = models.make_model(config, facts.classes or 0, quantized=quantized)
     images = jax.ShapeDtypeStruct((1, *facts.image_shape), jnp.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)
     generator = np.random.default_rng(config.seed)
@@ -51,16 +52,18 @@ def exported(config: Config, *, binary: bool) -> Model:
             return generator.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
         return 0.05 * generator.standard_normal(leaf.shape, np.float32)
 
-    variables = {"centers": {}} | jax.tree_util.tree_map_with_path(random, shapes)
+    variables = jax.tree_util.tree_map_with_path(random, shapes)
     height, width, channels = facts.image_shape
     return Model(
-        network=network_of(config, binary=binary),
+        network=Network(config, quantized),
         images=InputImages(
             height=height, width=width, channels=channels, mean=facts.mean, std=facts.std
         ),
         class_names=tuple(map(str, range(facts.classes or 0))),
         provenance={},
-        tensors=packed_tensors(variables, binary=binary, dense="float32"),
+        tensors=packed_tensors(
+            variables, plan_of(config, facts.classes or 0, facts.image_shape), quantized
+        ),
     )
 
 
@@ -68,8 +71,8 @@ def measure(widths: tuple[int, ...], repeats: int) -> list[dict[str, Any]]:
     """A record a batch size: median seconds, ratios to the WRN in the same runtime, bytes."""
     fields = {"model.widths": widths}
     networks = {
-        "MCN": exported(load(CONFIG, fields), binary=True),
-        "WRN": exported(load(CONFIG, fields | {"model.conv": "conv"}), binary=False),
+        "MCN": exported(load(CONFIG, fields), quantized=True),
+        "WRN": exported(load(CONFIG, fields | {"model.conv": "conv"}), quantized=False),
     }
     members, sizes = {}, {}
     with tempfile.TemporaryDirectory() as directory:

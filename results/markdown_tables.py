@@ -4,8 +4,7 @@ import json
 import pathlib
 import statistics
 
-from mcn_jax import report
-from mcn_jax.reports import runs
+from mcn_jax.reports import runs, tables
 from mcn_jax.reports.runs import group_runs, read_run
 
 RESULTS = pathlib.Path(__file__).parent
@@ -96,7 +95,7 @@ def sweep_table(pattern: str, *columns: str) -> str:
     """The runs of a sweep in Markdown, these columns of the report's and the results; seeds are
     together."""
     paths = sorted(RESULTS.glob(pattern))
-    rows = report.table(group_runs(map(read_run, paths)))
+    rows = tables.table(group_runs(map(read_run, paths)))
     columns += ("last epoch, %", "filter bits", "epochs", "seeds")
     lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -30,9 +30,8 @@ from benchmark_tables import (
 )
 from markdown_tables import RESULTS, exports_table, results_table, sweep_table
 
-from mcn_jax import report
 from mcn_jax.config import DataConfig
-from mcn_jax.reports import figures
+from mcn_jax.reports import figures, tables
 from mcn_jax.reports.runs import group_runs, read_run
 from mcn_jax.workdirs.files import read_metrics
 
@@ -96,13 +95,13 @@ def draw_comparisons(target: pathlib.Path) -> None:
     """The figures that compare records, into a directory."""
     for file, (name, patterns) in COMPARISONS.items():
         paths = [path for pattern in patterns for path in sorted(RESULTS.glob(pattern))]
-        drawn = report.draw(group_runs(map(read_run, paths)))
+        drawn = tables.draw(group_runs(map(read_run, paths)))
         figures.save(drawn[name], target / file, formats=("png",))
 
 
-def with_tables(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
+def with_tables(text: str, makers: Mapping[str, Callable[[], str]]) -> str:
     """A document with its tables replaced by the current ones."""
-    for name, make in tables.items():
+    for name, make in makers.items():
         begin, end = f"<!-- {name}: made by results/records.py -->", f"<!-- end of {name} -->"
         before, rest = text.split(begin)
         _, after = rest.split(end)
@@ -130,5 +129,5 @@ if __name__ == "__main__":
             draw_run(curves.parent)
         draw_comparisons(RESULTS)
     else:
-        for path, tables in TABLES.items():
-            path.write_text(with_tables(path.read_text(), tables))
+        for path, makers in TABLES.items():
+            path.write_text(with_tables(path.read_text(), makers))

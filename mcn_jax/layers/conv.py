@@ -103,11 +103,6 @@ def _spec(
     return {"conv/kernel": float32_tensor(shape, "filters")}
 
 
-def _kernel(p: Leaves, s: Leaves, quantized: bool) -> jax.Array:
-    del s, quantized
-    return p["conv/kernel"]
-
-
 CONV = Family(
     kind="convolution",
     module=Conv,
@@ -117,7 +112,6 @@ CONV = Family(
     spec=_spec,
     make=_make,
     deployed=kernel_conv,
-    kernel=_kernel,
     filters="conv/kernel",
     multiply_adds=kernel_multiply_adds,
 )

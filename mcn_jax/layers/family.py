@@ -216,7 +216,6 @@ class Family:
         make: (config, quantized) -> builds the module from its number of output maps.
         deployed: likewise, the module for inference, whose parameters `unpack` makes. It has the
             name, and so the path, that the trained module has.
-        kernel: (p, s, quantized) -> [W, W, C, O], the filters that convolve.
         multiply_adds: layer -> {"direct": n, ...} of one image, by the form of computation.
         filters: leaf name of the parameter that holds the filters.
         quantizes: whether it can be trained with quantized weights.
@@ -254,7 +253,6 @@ class Family:
 
     make: Callable[[Config, bool], Callable[..., nn.Module]] | None = None
     deployed: Callable[[Config, bool], Callable[..., nn.Module]] | None = None
-    kernel: Callable[[Leaves, Leaves, bool], jax.Array] | None = None
     multiply_adds: Callable[[PlannedLayer], dict[str, int]] = no_multiply_adds
     filters: str | None = None
     quantizes: bool = False

@@ -254,13 +254,6 @@ def _health_sums(
     }
 
 
-def _kernel(p: Leaves, s: Leaves, quantized: bool) -> jax.Array:
-    filters = p["latent_filters"]
-    if quantized:
-        filters = ops.nearest_center(filters, s["centers"])
-    return ops.reconstructed_filters(filters, p["m_filters"])
-
-
 def _multiply_adds(layer: PlannedLayer) -> dict[str, int]:
     height, width, channels, maps = layer.params["latent_filters"]
     planes = layer.params["m_filters"][-1]
@@ -280,7 +273,6 @@ MCCONV = Family(
     spec=mcconv_file.spec,
     make=_make,
     deployed=_deployed,
-    kernel=_kernel,
     filters="latent_filters",
     multiply_adds=_multiply_adds,
     quantizes=True,

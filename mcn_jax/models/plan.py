@@ -56,9 +56,12 @@ def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan
         calls[path][2] = output.shape[1:]
         return output
 
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    def initialise() -> Any:
+        return module.init(jax.random.key(0), jnp.zeros((1, *image_shape), jnp.float32))
+
+    # Even the key is made inside, because a config is checked before JAX may look for devices.
     with nn.intercept_methods(note):
-        variables = jax.eval_shape(module.init, jax.random.key(0), images)
+        variables = jax.eval_shape(initialise)
     plan = tuple(
         PlannedLayer(
             name="/".join(path),

@@ -210,7 +210,7 @@ def test_a_damaged_prepared_data_set_is_named(tmp_path, file, damage):
 
 def test_two_processes_prepare_the_same_data_set(tmp_path):
     code = (
-        "from mcn_jax.data import open_dataset; from mcn_jax.config import DataConfig;"
+        "from mcn_jax.data.dataset import open_dataset; from mcn_jax.config import DataConfig;"
         f"print(len(open_dataset(DataConfig(data_dir={str(tmp_path)!r})).train.read_all().labels))"
     )
     processes = [

@@ -23,7 +23,7 @@ from mcn_jax.errors import InputError
 PREPARE = (
     "import resource, sys\n"
     "if sys.argv[3]: resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)\n"
-    "from mcn_jax.config import DataConfig; from mcn_jax.data import open_dataset;"
+    "from mcn_jax.config import DataConfig; from mcn_jax.data.dataset import open_dataset;"
     "from mcn_jax.errors import InputError\n"
     "try: print(len(open_dataset(DataConfig(name=sys.argv[1], data_dir=sys.argv[2])).train))\n"
     "except InputError as error: sys.exit(str(error))"

@@ -6,7 +6,11 @@ import pytest
 
 import paper
 from mcn_jax import layers
-from mcn_jax.layers import Affine, Conv, MCConv, folded_batch_norm
+from mcn_jax.config import BinarizeConfig, Config
+from mcn_jax.layers import Affine, Conv, KernelConv, MCConv, folded_batch_norm
+from mcn_jax.layers.planes import expand_input
+from mcn_jax.layers.pooling import average_pool, max_pool_2x2
+from mcn_jax.models.plan import filter_bits, plan_of_module
 
 
 def images(seed=0, shape=(2, 8, 8, 8)):
@@ -101,44 +105,34 @@ def test_mcconv_trains_in_a_model_of_somebody_else():
 
 def test_expand_input():
     rgb = jnp.arange(12.0).reshape(1, 2, 2, 3)
-    copied = layers.expand_input(rgb, "copy", 4)
+    copied = expand_input(rgb, "copy", 4)
     assert copied.shape == (1, 2, 2, 12)
     np.testing.assert_array_equal(copied[0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
-    np.testing.assert_array_equal(layers.expand_input(rgb, "first", 4)[0, 1, 0], [6, 6, 6, 6])
-    np.testing.assert_array_equal(layers.expand_input(rgb, "rgbx", 4)[0, 0, 1], [3, 4, 5, 4])
+    np.testing.assert_array_equal(expand_input(rgb, "first", 4)[0, 1, 0], [6, 6, 6, 6])
+    np.testing.assert_array_equal(expand_input(rgb, "rgbx", 4)[0, 0, 1], [3, 4, 5, 4])
     with pytest.raises(ValueError, match="'rgbx' needs 3 channels and planes=4, not 1 and 4"):
-        layers.expand_input(rgb[..., :1], "rgbx", 4)
+        expand_input(rgb[..., :1], "rgbx", 4)
     with pytest.raises(ValueError, match="needs 3 channels and planes=4, not 3 and 8"):
-        layers.expand_input(rgb, "rgbx", 8)
+        expand_input(rgb, "rgbx", 8)
     with pytest.raises(ValueError, match="input_planes='rgb' must be one of"):
-        layers.expand_input(rgb, "rgb", 4)
+        expand_input(rgb, "rgb", 4)
 
 
 def test_max_pool_is_that_of_flax():
     x = images(4, (2, 7, 6, 3))
-    ours = layers.max_pool_2x2(x)
+    ours = max_pool_2x2(x)
     np.testing.assert_array_equal(ours, nn.max_pool(x, (2, 2), (2, 2)))
-    gradient = jax.grad(lambda x: jnp.sum(layers.max_pool_2x2(x) ** 3))(x)
+    gradient = jax.grad(lambda x: jnp.sum(max_pool_2x2(x) ** 3))(x)
     expected = jax.grad(lambda x: jnp.sum(nn.max_pool(x, (2, 2), (2, 2)) ** 3))(x)
     np.testing.assert_allclose(gradient, expected, rtol=1e-6)
 
 
 def test_average_pool():
     x = images(4, (2, 6, 4, 3))
-    np.testing.assert_allclose(layers.average_pool(x, 2), nn.avg_pool(x, (2, 2), (2, 2)), rtol=1e-6)
-    np.testing.assert_array_equal(layers.average_pool(x, 1), x)
+    np.testing.assert_allclose(average_pool(x, 2), nn.avg_pool(x, (2, 2), (2, 2)), rtol=1e-6)
+    np.testing.assert_array_equal(average_pool(x, 1), x)
     with pytest.raises(ValueError, match="6x4 pixels are not divisible by a window of 4"):
-        layers.average_pool(x, 4)
-
-
-def test_dropout_depends_on_the_example_alone():
-    x = jnp.ones((6, 1000))
-    keys = jax.random.split(jax.random.key(0), 6)
-    whole = layers.example_dropout(x, keys, 0.25)
-    np.testing.assert_array_equal(whole[4:], layers.example_dropout(x[4:], keys[4:], 0.25))
-    assert set(np.unique(whole)) == {0.0, np.float32(1 / 0.75)}
-    np.testing.assert_allclose(np.mean(np.asarray(whole) == 0), 0.25, atol=0.02)
-    assert not np.array_equal(whole[0], whole[1])
+        average_pool(x, 4)
 
 
 def test_binary_filters_and_bits_of_a_model():
@@ -148,13 +142,40 @@ def test_binary_filters_and_bits_of_a_model():
     binary = layers.binary_filters(tree, centers)
     assert list(binary) == ["block/conv"]
     assert set(np.unique(binary["block/conv"])) == set(np.asarray(params["centers"]["centers"]))
+
+    class Tiny(nn.Module):
+        conv: type[nn.Module]
+        out_maps: int
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(nn.BatchNorm(True)(self.conv(self.out_maps)(x)))
+
+    def bits(conv, out_maps, num_centers):
+        plan = plan_of_module(Tiny(conv, out_maps), (8, 8, 8))
+        config = Config(binarize=BinarizeConfig(num_centers=num_centers or 2))
+        return filter_bits(plan, config, quantized=num_centers is not None)
+
     weights = 3 * 3 * 8 * 3
-    assert layers.filter_bits(tree, 2) == (weights, 32 * weights)
-    assert layers.filter_bits(tree, 3) == (2 * weights, 32 * weights)
-    assert layers.filter_bits(tree, 4) == (2 * weights, 32 * weights)
-    assert layers.filter_bits(tree, None) == (32 * weights, 32 * weights)
-    ordinary = Conv(out_maps=2).init(jax.random.key(0), images())["params"]
-    assert layers.filter_bits(ordinary, 2) == (32 * 9 * 8 * 8, 32 * 9 * 8 * 8)
+    assert bits(MCConv, 3, 2) == (weights, 32 * weights)
+    assert bits(MCConv, 3, 3) == (2 * weights, 32 * weights)
+    assert bits(MCConv, 3, 4) == (2 * weights, 32 * weights)
+    assert bits(MCConv, 3, None) == (32 * weights, 32 * weights)
+    assert bits(Conv, 2, 2) == (32 * 9 * 8 * 8, 32 * 9 * 8 * 8)
+
+
+@pytest.mark.parametrize(
+    ("strides", "padding", "size"), [(1, "SAME", 3), (2, "SAME", 3), (1, "VALID", 5), (1, "SAME", 1)]
+)
+def test_a_convolution_with_a_kernel_from_a_file_is_the_trained_one(strides, padding, size):
+    arguments = {"out_maps": 3, "kernel_size": size, "strides": strides, "padding": padding}
+    expected, variables = Conv(**arguments).init_with_output(jax.random.key(0), images())
+    kernel = variables["params"]["conv"]["kernel"]
+    found = KernelConv(**arguments).apply({"params": {"kernel": kernel}}, images())
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    if padding == "SAME":
+        reference = paper.correlate(np.asarray(images(), np.float64), np.asarray(kernel), strides)
+        np.testing.assert_allclose(found, reference, rtol=1e-4, atol=1e-4)
 
 
 def test_a_folded_batch_norm_is_the_batch_norm():

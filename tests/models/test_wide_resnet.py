@@ -11,7 +11,9 @@ import paper
 from mcn_jax import layers
 from mcn_jax.config import BinarizeConfig, Config, DataConfig, ModelConfig
 from mcn_jax.errors import InputError
+from mcn_jax.layers.table import LAYERS
 from mcn_jax.models import MODELS, WideResNet, make_model
+from mcn_jax.models.plan import filter_bits, plan_of
 from mcn_jax.training import optim
 from mcn_jax.training.checks import validate
 
@@ -80,8 +82,17 @@ def test_filter_count_of_the_papers_four_widths(widths, expected, millions):
     counts = weights(model)
     assert sum(counts.values()) == expected
     assert f"{expected / 1e6:.{len(millions.split('.')[1])}f}" == millions
-    maps = MODELS["wide_resnet"].conv_maps(model, 3)
+    plan = plan_of(Config(model=model), 10, (32, 32, 3))
+    planned = {layer.name: layer.params for layer in plan if layer.family is LAYERS["mcconv"]}
+    # Channels of the input over K, and maps of the output, in the order of the network.
+    stem, one, two, three = widths
+    maps = [(3, stem), (stem, one), *[(one, one)] * 5]
+    maps += [(one, two), *[(two, two)] * 5, (two, three), *[(three, three)] * 5]
+    assert [p["latent_filters"] for p in planned.values()] == [
+        (3, 3, 4 * g, h) for g, h in maps
+    ]  # fmt: skip
     assert sorted(counts.values()) == sorted(36 * g * h for g, h in maps)
+    assert filter_bits(plan, Config(model=model), quantized=True) == (expected, 32 * expected)
     if widths == (16, 16, 32, 64):
         assert expected == 1_070_784
 
@@ -93,7 +104,8 @@ def test_depths(depth, convolutions):
     """A stem, and two convolutions a block in three stages."""
     found = filters(wide_resnet(depth=depth))
     assert len(found) == convolutions
-    assert len(MODELS["wide_resnet"].conv_maps(wide_resnet(depth=depth), 3)) == convolutions
+    plan = plan_of(Config(model=wide_resnet(depth=depth)), 10, (32, 32, 3))
+    assert sum(layer.family.filters is not None for layer in plan) == convolutions
     blocks = (convolutions - 1) // 6
     assert set(found) == {"stem/latent_filters"} | {
         f"stage_{stage}_block_{block}/conv_{conv}/latent_filters"
@@ -165,13 +177,14 @@ def test_what_can_be_built_is_not_refused():
 
 
 @pytest.mark.parametrize(
-    ("widths", "name", "smallest"),
+    ("widths", "name", "smallest", "layer"),
     [
-        ((1, 1, 1, 2), "cifar10", 36 * 1 * 1),  # the layers of stage 1; the stem has three maps
-        ((2, 3, 4, 5), "digits", 36 * 1 * 2),  # the stem of gray images
+        # The layers of stage 1; the stem has three maps.
+        ((1, 1, 1, 2), "cifar10", 36 * 1 * 1, "stage_1_block_1/conv_1"),
+        ((2, 3, 4, 5), "digits", 36 * 1 * 2, "stem"),  # of gray images
     ],
 )
-def test_centers_fit_the_smallest_layer(widths, name, smallest):
+def test_centers_fit_the_smallest_layer(widths, name, smallest, layer):
     def config(num_centers):
         return Config(
             model=wide_resnet(widths=widths),
@@ -180,8 +193,11 @@ def test_centers_fit_the_smallest_layer(widths, name, smallest):
         )
 
     validate(config(smallest))
-    with pytest.raises(InputError, match=f"={smallest + 1} exceeds the {smallest} weights of the"):
+    message = f"={smallest + 1} exceeds the {smallest} weights of {layer}, the smallest layer"
+    with pytest.raises(InputError, match=message):
         validate(config(smallest + 1))
+    with pytest.raises(InputError, match=f" the {smallest} weights of {layer}, the smallest layer"):
+        validate(config(256))
 
 
 @pytest.mark.parametrize("conv", ["mcconv", "conv"])
@@ -312,7 +328,7 @@ def test_the_forward_pass_is_that_of_numpy(conv, binarized, depth, stem, size):
 
 
 def test_stages_of_the_imagenet_form():
-    network = make_model(Config(model=wide_resnet(stem="imagenet")), 100, binarized=True)
+    network = make_model(Config(model=wide_resnet(stem="imagenet")), 100, quantized=True)
     images = jnp.zeros((1, 224, 224, 3))
 
     def captured(images):
@@ -330,9 +346,9 @@ def test_stages_of_the_imagenet_form():
 
 
 def test_the_kinds_of_network_differ_in_the_convolution():
-    mcn = make_model(Config(model=wide_resnet()), 10, binarized=True)
-    u_mcn = make_model(Config(model=wide_resnet()), 10, binarized=False)
-    wrn = make_model(Config(model=wide_resnet(conv="conv")), 10, binarized=False)
+    mcn = make_model(Config(model=wide_resnet()), 10, quantized=True)
+    u_mcn = make_model(Config(model=wide_resnet()), 10, quantized=False)
+    wrn = make_model(Config(model=wide_resnet(conv="conv")), 10, quantized=False)
     assert isinstance(mcn, WideResNet)
     differing = [
         {f.name for f in dataclasses.fields(mcn) if getattr(mcn, f.name) != getattr(other, f.name)}
@@ -393,7 +409,7 @@ def loss_of(network, variables, images, labels):
 
 @pytest.mark.parametrize("conv", ["mcconv", "conv"])
 def test_every_parameter_has_a_gradient_after_a_step(conv):
-    network = make_model(Config(model=wide_resnet(conv=conv)), 10, binarized=True)
+    network = make_model(Config(model=wide_resnet(conv=conv)), 10, quantized=True)
     images = np.random.default_rng(1).normal(size=(16, 8, 8, 3)).astype(np.float32)
     variables = drawn_variables(network, images)
     gradient = jax.jit(jax.grad(loss_of(network, variables, images, np.arange(16) % 10)))
@@ -416,9 +432,18 @@ def test_layers_are_found_by_their_nested_names():
         ("stage_2_block_1", "conv_1"), ("stage_2_block_1", "conv_2"),
         ("stage_3_block_1", "conv_1"), ("stage_3_block_1", "conv_2"),
     ]  # fmt: skip
-    assert list(layers.modulated_layers(params)) == paths
+    plan = plan_of(Config(model=model), 10, RGB[1:])
+    modulated = [layer for layer in plan if layer.family is LAYERS["mcconv"]]
+    assert [layer.path for layer in modulated] == paths
+    for layer in modulated:
+        own = layer.params_in(params)
+        declared_m = params[layer.path[0]]
+        for name in layer.path[1:]:
+            declared_m = declared_m[name]
+        assert own.keys() == {"latent_filters", "m_filters"}
+        assert own["m_filters"] is declared_m["m_filters"]
     binary = layers.binary_filters(params, centers)
-    assert list(binary) == ["/".join(path) for path in paths]
+    assert binary.keys() == {"/".join(path) for path in paths}
     flat_centers = traverse_util.flatten_dict(centers, sep="/")
     for path, values in binary.items():
         np.testing.assert_array_equal(np.unique(values), flat_centers[f"{path}/centers"])
@@ -426,14 +451,15 @@ def test_layers_are_found_by_their_nested_names():
     assert jax.tree.structure(centers) == jax.tree.structure(declared)
     # 18*G*H, as K = 2.
     count = 18 * (3 * 2 + 2 * 3 + 3 * 3 + 3 * 4 + 4 * 4 + 4 * 5 + 5 * 5)
-    assert layers.filter_bits(params, 2) == (count, 32 * count)
-    groups = traverse_util.flatten_dict(optim.parameter_groups(params), sep="/")
+    assert filter_bits(plan, Config(model=model), quantized=True) == (count, 32 * count)
+    groups = traverse_util.flatten_dict(optim.parameter_groups(plan), sep="/")
+    assert groups.keys() == traverse_util.flatten_dict(params, sep="/").keys()
     assert groups["stage_3_block_1/conv_2/m_filters"] == "m_filters"
     assert groups["stem/latent_filters"] == "latent_filters"
     assert groups["stage_1_block_1/batch_norm_2/scale"] == "biases_and_batch_norm"
 
 
 def test_a_wrong_stem_is_named_by_the_network_too():
-    network = make_model(Config(model=wide_resnet()), 10, binarized=True)
+    network = make_model(Config(model=wide_resnet()), 10, quantized=True)
     with pytest.raises(ValueError, match="stem='vit' must be one of cifar, imagenet"):
         network.clone(stem="vit").init(jax.random.key(0), jnp.zeros(RGB))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 import paper
-from mcn_jax.ops.binarize import binarize, kmeans_centers, nearest_center, nearest_index
+from mcn_jax.ops.binarize import kmeans_centers, nearest_center, nearest_index
 
 
 def random_values(seed, shape):
@@ -94,22 +94,3 @@ def test_nearest_center_is_that_of_the_paper(num_centers):
     np.testing.assert_array_equal(result, paper.binary(values, centers))
     assert set(result.ravel()) <= set(centers)
     np.testing.assert_array_equal(nearest_center(result, jnp.asarray(centers)), result)
-
-
-def test_binarize_passes_gradients_straight_through():
-    centers = jnp.array([-0.5, 0.5])
-    latent = jnp.array([-7.0, -0.5, 0.0, 0.2, 9.0])  # far values too: there is no clipping
-    weights = jnp.array([1.0, 2.0, 3.0, 4.0, 5.0])
-
-    def loss(latent, centers):
-        return jnp.sum(weights * binarize(latent, centers) ** 2)
-
-    d_latent, d_centers = jax.grad(loss, argnums=(0, 1))(latent, centers)
-    np.testing.assert_array_equal(d_latent, 2 * weights * nearest_center(latent, centers))
-    np.testing.assert_array_equal(d_centers, [0.0, 0.0])
-    through_stop_gradient = jax.grad(
-        lambda c: jnp.sum(
-            weights * (c + jax.lax.stop_gradient(nearest_center(c, centers) - c)) ** 2
-        )
-    )(latent)
-    np.testing.assert_allclose(d_latent, through_stop_gradient, rtol=1e-6)

@@ -15,10 +15,12 @@ from mcn_jax import ops
 from mcn_jax.deploy.model_file import write_model
 from mcn_jax.errors import InputError
 from mcn_jax.inspect_checkpoint import main
+from mcn_jax.layers import binary_filters
 from mcn_jax.reports.inspected import array_of, inspect
-from mcn_jax.reports.measures import compare, describe, output_pixels
+from mcn_jax.reports.measures import compare, describe
 from mcn_jax.reports.page import page
 from mcn_jax.workdirs.files import read_metrics
+from mcn_jax.workdirs.trained import read_trained
 
 
 @pytest.fixture
@@ -84,7 +86,7 @@ def test_pixels_of_a_wide_resnet(tmp_path):
     model, _, _ = random_model(name="wide_resnet")
     write_model(model, tmp_path / "model.safetensors")
     inspected = inspect(tmp_path / "model.safetensors")
-    pixels = output_pixels(inspected)
+    pixels = {layer.name: layer.out_pixels for layer in inspected.plan}
     assert next(iter(pixels)) == "stem"
     assert pixels["stem"] == 16 * 16
     assert pixels["stage_2_block_1/conv_1"] == 8 * 8
@@ -97,21 +99,53 @@ def test_an_ordinary_network_costs_multiply_adds_and_saves_none(tmp_path):
     model, _, _ = random_model(conv="conv", num_centers=0)
     write_model(model, tmp_path / "model.safetensors")
     description = describe(inspect(tmp_path / "model.safetensors"))
-    first = next(r for r in description["layers"] if r["layer"] == "conv_1/conv")
+    first = next(r for r in description["layers"] if r["layer"] == "conv_1")
     assert first["multiply_adds_direct"] == 16 * 16 * 9 * 1 * 8
     totals = description["totals"]
     assert totals["filter_bits"] == totals["float32_filter_bits"] == 32 * (9 * 8 + 9 * 8 * 12)
     assert totals["multiply_adds_factored"] == 0
 
 
+@pytest.mark.parametrize(
+    ("head", "layers", "bits"),
+    [
+        # The convolutions of 2 and 3 maps, then the others in call order.
+        ("linear", ["dense"], 9 * 4 * 2 + 9 * 8 * 3),
+        ("conv", ["head", "batch_norm_head"], 9 * 4 * 2 + 9 * 8 * 3 + 32 * 12 * 5),
+    ],
+)
+def test_heads_are_counted(head, layers, bits, tmp_path):
+    model, _, _ = random_model(head=head)
+    write_model(model, tmp_path / "model.safetensors")
+    description = describe(inspect(tmp_path / "model.safetensors"))
+    names = [record["layer"] for record in description["layers"]]
+    assert names == ["conv_1", "conv_2", "batch_norm_1", "batch_norm_2", *layers]
+    assert description["totals"]["filter_bits"] == bits
+    last = description["layers"][4]
+    if head == "conv":
+        assert (last["shape"], last["weights"]) == ([1, 1, 12, 5], 60)
+        assert last["multiply_adds_direct"] == 4 * 4 * 60
+    else:
+        assert last["weights"] == 4 * 4 * 12 * 5 + 5
+
+
 def test_comparison_of_two_checkpoints(report_runs):
     workdir = report_runs["seed_0"]
     first, last = (inspect(workdir / "checkpoints" / step) for step in ("44", "88"))
     for record in compare(first, last):
-        before, after = first.layers[record["layer"]], last.layers[record["layer"]]
-        assert record["flip_ratio"] == np.mean(before.filters != after.filters)
-        assert record["m_drift"] > 0
-        assert record["latent_drift"] > 0
+        before, after = (
+            read_trained(workdir / "checkpoints" / step).variables for step in ("44", "88")
+        )
+        binary, next_binary = (
+            binary_filters(variables["params"], variables["centers"])[record["layer"]]
+            for variables in (before, after)
+        )
+        # The centers stay from the first epoch to the second, so that a flip is another value.
+        assert record["flip_ratio"] == np.mean(binary != next_binary)
+        for name, measure in (("m_filters", "m_drift"), ("latent_filters", "latent_drift")):
+            a, b = (v["params"][record["layer"]][name].ravel() for v in (before, after))
+            assert record[measure] == pytest.approx(((b - a) @ (b - a) / (a @ a)) ** 0.5)
+            assert record[measure] > 0
     assert [record["m_drift"] for record in compare(last, inspect(workdir))] == [0, 0]
     other = compare(last, inspect(report_runs["centers_3"]))
     assert [record["flip_ratio"] for record in other] == [None, None]
@@ -120,7 +154,7 @@ def test_comparison_of_two_checkpoints(report_runs):
 def test_other_networks_are_not_compared(report_runs, tmp_path):
     model, _, _ = random_model(widths=(3, 4))
     write_model(model, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match="cannot be compared: they have not the same MCconv"):
+    with pytest.raises(InputError, match="cannot be compared: they do not have the same"):
         compare(inspect(tmp_path / "model.safetensors"), inspect(report_runs["seed_0"]))
 
 
@@ -204,25 +238,43 @@ def test_a_number_of_no_layer_is_told(number, model_path):
         array_of(inspect(model_path), f"layers/{number}/centers")
 
 
+def test_what_an_older_config_lacks_has_its_default(report_runs, tmp_path):
+    shutil.copytree(report_runs["seed_0"], tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    for name in ("pooling", "head"):
+        del record["config"]["model"][name]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    expected, found = (describe(inspect(p)) for p in (report_runs["seed_0"], tmp_path / "run"))
+    assert found["layers"] == expected["layers"]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("nowhere", "nowhere does not exist; name a work directory"),
         ("empty", "empty is no work directory of a run: it has no config.json"),
-        ("file.txt", "file.txt is no .safetensors file, work directory or checkpoint"),
+        ("file.txt", "file.txt is not a .safetensors file, work directory or checkpoint"),
         ("run/checkpoints/7", "at the end of an epoch at step 7; it has those at 44, 88"),
-        ("old", "config.json is not of this version (missing field config.seed)"),
+        ("old", "config.json is not of this version ('mean'); train the run anew"),
+        (
+            "newer",
+            "config.json is not of this version (unknown field config.loss.tetha; did you mean"
+            " theta?)",
+        ),
         ("damaged", "config.json is damaged"),
     ],
 )
 def test_what_cannot_be_looked_into_is_one_line(name, message, report_runs, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.txt").write_text("")
-    for copy in ("run", "old", "damaged"):
+    for copy in ("run", "old", "newer", "damaged"):
         shutil.copytree(report_runs["seed_0"], tmp_path / copy)
     (tmp_path / "run" / "checkpoints" / "7").mkdir()
     record = json.loads((tmp_path / "old" / "config.json").read_text())
-    del record["config"]["seed"]
+    record["config"]["loss"]["tetha"] = 1e-3
+    (tmp_path / "newer" / "config.json").write_text(json.dumps(record))
+    del record["config"]["loss"]["tetha"]
+    del record["data"]["mean"]
     (tmp_path / "old" / "config.json").write_text(json.dumps(record))
     (tmp_path / "damaged" / "config.json").write_text("{")
     with pytest.raises(SystemExit) as stopped:
@@ -255,7 +307,7 @@ def test_the_page_is_whole_in_itself(report_runs, tmp_path, capsys):
     resources.feed(path.read_text())
     assert resources.headings == [
         "Totals", "Layers", "Changes", "Training", "Filters over the epochs",
-        "Latent filters and their centers", "M-filters, plane by plane", "Filters of conv_1",
+        "Latent weights and the levels they are quantized to", "M-filters, plane by plane", "Filters of conv_1",
     ]  # fmt: skip
     assert len(resources.found) == 6  # five pictures and the icon
     assert all(value.startswith("data:") for value in resources.found)

@@ -11,6 +11,7 @@ import pytest
 from mcn_jax import report
 from mcn_jax.config import Config, flatten
 from mcn_jax.errors import InputError
+from mcn_jax.reports import tables
 from mcn_jax.reports.runs import (
     complete_config,
     differing_fields,
@@ -58,7 +59,7 @@ def groups_of(*workdirs):
 
 def test_the_table_tells_what_differs_and_averages_seeds(report_runs):
     runs = report_runs
-    rows = report.table(groups_of(*runs.values()))
+    rows = tables.table(groups_of(*runs.values()))
     assert [(row["method"], row["theta"], row["centers"]) for row in rows] == [
         ("MCN", "0", "2"), ("MCN", "0.001", "2"), ("MCN", "0.001", "3"), ("U-MCN", "0.001", "2"),
     ]  # fmt: skip
@@ -92,7 +93,7 @@ def test_records_of_an_older_version_give_the_table_of_the_readme():
     assert (
         "root" not in json.loads((RECORDS / names[0] / "config.json").read_text())["config"]["data"]
     )
-    rows = report.table(groups_of(*(RECORDS / name for name in names)))
+    rows = tables.table(groups_of(*(RECORDS / name for name in names)))
     assert [row["method"] for row in rows] == ["MCN", "U-MCN", "CNN"]
     readme = (RECORDS.parent / "README.md").read_text()
     for row in rows:
@@ -109,17 +110,17 @@ def test_what_an_older_config_lacks_has_its_default_and_what_is_no_more_stays():
 def test_a_running_run_is_shown_and_left_out_of_means(report_runs, tmp_path):
     running = still_running(report_runs["seed_1"], tmp_path / "running")
     groups = groups_of(report_runs["seed_0"], running)
-    [row] = report.table(groups)
+    [row] = tables.table(groups)
     accuracy = 100 * result(report_runs["seed_0"])["final_test_accuracy"]
     assert row["last epoch, %"] == f"{accuracy:.2f} (n = 1); running, epoch 1/2"
-    axes = report.draw(groups)["curves"].axes[0]
+    axes = tables.draw(groups)["curves"].axes[0]
     drawn = {line.get_label(): list(line.get_xdata()) for line in axes.lines}
     assert drawn["MCN"] == [1, 2]
     assert drawn["MCN, seed 1, running, epoch 1/2"] == [1]
-    [row] = report.table(groups_of(running))
+    [row] = tables.table(groups_of(running))
     assert row["last epoch, %"] == "running, epoch 1/2"
     assert row["best epoch, %"] == row["filter bits"] == row["time a run"] == "-"
-    [record] = report.summary(groups_of(running))
+    [record] = tables.summary(groups_of(running))
     assert record["final_test_accuracy"] == {"mean": None, "std": None, "n": 0}
 
 
@@ -211,8 +212,8 @@ def test_the_command_writes_what_it_names(report_runs, tmp_path, capsys):
 def test_a_narrow_terminal_gets_a_list_instead_of_cut_cells(report_runs, tmp_path, capsys):
     import rich.console
 
-    rows = report.table(groups_of(report_runs["seed_0"], report_runs["theta_0"]))
-    report.print_table(rows, rich.console.Console(width=80))
+    rows = tables.table(groups_of(report_runs["seed_0"], report_runs["theta_0"]))
+    tables.print_table(rows, rich.console.Console(width=80))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert "…" not in "".join(lines)
@@ -227,7 +228,7 @@ def test_runs_of_one_name_have_figures_of_their_own(report_runs, tmp_path):
         copy(report_runs["seed_0"], tmp_path / place / "run", loss__theta=theta)
         for place, theta in (("a", 0.1), ("b", 0.2))
     ]
-    drawn = report.draw(groups_of(*paths))
+    drawn = tables.draw(groups_of(*paths))
     assert list(drawn) == ["curves", "health_run", "health_run_2", "theta"]
 
 

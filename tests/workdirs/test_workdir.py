@@ -59,7 +59,7 @@ def test_a_revision_is_dirty_by_changes_of_the_source_alone(tmp_path, monkeypatc
 
     monkeypatch.setattr(workdir, "__file__", str(tmp_path / "mcn_jax" / "workdirs" / "files.py"))
     assert workdir.environment()["git_revision"] is None
-    source, record = tmp_path / "mcn_jax/workdirs/steps.py", tmp_path / "results" / "a" / "step.json"
+    source, record = tmp_path / "mcn_jax/workdirs/steps.py", tmp_path / "results/a/step.json"
     for path in (source, record):
         path.parent.mkdir(parents=True)
         path.write_text("0")

@@ -1,0 +1,164 @@
+"""The heads, alone and in both networks."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from mcn_jax.config import Config, ModelConfig
+from mcn_jax.data.batches import Batch
+from mcn_jax.models import MODELS, Classifier, make_model
+from mcn_jax.models.heads import HEADS, example_dropout
+from mcn_jax.training.steps import train_step
+from small_runs import digits_config, random_split, step_arguments
+
+CLASSES = 5
+
+
+def model_config(**fields):
+    """A small network; `fields` are those of `ModelConfig`."""
+    if fields.get("name") == "wide_resnet":
+        fields = {"widths": (1, 2, 2, 3), "depth": 8} | fields
+    return ModelConfig(**({"widths": (2, 3), "dense_features": 7} | fields))
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "vector"),
+    # 3 maps of 4 planes are left; the simple CNN has yet to pool them.
+    [("simple_cnn", (8, 8, 12), 4 * 4 * 12), ("wide_resnet", (4, 4, 12), 12)],
+)
+@pytest.mark.parametrize("conv", ["mcconv", "conv"])
+@pytest.mark.parametrize("head", HEADS)
+def test_shapes(head, conv, name, features, vector):
+    config = Config(model=model_config(name=name, conv=conv, head=head))
+    model = make_model(config, CLASSES, quantized=True)
+    images = jnp.zeros((2, 16, 16, 3))
+    outputs, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+    assert outputs.logits.shape == (2, CLASSES)
+    assert outputs.features.shape == (2, *features)
+    shapes = {
+        "/".join(path): leaf.shape
+        for path, leaf in traverse_util.flatten_dict(variables["params"]).items()
+        if path[0].startswith(("dense", "head", "batch_norm_head"))
+    }
+    assert shapes == {
+        "dense": {
+            "dense_1/kernel": (vector, 7), "dense_1/bias": (7,),
+            "dense_2/kernel": (7, CLASSES), "dense_2/bias": (CLASSES,),
+        },
+        "linear": {"dense/kernel": (vector, CLASSES), "dense/bias": (CLASSES,)},
+        "conv": {
+            "head/conv/kernel": (1, 1, 12, CLASSES),
+            "batch_norm_head/scale": (CLASSES,), "batch_norm_head/bias": (CLASSES,),
+        },
+    }[head]  # fmt: skip
+
+
+class Bare(Classifier):
+    """A head alone, which takes the image for the maps."""
+
+    def convolutions(self, x, batch_norm):
+        return x, x
+
+    def vector(self, maps):
+        return maps.reshape(len(maps), -1)
+
+
+def drawn(model, maps):
+    """Random variables of a network, of which variances are positive; as numpy."""
+    generator = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), maps)
+
+    def draw(path, leaf):
+        values = generator.normal(size=leaf.shape)
+        return np.abs(values) + 0.5 if path[-1].key == "var" else values
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def expected_logits(head, variables, maps, statistics):
+    """A head in numpy; `statistics` are mean and variance of its batch norm, if it has one."""
+    flat = traverse_util.flatten_dict(variables["params"], sep="/")
+
+    def dense(x, name):
+        return np.array([flat[f"{name}/kernel"].T @ row + flat[f"{name}/bias"] for row in x])
+
+    vector = np.array([example.ravel() for example in maps])
+    if head == "linear":
+        return dense(vector, "dense")
+    if head == "dense":
+        return dense(np.maximum(dense(vector, "dense_1"), 0), "dense_2")
+    kernel = flat["head/conv/kernel"][0, 0]
+    mean, variance = statistics(maps @ kernel)
+    scale = flat["batch_norm_head/scale"] / np.sqrt(variance + 1e-5)
+    normed = (maps @ kernel - mean) * scale + flat["batch_norm_head/bias"]
+    return np.array([example.reshape(-1, CLASSES).mean(0) for example in normed])
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("head", HEADS)
+def test_values_are_those_of_numpy(head, train):
+    maps = np.random.default_rng(1).normal(size=(3, 2, 4, 6))
+    with jax.enable_x64(True):
+        model = Bare(
+            conv=None, widths=(), num_classes=CLASSES, input_planes=None, head=head,
+            dense_features=7, dropout_rate=0.0, dtype=jnp.float64, param_dtype=jnp.float64,
+        )  # fmt: skip
+        variables = drawn(model, maps)
+        outputs, updated = model.apply(variables, maps, train=train, mutable=["batch_stats"])
+    stored = variables.get("batch_stats", {}).get("batch_norm_head")
+
+    def statistics(x):
+        if not train:
+            return stored["mean"], stored["var"]
+        return x.mean((0, 1, 2)), x.var((0, 1, 2))
+
+    expected = expected_logits(head, variables, maps, statistics)
+    np.testing.assert_allclose(outputs.logits, expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(outputs.features, maps)
+    if head == "conv" and train:
+        kernel = variables["params"]["head"]["conv"]["kernel"][0, 0]
+        moved = 0.9 * stored["mean"] + 0.1 * (maps @ kernel).mean((0, 1, 2))
+        found = updated["batch_stats"]["batch_norm_head"]["mean"]
+        np.testing.assert_allclose(found, moved, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("head", HEADS)
+def test_a_training_step_moves_every_parameter(head, name):
+    config = digits_config(model=model_config(name=name, head=head))
+    state, arguments = step_arguments(config, quantized=True)
+    step = jax.jit(functools.partial(train_step, **arguments))
+    split, rows = random_split(), np.arange(32, dtype=np.int32)
+    # The rate of the first step is zero, at the begin of the warmup.
+    after, first = step(state, split, Batch(rows, rows))
+    after, second = step(after, split, Batch(rows + 32, rows))
+    for metrics in (first, second):
+        assert all(np.isfinite(value) for value in metrics.values())
+        assert metrics["gradient_norm"] > 0
+    before = traverse_util.flatten_dict(state.params, sep="/")
+    for path, leaf in traverse_util.flatten_dict(after.params, sep="/").items():
+        assert np.isfinite(leaf).all(), path
+        assert np.abs(leaf - before[path]).max() > 0, path
+
+
+@pytest.mark.parametrize("head", ["linear", "conv"])
+def test_heads_without_dropout_need_no_keys(head):
+    model = make_model(Config(model=model_config(head=head)), CLASSES, quantized=True)
+    images = jnp.ones((2, 16, 16, 1))
+    variables = model.init(jax.random.key(0), images)
+    outputs, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    assert np.isfinite(outputs.logits).all()
+
+
+def test_dropout_depends_on_the_example_alone():
+    x = jnp.ones((6, 1000))
+    keys = jax.random.split(jax.random.key(0), 6)
+    whole = example_dropout(x, keys, 0.25)
+    np.testing.assert_array_equal(whole[4:], example_dropout(x[4:], keys[4:], 0.25))
+    assert set(np.unique(whole)) == {0.0, np.float32(1 / 0.75)}
+    np.testing.assert_allclose(np.mean(np.asarray(whole) == 0), 0.25, atol=0.02)
+    assert not np.array_equal(whole[0], whole[1])
