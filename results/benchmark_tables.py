@@ -5,6 +5,8 @@ from typing import Any
 
 from markdown_tables import read, short_revision
 
+from mcn_jax.ops.costs import multiply_adds
+from mcn_jax.ops.fastest import Shape
 from mcn_jax.reports import runs
 
 # Under results/, of benchmarks that were run on two cores of two machines.
@@ -13,6 +15,8 @@ MEASURED_ON_ALL = ("mcconv", "step", "roofline")
 # More runs of layers on the first machine: that which chose the forms, and a later one.
 TUNING = ("benchmarks/repeated", "mcconv_tuning.json")
 THIRD = ("benchmarks/repeated", "mcconv_third.json")
+# One GPU, measured by benchmarks/gpu.py.
+H100 = "benchmarks/h100"
 
 
 def input_table() -> str:
@@ -178,16 +182,20 @@ def step_table() -> str:
 
 def _mcconv_seconds(network: dict[str, Any]) -> float:
     """What all MCconvs of 20 layers take forward and with gradients, measured one by one."""
-    stem, one, two, three = network["widths"]
-    maps = [(3, stem, 32, 1), (stem, one, 32, 1), (one, two, 32, 2), (two, three, 16, 2)]
-    maps += 5 * [(one, one, 32, 1), (two, two, 16, 1), (three, three, 8, 1)]
     seconds = {}
     for layer in read("benchmarks", "mcconv.json")["layers"]:
         if layer["planes"] == 4:
             key = layer["in_maps"], layer["out_maps"], layer["size"], layer["stride"]
             median = layer["with gradient"]["median_seconds"][layer["form"]]
             seconds[key] = median / layer["batch"]
-    return network["batch_size"] * sum(seconds[key] for key in maps)
+    return network["batch_size"] * sum(seconds[key] for key in _convolutions(network))
+
+
+def _convolutions(network: dict[str, Any]) -> list[tuple[int, int, int, int]]:
+    """Maps in, maps out, pixels and stride of each convolution of 20 layers."""
+    stem, one, two, three = network["widths"]
+    first = [(3, stem, 32, 1), (stem, one, 32, 1), (one, two, 32, 2), (two, three, 16, 2)]
+    return first + 5 * [(one, one, 32, 1), (two, two, 16, 1), (three, three, 8, 1)]
 
 
 def roofline_table() -> str:
@@ -285,4 +293,70 @@ def packing_table() -> str:
         f"{record['weights'] / 1e6:.1f} million weights, medians of {record['repeats']} turns",
         "centers | what | time | over that of NumPy's packbits or unpackbits of as many bits",
         lines,
+    )
+
+
+def h100_step_table() -> str:
+    """Training steps on one H100."""
+    lines = []
+    for name in ("16-16-32-64_bfloat16", "16-16-32-64_float32", "64-64-128-256_bfloat16"):
+        record = read(H100, f"step_{name}.json")
+        [network] = record["networks"]
+        flop = 2 * network["batch_size"] * sum(
+            multiply_adds(Shape(one, two, 4, size, stride), "direct", gradients=True)
+            for one, two, size, stride in _convolutions(network)
+        )  # fmt: skip
+        for method, median in network["median_seconds"].items():
+            rate = "" if method == "MCN, factored" else f"{flop / median / 1e12:.0f}"
+            lines.append(
+                f"| {_step_cells(record, network)} | {method} | {1e3 * median:.2f} ms"
+                f" | {network['images_per_second'][method]:,.0f}"
+                f" | {network['over_wrn'][method]:.2f} | {rate}"
+                f" | {network['temporary_bytes'][method] / 1e6:,.0f} MB"
+                f" | {network['compile_seconds'][method]:.1f} s | {network['repeats']} |"
+            )
+    record = read(H100, "pytorch_16-16-32-64_bfloat16.json")
+    [network] = record["networks"]
+    for method, median in network["median_seconds"].items():
+        lines.append(
+            f"| {_step_cells(record, network)} | {method} {record['torch']} | {1e3 * median:.2f} ms"
+            f" | {network['images_per_second'][method]:,.0f} | | | | | |"
+        )
+    return "\n".join(
+        [
+            "| maps | dtype | batch | network | time per step | images/s | over WRN"
+            " | TFLOP/s of the convolutions | temporary memory | compile time | turns |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
+            *lines,
+        ]
+    )
+
+
+def _step_cells(record: dict[str, Any], network: dict[str, Any]) -> str:
+    maps = runs.text(tuple(network["widths"]))
+    return f"{maps} | {record['dtype']} | {network['batch_size']}"
+
+
+def h100_layer_table() -> str:
+    """Single layers on one H100."""
+    lines = []
+    for dtype in ("bfloat16", "float32"):
+        for layer in read(H100, f"mcconv_{dtype}.json")["layers"]:
+            shape, cells = Shape.of(layer), []
+            for name in ("forward", "with gradient"):
+                over = layer[name]["over_ordinary"]
+                cells += [f"{over['direct']:.2f}", f"{over['factored']:.2f}"]
+            times = layer["with gradient"]["median_seconds"]
+            lines.append(
+                f"| {shape.in_maps}-{shape.out_maps} | {shape.size}x{shape.size} | {dtype}"
+                f" | {layer['batch']} | {' | '.join(cells)} | {1e3 * times['ordinary']:.2f} ms |"
+            )
+    return "\n".join(
+        [
+            "| maps | pixels | dtype | batch | direct, forward | factored, forward"
+            " | direct, with gradients | factored, with gradients"
+            " | ordinary, with gradients |",
+            "|---|---|---|---|---|---|---|---|---|",
+            *lines,
+        ]
     )

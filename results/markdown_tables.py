@@ -24,6 +24,11 @@ ROWS = (
     ("", "WRN", "", ("cifar10_cpu_wrn",)),
     ("CIFAR-100, 20 layers, 4-4-8-16 maps, 8 epochs", "MCN", "", ("cifar100_cpu_mcn",)),
     ("", "U-MCN", "", ("cifar100_cpu_umcn",)),
+    (
+        "CIFAR-10, 20 layers, 16-16-32-64 maps, 70 epochs", "MCN", "",
+        ("cifar10_20_70_epochs_mcn",),
+    ),
+    ("", "U-MCN", "", ("cifar10_20_70_epochs_umcn",)),
     ("CIFAR-10, 20 layers, 16-16-32-64 maps", "MCN", "92.08 (book)", ()),
     ("", "MCN, then center loss", "92.10 (book)", ()),
     ("", "U-MCN", "93.69 (book)", ()),
@@ -36,7 +41,7 @@ ROWS = (
     ("CIFAR-100, 34 layers, 64-64-128-256 maps", "MCN", "78.13", ()),
     ("SVHN, 28 layers, 64-64-128-256 maps", "MCN", "96.87", ()),
     ("ImageNet-100, 34 layers, 32-64-128-256 maps", "MCN", "83.82", ()),
-)
+)  # fmt: skip
 
 
 def read(name: str, file: str) -> dict:
@@ -49,6 +54,14 @@ def short_revision(revision: str | None) -> str:
     if revision is None:
         return "no revision"
     return revision[:7] + ("-dirty" if revision.endswith("-dirty") else "")
+
+
+def hardware(record: dict) -> str:
+    """What a run used: CPU cores, or the names of its accelerators."""
+    if record["backend"] != "cpu":
+        return ", ".join(record["devices"])
+    cores = record["cpu_count"]
+    return f"{cores} CPU core{'s' if cores > 1 else ''}"
 
 
 def row(data: str, method: str, paper: str, names: tuple[str, ...]) -> str:
@@ -71,11 +84,9 @@ def row(data: str, method: str, paper: str, names: tuple[str, ...]) -> str:
     revisions = sorted({short_revision(record["git_revision"]) for record in records})
     logs = " ".join(f"[{i}](results/{name})" for i, name in enumerate(names))
     epochs = group.setting["num_epochs"]
-    cores = records[0]["cpu_count"]
-    hardware = f"{cores} CPU core{'s' if cores > 1 else ''}"
     return (
         f"| {data} | {method} | {paper} | {ours} | {bits:,} | {float_bits // bits}x | {epochs}"
-        f" | {seconds:,.0f} s | {hardware}; {', '.join(revisions)} | {logs} |"
+        f" | {seconds:,.0f} s | {hardware(records[0])}; {', '.join(revisions)} | {logs} |"
     )
 
 

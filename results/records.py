@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 
 from benchmark_tables import (
     faults_table,
+    h100_layer_table,
+    h100_step_table,
     inference_table,
     input_table,
     machines_table,
@@ -58,6 +60,7 @@ TABLES = {
     ROOT / "docs" / "performance.md": {
         "mcconv": mcconv_table, "step": step_table, "roofline": roofline_table,
         "machines": machines_table, "inference": inference_table, "packing": packing_table,
+        "h100 steps": h100_step_table, "h100 layers": h100_layer_table,
     },
 }  # fmt: skip
 

@@ -165,7 +165,8 @@ def test_binary_filters_and_bits_of_a_model():
 
 
 @pytest.mark.parametrize(
-    ("strides", "padding", "size"), [(1, "SAME", 3), (2, "SAME", 3), (1, "VALID", 5), (1, "SAME", 1)]
+    ("strides", "padding", "size"),
+    [(1, "SAME", 3), (2, "SAME", 3), (1, "VALID", 5), (1, "SAME", 1)],
 )
 def test_a_convolution_with_a_kernel_from_a_file_is_the_trained_one(strides, padding, size):
     arguments = {"out_maps": 3, "kernel_size": size, "strides": strides, "padding": padding}
