@@ -84,6 +84,8 @@ def _gather(graph: Graph, equation: Equation) -> Value:
         raise equation.lacks("rows are indexed and cut")
     if any(x.shape[axis] < 0 for axis in indexed):
         raise equation.lacks("images are indexed")
+    if indices.dtype not in (np.int32, np.int64):
+        indices = cast(graph, indices, np.dtype(np.int64))
     index_shape = indices.shape[:-1]
     mode = equation["mode"].name
     limits = np.array([x.shape[axis] - 1 for axis in indexed], np.int64)

@@ -1,8 +1,8 @@
 """A function of JAX as an ONNX graph: traces it and writes every primitive with a rule.
 
 So ONNX comes from the network itself, and a new layer needs no ONNX as long as there is a rule for
-each primitive it is made of. The graph uses standard operators of opset 18, the first one with
-bitwise operators, which packed bits need; like today's files it is ONNX IR version 8.
+each primitive it is made of. The graph has only standard operators. They are those of opset 18, the
+first one with bitwise operators, which unpacking bits needs; ONNX IR version 8 goes with it.
 
 The function is traced for two numbers of images, and what differs between the traces depends on
 that number. So a length that happens to equal a number of images is never taken for it, and the
@@ -26,8 +26,8 @@ from mcn_jax.errors import InputError
 
 OPSET = 18
 IR_VERSION = 8
-# Two primes, far apart: no power of two lies at the same distance from both, nor is a size rounded
-# up to one the same multiple of both.
+# Primes that are far apart. So whatever is rounded up to a multiple of some number is not mistaken
+# for a multiple of the number of images.
 BATCHES = (61, 97)
 FOLDED_SIZE = 1024  # elements of a constant that is computed while translating
 # Primitives that call a function, which is translated in their place.
@@ -68,6 +68,9 @@ def translate(
             in another way than as a multiple of it.
     """
     tensors = {name: np.asarray(array) for name, array in tensors.items()}
+    for name in (input_name, output_name):
+        if name in tensors:
+            raise InputError(f"a tensor has the name of the input or the output, {name!r}")
     graph = Graph(input_name, {output_name, *tensors})
     shape = (-1, *image_shape)
     arguments = [
@@ -135,6 +138,11 @@ class _Translation:
     def _equation(self, equations: Pair, inputs: list[Value]) -> list[Value]:
         name, params = equations[0].primitive.name, [e.params for e in equations]
         outputs = list(zip(*(equation.outvars for equation in equations), strict=True))
+        for aval in (variable.aval for variable, _ in outputs):
+            if 0 in aval.shape or jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):
+                raise InputError(
+                    f"{name} makes {aval.str_short()}, which cannot be written as ONNX"
+                )
         equation = Equation(
             primitive=name,
             inputs=inputs,

@@ -151,7 +151,11 @@ class Graph:
             return name
         if sum(n < 0 for n in target) > 1:
             raise InputError(f"a shape with more than one axis of images: {describe(target)}")
-        return self.emit("Reshape", name, self.integers(max(n, -1) for n in target))
+        # 0 copies a length. So ONNX Runtime knows that the number of images stays the same, which
+        # it needs to add two results of convolutions in the layout that these have.
+        copies = [n < 0 and shape[axis : axis + 1] == (n,) for axis, n in enumerate(target)]
+        sizes = (0 if copy else max(n, -1) for copy, n in zip(copies, target, strict=True))
+        return self.emit("Reshape", name, self.integers(sizes))
 
     def _runtime_shape(self, sizes: Sequence[int]) -> str:
         if min(sizes, default=1) > 0:
@@ -198,11 +202,34 @@ def reshape(graph: Graph, value: Value, shape: Shape) -> Value:
         constant = np.broadcast_to(value.constant, value.shape).reshape(shape)
         return Value(shape=shape, dtype=value.dtype, constant=constant)
     if value.repeated:
+        copies = _copies(graph, value, shape)
+        if copies is not None:
+            return copies
         value = Value(shape=value.shape, dtype=value.dtype, name=graph.tensor(value))
     source = value.source or value
     if source.shape == shape:
         return source
     return Value(shape=shape, dtype=value.dtype, source=source)
+
+
+def _copies(graph: Graph, value: Value, shape: Shape) -> Value | None:
+    """The reshape that joins a repeated axis and one beside it, as `jnp.repeat` does it: a Gather,
+    or nothing but a note where there is one element to repeat."""
+    axis, times = min((axis, value.shape[axis]) for axis in value.repeated)
+    rest = (*value.shape[:axis], *value.shape[axis + 1 :])
+    for beside, indices in ((axis - 1, np.repeat), (axis, np.tile)):
+        length = rest[beside] if 0 <= beside < len(rest) else 0
+        joined = (*rest[:beside], length * times, *rest[beside + 1 :])
+        if len(value.repeated) > 1 or min(length, times) < 1 or joined != shape:
+            continue
+        once = dataclasses.replace(value, shape=value.stored, repeated=frozenset())
+        once = written(graph, reshape(graph, once, rest))
+        if length == 1:
+            return dataclasses.replace(once, shape=shape, repeated=frozenset([beside]))
+        places = graph.integers(indices(np.arange(length), times))
+        name = graph.emit("Gather", once.name, places, axis=once.order.index(beside))
+        return dataclasses.replace(once, shape=shape, name=name)
+    return None
 
 
 def broadcast(value: Value, shape: Shape, axes: Sequence[int]) -> Value:
