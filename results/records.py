@@ -33,9 +33,9 @@ from benchmark_tables import (
 from markdown_tables import RESULTS, exports_table, results_table, sweep_table
 
 from mcn_jax.config import DataConfig
-from mcn_jax.reports import figures, tables
+from mcn_jax.reports import figures, health_plots, tables
 from mcn_jax.reports.runs import group_runs, read_run
-from mcn_jax.workdirs.files import read_metrics
+from mcn_jax.workdirs.files import of_kind, read_metrics
 
 # {file under results/: (which figure of a report, of these records)}
 COMPARISONS = {
@@ -90,8 +90,8 @@ def draw_run(record: pathlib.Path) -> None:
     """The curves, and an MCN's health, of one record beside it."""
     records = read_metrics(record / "metrics.jsonl")
     figures.save(figures.curves(records), record / "curves", formats=("png",))
-    if figures.of_kind(records, "health"):
-        figures.save(figures.health(records), record / "health", formats=("png",))
+    if of_kind(records, "health"):
+        figures.save(health_plots.health(records), record / "health", formats=("png",))
 
 
 def draw_comparisons(target: pathlib.Path) -> None:

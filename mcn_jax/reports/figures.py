@@ -8,25 +8,30 @@ import io
 import math
 import pathlib
 import statistics
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mcn_jax.reports.axes import (
+    COLORS,
+    LINES,
+    MARKERS,
+    Record,
+    epoch_numbers,
+    legend_below,
+    log_scale,
+    log_scale_with_zero,
+    new_figure,
+    over_epochs,
+)
+from mcn_jax.workdirs.files import of_kind
+
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Record = Mapping[str, Any]
-
 FORMATS = ("png", "svg")
-# Of about equal distance in lightness, told apart by the color-blind (Okabe and Ito 2008).
-COLORS = ("#000000", "#0072B2", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#E69F00")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES = ("-", "--", "-.", ":")
 TEST_LINES = ("-", "-.", ":")  # where "--" is the training's
-FEW_LAYERS = 8  # up to which each layer has a line that can be told from the others
 
 
 def save(
@@ -58,70 +63,21 @@ def save(
 def curves(records: Iterable[Record]) -> "Figure":
     """Loss and accuracy of one run over its epochs: training a solid line, test a dashed one."""
     epochs = of_kind(records, "epoch")
-    figure = _figure(10, 4.3)
+    figure = new_figure(10, 4.3)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     for axes, name, scale in ((loss_axes, "loss", 1), (accuracy_axes, "accuracy", 100)):
         for split, style, color in (("train", "-", "tab:blue"), ("test", "--", "black")):
             values = [scale * record[f"{split}_{name}"] for record in epochs]
             marker = "o" if len(epochs) == 1 else ""
-            axes.plot(_x(epochs), values, style, color=color, marker=marker, label=split)
+            axes.plot(epoch_numbers(epochs), values, style, color=color, marker=marker, label=split)
         binary_from = next((r["epoch"] for r in epochs if r["binarized"]), 0)
         if binary_from:
             axes.axvline(binary_from + 0.5, color="gray", linestyle=":", label="binary from here")
-        _over_epochs(axes)
-    _log(loss_axes)
+        over_epochs(axes)
+    log_scale(loss_axes)
     loss_axes.set_ylabel("softmax loss (nats)")
     accuracy_axes.set_ylabel("accuracy (%)")
-    _legend_below(figure, loss_axes)
-    return figure
-
-
-def health(records: Iterable[Record]) -> "Figure":
-    """How the filters of each layer of an MCN fare over the epochs with binary filters.
-
-    Up to 8 layers have a line style each. Of more, the first and the last stand out from thin lines
-    that darken with depth. A bold line is the measure of all layers together.
-
-    Args:
-        records: of one run, at least one of which is of the kind "health".
-
-    Raises:
-        ValueError: if none is.
-    """
-    records = list(records)
-    lines = of_kind(records, "health")
-    if not lines:
-        raise ValueError("no health records: the run has no epoch with binary filters yet")
-    together = [record for record in of_kind(records, "epoch") if "flip_ratio" in record]
-    names = [name.rpartition("/") for name in lines[0] if "/" in name]
-    layers = list(dict.fromkeys(layer for layer, _, _ in names))
-    lines = [dict(record) | _least_shares(record, layers) for record in lines]
-    panels: tuple[tuple[tuple[str, ...], int, str], ...] = (
-        (("flip_ratio",), 100, "weights that changed center (%)"),
-        (("quantization_error",), 1, "quantization error, ||C - Ĉ∘M|| / ||C||"),
-        (("least_share",), 100, "weights at the center with fewest (%)"),
-        (("m_min", "m_max"), 1, "least and greatest element of M"),
-    )
-    # A line of one epoch is seen by its mark alone.
-    dot = {"marker": "."} if len(lines) == 1 else {}
-    figure = _figure(11, 8)
-    grid = figure.subplots(2, 2)
-    for axes, (measures, scale, label) in zip(grid.flat, panels, strict=True):
-        for index, layer in enumerate(layers):
-            style = dot | _layer_style(index, layers)
-            # Layer families measure what makes sense of their weights.
-            for measure in (m for m in measures if f"{layer}/{m}" in lines[0]):
-                values = [scale * record[f"{layer}/{measure}"] for record in lines]
-                axes.plot(_x(lines), values, **style)
-                style = style | {"label": None}
-        if together and measures[0] in together[0]:
-            values = [scale * record[measures[0]] for record in together]
-            axes.plot(_x(together), values, "k-", linewidth=2.5, label="all layers together", **dot)
-        if measures == ("flip_ratio",):
-            _log_with_zero(axes)
-        axes.set_ylabel(label)
-        _over_epochs(axes)
-    _legend_below(figure, grid.flat[0])
+    legend_below(figure, loss_axes)
     return figure
 
 
@@ -135,7 +91,7 @@ def compare(runs: Mapping[str, Sequence[Iterable[Record]]]) -> "Figure":
     Args:
         runs: of each setting, by its name in the legend, the records of one run or of several.
     """
-    figure = _figure(11, 4.6)
+    figure = new_figure(11, 4.6)
     accuracy_axes, error_axes = figure.subplots(1, 2)
     for index, (name, records) in enumerate(runs.items()):
         by_epoch = [{r["epoch"]: r for r in of_kind(run, "epoch")} for run in records]
@@ -167,10 +123,10 @@ def compare(runs: Mapping[str, Sequence[Iterable[Record]]]) -> "Figure":
                     axes.fill_between(x, low, high, color=color, alpha=alpha, linewidth=0)
     for axes, label in ((accuracy_axes, "accuracy (%)"), (error_axes, "error (%)")):
         axes.set_ylabel(label)
-        _over_epochs(axes)
-    _log_with_zero(error_axes)
+        over_epochs(axes)
+    log_scale_with_zero(error_axes)
     figure.suptitle("test: thick, filled marks; training: thin, hollow marks", fontsize="medium")
-    _legend_below(figure, accuracy_axes)
+    legend_below(figure, accuracy_axes)
     return figure
 
 
@@ -208,7 +164,7 @@ def confusion(counts: np.ndarray, class_names: Sequence[str]) -> "Figure":
     classes = len(class_names)
     few = classes <= 20
     size = 2.5 + (0.45 * classes if few else 6)
-    figure = _figure(size, size)
+    figure = new_figure(size, size)
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="gray_r", vmin=0, vmax=1)
@@ -225,13 +181,8 @@ def confusion(counts: np.ndarray, class_names: Sequence[str]) -> "Figure":
     return figure
 
 
-def of_kind(records: Iterable[Record], kind: str) -> list[Record]:
-    """The records of one kind, such as "epoch"."""
-    return [record for record in records if record["kind"] == kind]
-
-
 def _sweep(points: list[Record], label: str) -> "Figure":
-    figure = _figure(7.5, 5)
+    figure = new_figure(7.5, 5)
     axes = figure.subplots()
     values = sorted({point["value"] for point in points})
     names = list(dict.fromkeys(point["series"] for point in points))
@@ -278,103 +229,5 @@ def _sweep(points: list[Record], label: str) -> "Figure":
         "large marks: mean ± standard deviation; dots beside them: single runs", fontsize="medium"
     )
     axes.grid(visible=True, axis="y", alpha=0.3)
-    _legend_below(figure, axes)
+    legend_below(figure, axes)
     return figure
-
-
-def _figure(width: float, height: float) -> "Figure":
-    import matplotlib.figure
-
-    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
-
-
-def _x(records: Iterable[Record]) -> list[int]:
-    """Epochs counted from one."""
-    return [record["epoch"] + 1 for record in records]
-
-
-def _over_epochs(axes: "Axes") -> None:
-    import matplotlib.ticker
-
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(visible=True, alpha=0.3)
-
-
-def _log(axes: "Axes") -> None:
-    """A logarithmic scale of y, all of whose values are positive, with plain numbers."""
-    import matplotlib.ticker
-
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    few = high < 10 * low  # so that powers of ten alone would leave hardly a tick
-    locator = matplotlib.ticker.AutoLocator() if few else matplotlib.ticker.LogLocator()
-    if not few and high < 1000 * low:
-        locator.set_params(subs=(1, 2, 5))
-    axes.yaxis.set_major_locator(locator)
-    axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-
-
-def _log_with_zero(axes: "Axes") -> None:
-    """A logarithmic scale of y, which is linear below the least value if there are zeros."""
-    import matplotlib.ticker
-
-    drawn = [np.asarray(line.get_ydata(), float) for line in axes.lines]
-    paths = [path for band in axes.collections for path in band.get_paths()]
-    drawn += [np.asarray(path.vertices, float)[:, 1] for path in paths]
-    values = np.concatenate([*drawn, np.zeros(0)])
-    if not np.any(values > 0):
-        return
-    if values.min() > 0:
-        _log(axes)
-        return
-    lines = np.concatenate(drawn[: len(axes.lines)])
-    least = 10 ** math.floor(math.log10(lines[lines > 0].min()))
-    powers = range(round(math.log10(least)), math.ceil(math.log10(values.max())) + 1)
-    axes.set_yscale("symlog", linthresh=least, linscale=0.6)
-    axes.set_ylim(-least / 5, 1.5 * values.max())
-    axes.set_yticks([0, *(10.0**power for power in powers if 10**power <= values.max())])
-    axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-
-
-def _least_shares(record: Record, layers: Iterable[str]) -> dict[str, float]:
-    """The share of the center with the fewest weights, of every layer that has centers."""
-    shares = {
-        layer: [share for name, share in record.items() if name.startswith(f"{layer}/share_")]
-        for layer in layers
-    }
-    return {f"{layer}/least_share": min(own) for layer, own in shares.items() if own}
-
-
-def _layer_style(index: int, layers: Sequence[str]) -> dict[str, Any]:
-    """How the line of a layer is drawn: from light to dark, with marks where there are few."""
-    import matplotlib
-
-    depth = index / max(1, len(layers) - 1)
-    color = matplotlib.colormaps["viridis_r"](0.15 + 0.75 * depth)
-    if len(layers) <= FEW_LAYERS:
-        line, marker = LINES[index % len(LINES)], MARKERS[index % len(MARKERS)]
-        style = {"linestyle": line, "marker": marker, "markersize": 3.5, "linewidth": 1.2}
-        return style | {"color": color, "label": layers[index]}
-    if index in (0, len(layers) - 1):
-        kind, line = ("first", "--") if index == 0 else ("last", "-.")
-        label = f"{kind} layer, {layers[index]}"
-        return {"color": color, "linestyle": line, "linewidth": 2, "label": label}
-    between = f"the {len(layers) - 2} between" if index == 1 else None
-    return {"color": color, "linestyle": "-", "linewidth": 0.6, "label": between}
-
-
-def _legend_below(figure: "Figure", axes: "Axes") -> None:
-    """One legend for the whole figure, where it covers no data; long names take fewer columns.
-
-    The figure grows by its lines, so that the axes keep their height.
-    """
-    handles, labels = axes.get_legend_handles_labels()
-    characters = 12 * figure.get_figwidth() - 6
-    columns = min(len(labels), max(1, int(characters // (max(map(len, labels)) + 8))))
-    labels = [textwrap.fill(label, int(characters)) for label in labels]
-    rows = math.ceil(len(labels) / columns)
-    lines = rows if columns > 1 else sum(label.count("\n") + 1 for label in labels)
-    figure.set_figheight(figure.get_figheight() + 0.21 * (lines - 1))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mcn_jax.layers.family import Pictures
-from mcn_jax.reports import figures
+from mcn_jax.reports import figures, health_plots
 from mcn_jax.reports.inspected import Inspected
 from mcn_jax.reports.inspection_tables import filter_cells, has_facts, short
+from mcn_jax.workdirs.files import of_kind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,11 +70,11 @@ def page(inspected: Inspected, description: Mapping[str, Any]) -> str:
     ]
     if "compare" in description:
         sections.append(("Changes", _table(*_changes(description["compare"]))))
-    if figures.of_kind(inspected.records, "epoch"):
+    if of_kind(inspected.records, "epoch"):
         sections.append(("Training", _picture(figures.curves(inspected.records), "curves")))
-    if figures.of_kind(inspected.records, "health"):
+    if of_kind(inspected.records, "health"):
         sections.append(
-            ("Filters over the epochs", _picture(figures.health(inspected.records), ""))
+            ("Filters over the epochs", _picture(health_plots.health(inspected.records), ""))
         )
     pictures = {
         name: view.layer.family.pictures(view) for name, view in inspected.quantizable.items()

@@ -2,8 +2,8 @@
 
 import pathlib
 
-from mcn_jax.reports import figures
-from mcn_jax.workdirs.files import read_metrics
+from mcn_jax.reports import figures, health_plots
+from mcn_jax.workdirs.files import of_kind, read_metrics
 
 
 def draw_run(workdir: pathlib.Path) -> None:
@@ -14,8 +14,8 @@ def draw_run(workdir: pathlib.Path) -> None:
     """
     records = read_metrics(workdir / "metrics.jsonl")
     drawings = {"curves": figures.curves}
-    if figures.of_kind(records, "health"):
-        drawings["health"] = figures.health
+    if of_kind(records, "health"):
+        drawings["health"] = health_plots.health
     for name, draw in drawings.items():
         if not (workdir / f"{name}.png").exists():
             figures.save(draw(records), workdir / name, formats=("png",))

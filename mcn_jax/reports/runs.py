@@ -10,8 +10,7 @@ from typing import Any
 from mcn_jax.config import RESUMABLE_CHANGES, Config, flatten, from_config_dict
 from mcn_jax.errors import InputError
 from mcn_jax.layers.table import LAYERS
-from mcn_jax.reports import figures
-from mcn_jax.workdirs.files import read_json, read_metrics, read_result
+from mcn_jax.workdirs.files import of_kind, read_json, read_metrics, read_result
 
 # What makes no setting of its own: seeds are repetitions, the others do not change a result.
 IGNORED = ("seed", *RESUMABLE_CHANGES)
@@ -51,7 +50,7 @@ class Run:
     @property
     def epochs_done(self) -> int:
         """The number of whole epochs."""
-        return int(figures.of_kind(self.records, "epoch")[-1]["epoch"]) + 1
+        return int(of_kind(self.records, "epoch")[-1]["epoch"]) + 1
 
     @functools.cached_property
     def setting(self) -> dict[str, Any]:
@@ -113,10 +112,10 @@ def read_run(workdir: str | pathlib.Path) -> Run:
         _check_fields(line, ("kind", "step"), f"{path}, line {number},")
         if line["kind"] == "epoch":
             _check_fields(line, EPOCH_FIELDS, f"{path}, line {number},")
-    health = figures.of_kind(records, "health")
+    health = of_kind(records, "health")
     if any(line.keys() != health[0].keys() for line in health):
         raise InputError(f"{path} is damaged: not all of its health records have the same layers")
-    if not figures.of_kind(records, "epoch"):
+    if not of_kind(records, "epoch"):
         raise InputError(f"{workdir} has no whole epoch yet; wait for it, or leave it out")
     result = read_result(workdir)
     if result is not None:

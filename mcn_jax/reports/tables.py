@@ -9,7 +9,7 @@ import rich.console
 import rich.markup
 import rich.table
 
-from mcn_jax.reports import figures
+from mcn_jax.reports import figures, health_plots
 from mcn_jax.reports.runs import (
     SHORT_NAMES,
     Group,
@@ -20,7 +20,7 @@ from mcn_jax.reports.runs import (
     sweep,
     text,
 )
-from mcn_jax.workdirs.files import write_atomically
+from mcn_jax.workdirs.files import of_kind, write_atomically
 
 
 def table(groups: Sequence[Group]) -> list[dict[str, str]]:
@@ -109,14 +109,14 @@ def draw(groups: Sequence[Group]) -> dict[str, Any]:
             series[f"{name}, {seed}"] = [run.records]
     drawn = {"curves": figures.compare(series)}
     for group in groups:
-        with_health = [run for run in group.runs if figures.of_kind(run.records, "health")]
+        with_health = [run for run in group.runs if of_kind(run.records, "health")]
         for run in with_health[:1]:
             name = base = f"health_{run.workdir.resolve().name}"
             number = 1
             while name in drawn:  # work directories of one name in different places
                 number += 1
                 name = f"{base}_{number}"
-            drawn[name] = figures.health(run.records)
+            drawn[name] = health_plots.health(run.records)
     for name, field, label in (
         ("theta", "loss.theta", "theta, weight of the filter loss"),
         ("lambda", "loss.center_loss_weight", "lambda, weight of the center loss"),

@@ -10,7 +10,7 @@ import pathlib
 import platform
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -219,6 +219,11 @@ def read_metrics(path: pathlib.Path, last_step: int | None = None) -> list[dict[
             break
         records.append(record)
     return records
+
+
+def of_kind(records: Iterable[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
+    """The records of one kind, such as "epoch"."""
+    return [record for record in records if record["kind"] == kind]
 
 
 def cut_metrics(path: pathlib.Path, last_step: int) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import pathlib
 import struct
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from mcn_jax.data.augment import normalise
 from mcn_jax.data.images import padded_to
 from mcn_jax.deploy.header import (
     MAX_DEPTH,
+    MAX_LAYER_BYTES,
     MAX_TENSORS,
     InputImages,
     Network,
@@ -321,7 +323,7 @@ def written(model, path, tensors=None, **changes):
         ({"images__mean": [float("nan")]}, r"images.mean=\(nan,\) is no number for each"),
         ({"images__image_size": 8}, "images.image_size=8 does not lie in 16..2048"),
         ({"images__center_crop": 0}, r"images.center_crop=0.0 does not lie in \(0, 1\]"),
-        ({"class_names": ["a"]}, r"tensor dense_2/kernel is float32 \[16, 5\] instead of float32 \[16, 1\]"),
+        ({"class_names": ["a"]}, r"its tensor dense_2/kernel is float32 \[16, 5\] instead of"),
         ({"class_names": "abcde"}, "its class_names are no list of names"),
         ({"class_names": ["a\x1b[2J"]}, r"class_names='a\\x1b\[2J' is no printable text of up"),
         ({"class_names": ["a\nb"]}, r"class_names='a\\nb' is no printable text"),
@@ -399,6 +401,36 @@ def test_a_network_for_imagenet_can_be_read():
         assert read == Network(expected, True)
         # The stem makes 64 maps of 4 planes, in float32; that of ImageNet halves the image.
         assert layer_bytes(read.plan(1000, images.shape), images) == 224**2 * 64 * 4 * 4
+
+
+def test_the_filters_that_are_convolved_with_are_bounded():
+    """A file of few bits may ask for many numbers: each bit becomes K of them."""
+    images = InputImages(height=8, width=8, channels=1, mean=(0.5,), std=(0.2,))
+    model = ModelConfig(widths=(2, 1000), planes=64)
+    fields = Network(Config(model=model), True).to_json() | {"widths": [2, 1000]}
+    numbers = 9 * (2 * 64) * (1000 * 64)
+    assert 4 * numbers > MAX_LAYER_BYTES > 4 * numbers // 1000 * 900
+    with pytest.raises(InputError, match=f"the bytes of a layer's filters={4 * numbers} does not"):
+        network_from_json(fields, images, 5, 100, 10**9)
+    fields["widths"] = [2, 900]
+    assert network_from_json(fields, images, 5, 100, 10**9).config.model.widths == (2, 900)
+
+
+@pytest.mark.parametrize("conv", LAYERS)
+def test_an_absurd_network_is_refused_at_once(conv):
+    """Planning takes neither time nor memory, whatever the sizes."""
+    shape = {"height": 2048, "width": 2048, "channels": 3}
+    images = InputImages(**shape, mean=(0.5,) * 3, std=(0.2,) * 3)
+    begin = time.monotonic()
+    for name, width in (("simple_cnn", 1), ("wide_resnet", 1), ("simple_cnn", 2**20)):
+        widths = [width] * (4 if name == "wide_resnet" else 11)
+        fields = {
+            "name": name, "conv": conv, "widths": widths, "depth": MAX_DEPTH, "planes": 64,
+            "dense_features": 2**20, "head": "dense", "quantized": False,
+        }  # fmt: skip
+        with pytest.raises(InputError):
+            network_from_json(fields, images, 2**20, MAX_TENSORS, 10)
+    assert time.monotonic() - begin < 60  # 4 seconds measured
 
 
 def test_the_deepest_network_has_no_more_tensors_than_a_file_may_have():

@@ -122,7 +122,7 @@ def test_a_parameter_of_no_group_is_named():
             y = nn.Conv(4, (1, 1), name="conv")(x)
             return y + jnp.zeros(())
 
-    with pytest.raises(ValueError, match="parameter .*conv/bias belongs to no group of the"):
+    with pytest.raises(ValueError, match=r"parameter .*conv/bias belongs to no group of the"):
         plan_of_module(nn.Sequential([Biased(1)]), (8, 8, 4))
 
 

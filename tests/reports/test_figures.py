@@ -3,7 +3,7 @@ import statistics
 import numpy as np
 import pytest
 
-from mcn_jax.reports import figures
+from mcn_jax.reports import figures, health_plots
 from mcn_jax.workdirs.files import read_metrics
 
 
@@ -27,7 +27,7 @@ def percent(values):
 
 def test_saved_files_are_whole_and_the_same_each_time(records, tmp_path):
     def saved(name):
-        paths = figures.save(figures.health(records["seed_0"]), tmp_path / name)
+        paths = figures.save(health_plots.health(records["seed_0"]), tmp_path / name)
         return paths, [path.read_bytes() for path in paths]
 
     paths, content = saved("a_0.5")
@@ -35,7 +35,7 @@ def test_saved_files_are_whole_and_the_same_each_time(records, tmp_path):
     assert content[0].startswith(b"\x89PNG")
     assert content[1].rstrip().endswith(b"</svg>")
     assert saved("b")[1] == content
-    other = figures.save(figures.health(records["seed_1"]), tmp_path / "c")
+    other = figures.save(health_plots.health(records["seed_1"]), tmp_path / "c")
     assert all(path.read_bytes() != before for path, before in zip(other, content, strict=True))
 
 
@@ -57,7 +57,7 @@ def test_curves_of_a_run(records):
 
 @pytest.mark.parametrize(("name", "centers"), [("seed_0", 2), ("centers_3", 3)])
 def test_health_shows_the_records_of_every_layer(records, name, centers):
-    figure = figures.health(records[name])
+    figure = health_plots.health(records[name])
     by_epoch = [record for record in records[name] if record["kind"] == "health"]
     assert [record["epoch"] for record in by_epoch] == [0, 1]
     flips, error, share, m_range = figure.axes
@@ -93,7 +93,7 @@ def test_health_of_a_deep_network_names_the_first_layer_and_the_last(records):
     record = {"kind": "health", "step": 1, "epoch": 0}
     for layer in range(33):
         record |= {f"block_{layer}/conv/{name}": value for name, value in measures.items()}
-    figure = figures.health([record, record | {"epoch": 1}])
+    figure = health_plots.health([record, record | {"epoch": 1}])
     assert len(figure.axes[0].lines) == 33
     [legend] = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
@@ -103,7 +103,7 @@ def test_health_of_a_deep_network_names_the_first_layer_and_the_last(records):
     assert first.get_linestyle() != last.get_linestyle()
     assert between.get_linewidth() < first.get_linewidth()
     assert first.get_marker() == "None"
-    of_one_epoch = figures.health([record]).axes[0]
+    of_one_epoch = health_plots.health([record]).axes[0]
     assert {line.get_marker() for line in of_one_epoch.lines} == {"."}
     assert all(tick == int(tick) for tick in of_one_epoch.get_xticks())
 
@@ -114,20 +114,20 @@ def test_flips_of_zero_have_their_place(records):
         for record in records["seed_0"]
         if record["kind"] == "health"
     ]
-    assert figures.health(lines).axes[0].get_yscale() == "log"
+    assert health_plots.health(lines).axes[0].get_yscale() == "log"
     lines[-1]["conv_1/flip_ratio"] = 0.0
-    axes = figures.health(lines).axes[0]
+    axes = health_plots.health(lines).axes[0]
     assert axes.get_yscale() == "symlog"
     assert axes.get_ylim()[0] < 0
     assert 0 in axes.get_yticks()
     for record in lines:
         record["conv_1/flip_ratio"] = record["conv_2/flip_ratio"] = 0.0
-    assert figures.health(lines).axes[0].get_yscale() == "linear"
+    assert health_plots.health(lines).axes[0].get_yscale() == "linear"
 
 
 def test_health_needs_binary_epochs(records):
     with pytest.raises(ValueError, match="no health records"):
-        figures.health(records["umcn"])
+        health_plots.health(records["umcn"])
 
 
 def test_several_runs_become_mean_and_band(records):

@@ -307,7 +307,8 @@ def test_the_page_is_whole_in_itself(report_runs, tmp_path, capsys):
     resources.feed(path.read_text())
     assert resources.headings == [
         "Totals", "Layers", "Changes", "Training", "Filters over the epochs",
-        "Latent weights and the levels they are quantized to", "M-filters, plane by plane", "Filters of conv_1",
+        "Latent weights and the levels they are quantized to", "M-filters, plane by plane",
+        "Filters of conv_1",
     ]  # fmt: skip
     assert len(resources.found) == 6  # five pictures and the icon
     assert all(value.startswith("data:") for value in resources.found)

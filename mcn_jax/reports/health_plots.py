@@ -1,0 +1,104 @@
+"""Figures of how quantized weights fare over the epochs."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mcn_jax.reports.axes import (
+    LINES,
+    MARKERS,
+    Record,
+    epoch_numbers,
+    legend_below,
+    log_scale_with_zero,
+    new_figure,
+    over_epochs,
+)
+from mcn_jax.workdirs.files import of_kind
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FEW_LAYERS = 8  # up to which each layer has a line that can be told from the others
+
+
+def health(records: Iterable[Record]) -> "Figure":
+    """How the filters of each layer of an MCN fare over the epochs with binary filters.
+
+    Up to 8 layers have a line style each. Of more, the first and the last stand out from thin lines
+    that darken with depth. A bold line is the measure of all layers together.
+
+    Args:
+        records: of one run, at least one of which is of the kind "health".
+
+    Raises:
+        ValueError: if none is.
+    """
+    records = list(records)
+    lines = of_kind(records, "health")
+    if not lines:
+        raise ValueError("no health records: the run has no epoch with binary filters yet")
+    together = [record for record in of_kind(records, "epoch") if "flip_ratio" in record]
+    names = [name.rpartition("/") for name in lines[0] if "/" in name]
+    layers = list(dict.fromkeys(layer for layer, _, _ in names))
+    lines = [dict(record) | _least_shares(record, layers) for record in lines]
+    panels: tuple[tuple[tuple[str, ...], int, str], ...] = (
+        (("flip_ratio",), 100, "weights that changed center (%)"),
+        (("quantization_error",), 1, "quantization error, ||C - Ĉ∘M|| / ||C||"),
+        (("least_share",), 100, "weights at the center with fewest (%)"),
+        (("m_min", "m_max"), 1, "least and greatest element of M"),
+    )
+    # A line of one epoch is seen by its mark alone.
+    dot = {"marker": "."} if len(lines) == 1 else {}
+    figure = new_figure(11, 8)
+    grid = figure.subplots(2, 2)
+    for axes, (measures, scale, label) in zip(grid.flat, panels, strict=True):
+        for index, layer in enumerate(layers):
+            style = dot | _layer_style(index, layers)
+            # Layer families measure what makes sense of their weights.
+            for measure in (m for m in measures if f"{layer}/{m}" in lines[0]):
+                values = [scale * record[f"{layer}/{measure}"] for record in lines]
+                axes.plot(epoch_numbers(lines), values, **style)
+                style = style | {"label": None}
+        if together and measures[0] in together[0]:
+            values = [scale * record[measures[0]] for record in together]
+            axes.plot(
+                epoch_numbers(together),
+                values,
+                "k-",
+                linewidth=2.5,
+                label="all layers together",
+                **dot,
+            )
+        if measures == ("flip_ratio",):
+            log_scale_with_zero(axes)
+        axes.set_ylabel(label)
+        over_epochs(axes)
+    legend_below(figure, grid.flat[0])
+    return figure
+
+
+def _least_shares(record: Record, layers: Iterable[str]) -> dict[str, float]:
+    """The share of the center with the fewest weights, of every layer that has centers."""
+    shares = {
+        layer: [share for name, share in record.items() if name.startswith(f"{layer}/share_")]
+        for layer in layers
+    }
+    return {f"{layer}/least_share": min(own) for layer, own in shares.items() if own}
+
+
+def _layer_style(index: int, layers: Sequence[str]) -> dict[str, Any]:
+    """How the line of a layer is drawn: from light to dark, with marks where there are few."""
+    import matplotlib
+
+    depth = index / max(1, len(layers) - 1)
+    color = matplotlib.colormaps["viridis_r"](0.15 + 0.75 * depth)
+    if len(layers) <= FEW_LAYERS:
+        line, marker = LINES[index % len(LINES)], MARKERS[index % len(MARKERS)]
+        style = {"linestyle": line, "marker": marker, "markersize": 3.5, "linewidth": 1.2}
+        return style | {"color": color, "label": layers[index]}
+    if index in (0, len(layers) - 1):
+        kind, line = ("first", "--") if index == 0 else ("last", "-.")
+        label = f"{kind} layer, {layers[index]}"
+        return {"color": color, "linestyle": line, "linewidth": 2, "label": label}
+    between = f"the {len(layers) - 2} between" if index == 1 else None
+    return {"color": color, "linestyle": "-", "linewidth": 0.6, "label": between}
