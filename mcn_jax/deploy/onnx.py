@@ -6,7 +6,7 @@ graph.
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -38,18 +38,25 @@ def onnx_model(model: Model) -> onnx.ModelProto:
         InputError: naming the operation, if a layer computes by one that has no translation.
         onnx.checker.ValidationError: if the result is not valid ONNX, which would be our mistake.
     """
+    shape = (model.images.height, model.images.width, model.images.channels)
+    function = prediction(model)
+    proto = translate(function, model.tensors, shape, input_name=INPUT, output_name=OUTPUT)
+    helper.set_model_props(proto, {model_file.KEY: model_file.header(model)})
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def prediction(model: Model) -> Callable[[Mapping[str, jax.Array], jax.Array], jax.Array]:
+    """The function that a model file is: of its tensors and of images [N, Y, X, C] uint8, to logits
+    [N, classes] float32."""
     spec = model.images
 
-    def predict(tensors: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
+    def logits(tensors: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
         x = normalise(padded(images, spec.image_size), spec.mean, spec.std, jnp.dtype("float32"))
         outputs: Any = model.module.apply({"params": model.unpacked(tensors)}, x)
         return outputs.logits
 
-    shape = (spec.height, spec.width, spec.channels)
-    proto = translate(predict, model.tensors, shape, input_name=INPUT, output_name=OUTPUT)
-    helper.set_model_props(proto, {model_file.KEY: model_file.header(model)})
-    onnx.checker.check_model(proto, full_check=True)
-    return proto
+    return logits
 
 
 def padded(images: jax.Array, size: int) -> jax.Array:

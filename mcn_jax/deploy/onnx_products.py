@@ -55,8 +55,7 @@ def _product(graph: Graph, equation: Equation) -> Value:
     batch = [a.shape[i] for i in a_batch]
     terms = math.prod(a.shape[i] for i in a_sums)
     # A matrix as the second operand multiplies whatever rows the first one has.
-    keeps_rows = not batch and len(a_sums) == 1 and bool(rows)
-    a_shape = (*batch, *(rows if keeps_rows else [math.prod(rows)]), terms)
+    a_shape = (*batch, *([math.prod(rows)] if batch else rows), terms)
     b_shape = (*batch, terms, math.prod(columns))
     a = _matrix(graph, a, (*a_batch, *a_rows, *a_sums), a_shape)
     b = _matrix(graph, b, (*b_batch, *b_sums, *b_columns), b_shape)

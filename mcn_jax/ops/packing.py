@@ -82,5 +82,7 @@ def unpack_traced(packed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     eight = jnp.arange(8, dtype=jnp.uint8)[None, None]
     bits = jnp.bitwise_and(jnp.right_shift(packed[:, :, None], eight), jnp.uint8(1))
     planes = bits.reshape(len(packed), -1)[:, : math.prod(shape)].astype(jnp.int32)
+    if len(packed) == 1:
+        return planes[0].reshape(shape)
     values = jnp.left_shift(1, jnp.arange(len(packed)))[:, None]
     return jnp.sum(planes * values, axis=0).reshape(shape)
