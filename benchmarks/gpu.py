@@ -46,10 +46,10 @@ from mcn_jax.ops.fastest import Shape, fastest_form
 
 # Name: (fields of the config, arguments of `TrainingStep`).
 NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "MCN": ({}, {"binarized": True}),
-    "WRN": ({"model.conv": "conv"}, {"binarized": False}),
-    "U-MCN": ({}, {"binarized": False}),
-    "MCN, factored": ({}, {"binarized": True, "form": "factored"}),
+    "MCN": ({}, {"quantized": True}),
+    "WRN": ({"model.conv": "conv"}, {"quantized": False}),
+    "U-MCN": ({}, {"quantized": False}),
+    "MCN, factored": ({}, {"quantized": True, "form": "factored"}),
 }
 # Those of the networks of 16-16-32-64 and 64-64-128-256 maps; the inner ones first.
 LAYERS = (

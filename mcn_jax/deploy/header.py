@@ -44,7 +44,7 @@ class Network(NamedTuple):
         flat = flatten(self.config)
         fields = {name: flat[name] for name in _fields(self.config.model)}
         if not self.quantized:
-            fields = {n: value for n, value in fields.items() if n.startswith("model.")}
+            fields = {n: v for n, v in fields.items() if not n.startswith("binarize.")}
         return {n.partition(".")[2]: value for n, value in fields.items()} | {
             "quantized": self.quantized
         }
@@ -56,12 +56,13 @@ def _fields(model: ModelConfig) -> tuple[str, ...]:
     return (*BASE_FIELDS, *(f"model.{name}" for name in own), *LAYERS[model.conv].options)
 
 
-def _known_fields() -> set[str]:
-    """The fields that the header of some network holds, without their group."""
+def _known_fields() -> dict[str, str]:
+    """{field: its group in a config} of all that the header of some network holds."""
     options = [f"model.{name}" for model in models.MODELS.values() for name in model.options]
     options += [f"model.{name}" for head in HEADS.values() for name in head.options]
     options += [name for family in LAYERS.values() for name in family.options]
-    return {name.partition(".")[2] for name in (*BASE_FIELDS, *options)} | {"quantized"}
+    parts = (name.partition(".") for name in (*BASE_FIELDS, *options))
+    return {field: group for group, _, field in parts}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,20 +185,26 @@ def _network(values: Any, tensors: int) -> Network:
     if not isinstance(values, dict):
         raise InputError("its network is not an object")
     known = _known_fields()
-    for name in values:
-        if name not in known:
-            nearest = did_you_mean(name[:MAX_NAME], known)
-            raise InputError(f"unknown field network.{name!a:.100}{nearest}")
+    groups: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
+        if name == "quantized":
+            continue
+        if name not in known:
+            nearest = did_you_mean(name[:MAX_NAME], [*known, "quantized"])
+            raise InputError(f"unknown field network.{name!a:.100}{nearest}")
         if isinstance(value, str) and len(value) > MAX_NAME:
             raise InputError(f"network.{name}={value!a:.100} is too long for a name")
-    left = dict(values)
-    num_centers = left.pop("num_centers", 0)
-    quantized = left.pop("quantized", bool(num_centers))  # version 0.1 said it by num_centers
-    binarize = from_mapping(BinarizeConfig, {"num_centers": num_centers}, "network")
+        groups.setdefault(known[name], {})[name] = value
+    config = Config(
+        **{
+            group: from_mapping(type(getattr(Config, group)), fields, "network")
+            for group, fields in groups.items()
+        }
+    )
+    model, num_centers = config.model, values.get("num_centers", 0)
+    quantized = values.get("quantized", bool(num_centers))  # version 0.1 said it by num_centers
     if type(quantized) is not bool:
         raise InputError(f"network.quantized={quantized!r:.100} must be true or false")
-    model = from_mapping(ModelConfig, left, "network")
     _limit("network.planes", model.planes, 1, MAX_PLANES)
     _limit("network.depth", model.depth, 0, MAX_DEPTH)
     _limit("the number of network.widths", len(model.widths), 1, tensors)
@@ -206,9 +213,9 @@ def _network(values: Any, tensors: int) -> Network:
     _limit("network.dense_features", model.dense_features, 1, 2**20)
     if num_centers or (quantized and "num_centers" in values):
         _limit("network.num_centers", num_centers, 2, MAX_CENTERS)
-    else:
-        binarize = BinarizeConfig()
-    config = Config(model=model, binarize=binarize)
+    else:  # version 0.1 wrote 0 where filters are not binary
+        default = dataclasses.replace(config.binarize, num_centers=BinarizeConfig.num_centers)
+        config = dataclasses.replace(config, binarize=default)
     with _named_as_here():
         models.check(config)
     return Network(config, quantized)

@@ -43,7 +43,7 @@ def _plan_of(model: ModelConfig, num_classes: int, image_shape: tuple[int, int, 
 
 
 def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan:
-    """The plan of any linen network; see `plan_of`."""
+    """The plan of any linen network; see `plan_of`. A layer that is called twice is listed once."""
     calls: dict[tuple[str, ...], list[Any]] = {}
 
     def note(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
