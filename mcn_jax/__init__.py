@@ -1,9 +1,19 @@
 """Modulated Convolutional Networks in JAX and Flax."""
 
+from typing import Any
+
 from mcn_jax.layers import Conv, MCConv, binary_filters, updated_centers
-from mcn_jax.training import optim
-from mcn_jax.training.optim import absolute_projection
 
 __all__ = [
     "Conv", "MCConv", "absolute_projection", "binary_filters", "optim", "updated_centers",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """`absolute_projection` and the module `optim` it stands in, imported when they are asked for,
+    so that a room below `training` does not load it."""
+    if name not in ("absolute_projection", "optim"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mcn_jax.training import optim
+
+    return optim if name == "optim" else optim.absolute_projection

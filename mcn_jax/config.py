@@ -2,8 +2,8 @@
 
 A file in `configs/` takes `default_config()`, or the config of another file by `load_config_file`,
 and sets what differs. Command-line overrides (`--config.loss.theta=1e-3`) change that ConfigDict;
-`from_config_dict` freezes it into the dataclasses below, which the rest of the package reads. What
-values are allowed stands beside the tables they name; `mcn_jax.training.checks` asks all of them.
+`from_config_dict` freezes it into the dataclasses below, which the rest of the package reads. The
+rules for values stand beside the tables they refer to; `mcn_jax.training.checks` applies them all.
 """
 
 import dataclasses

@@ -104,6 +104,7 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_enable_x64", "float64" in (config.dtype, config.param_dtype))
         result = train_and_evaluate(config, workdir, profile=_PROFILE.value)
         if parallel.is_primary():
+            metrics.print_result(result, workdir)
             draw_run(workdir)
     except Stopped as stopped:
         print(f"mcn_jax.main: {stopped}", file=sys.stderr)
@@ -123,8 +124,6 @@ def main(argv: list[str]) -> None:
             )
         traceback.print_exc()
         _fail(f"process {jax.process_index()} ends by the above {type(error).__name__}")
-    if parallel.is_primary():
-        metrics.print_result(result, workdir)
 
 
 if __name__ == "__main__":

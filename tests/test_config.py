@@ -166,6 +166,10 @@ def test_what_is_not_a_group_of_fields_is_named():
             "config.model.widths=(20, 0) must each be at least 1 feature map",
         ),
         (
+            Config(model=ModelConfig(planes=10**12)),
+            "with config.model.planes=1000000000000 and config.model.dense_features=1024 are too",
+        ),
+        (
             Config(model=ModelConfig(widths=(1,) * 6)),
             "config.model.widths=(1, 1, 1, 1, 1, 1) has more layers than images of 32 pixels",
         ),

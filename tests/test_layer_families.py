@@ -1,4 +1,4 @@
-"""A layer family of one's own, defined here and put into the table, gets all that a layer gets.
+"""A layer family defined in this file and added to the table works wherever a layer of ours does.
 
 The toy is a convolution with ternary weights: -1, 0 or 1 times one scale per layer.
 """

@@ -12,6 +12,7 @@ import numpy as np
 from mcn_jax import models
 from mcn_jax.config import BinarizeConfig, Config, ModelConfig, flatten, from_mapping
 from mcn_jax.errors import InputError, did_you_mean
+from mcn_jax.layers.family import FILTERS
 from mcn_jax.layers.planes import check_input
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.models.heads import HEADS
@@ -28,8 +29,8 @@ BASE_FIELDS = ("model.name", "model.conv", "model.widths", "model.pooling", "mod
 class Network(NamedTuple):
     """The architecture in a model file.
 
-    config: a config with the fields that the architecture depends on; the others have defaults.
-    quantized: whether the weights of layers that can be quantized are.
+    config: of the run, or from a header, where fields that the file lacks have their defaults.
+    quantized: whether layers that can be quantized store quantized weights.
     """
 
     config: Config
@@ -57,7 +58,7 @@ def _fields(model: ModelConfig) -> tuple[str, ...]:
 
 
 def _known_fields() -> dict[str, str]:
-    """{field: its group in a config} of all that the header of some network holds."""
+    """Maps every field that a header may hold to its group in a config."""
     options = [f"model.{name}" for model in models.MODELS.values() for name in model.options]
     options += [f"model.{name}" for head in HEADS.values() for name in head.options]
     options += [name for family in LAYERS.values() for name in family.options]
@@ -169,12 +170,10 @@ def network_from_json(
         models.MODELS[model.name].check_image_size(model, height, width)
         if family.takes_planes:
             check_input(model.input_planes, channels, model.planes, "the file")
-    try:
+    with _named_as_here():
         plan = network.plan(classes, images.shape)
-    except OverflowError as error:  # a layer with more weights than jax can count
-        raise InputError("its network is too large to be planned") from error
     _limit("the bytes of a layer's output", layer_bytes(plan, images), 1, MAX_LAYER_BYTES)
-    filters = [t for t in specs(plan, *network).values() if t.part == "filters"]
+    filters = [t for t in specs(plan, *network).values() if t.part == FILTERS]
     _limit("the bits of the filters", sum(t.bits for t in filters), 1, 8 * num_bytes)
     _limit("the bytes of a layer's filters", _most_filter_bytes(plan), 1, MAX_LAYER_BYTES)
     return network
@@ -227,7 +226,7 @@ def _named_as_here() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        message = re.sub(r"\bconfig\.(model|binarize)\.", "network.", str(error))
+        message = re.sub(r"\bconfig\.\w+\.(?=\w+=)", "network.", str(error))
         raise InputError(message) from error
 
 
@@ -239,10 +238,12 @@ def layer_bytes(plan: Plan, images: InputImages) -> int:
 
 def _most_filter_bytes(plan: Plan) -> int:
     """The bytes of the largest kernel that a layer convolves with, in float32."""
-    direct = [
-        layer.family.multiply_adds(layer).get("direct", 0) // layer.out_pixels for layer in plan
+    convolutions = [layer for layer in plan if layer.family.filters is not None]
+    sizes = [math.prod(shape) for layer in convolutions for shape in layer.params.values()]
+    sizes += [
+        layer.family.multiply_adds(layer)["direct"] // layer.out_pixels for layer in convolutions
     ]
-    return 4 * max(direct)
+    return 4 * max(sizes)
 
 
 def _limit(name: str, value: int, least: int, most: int) -> None:

@@ -30,7 +30,6 @@ from mcn_jax.deploy.header import (
     network_from_json,
 )
 from mcn_jax.errors import InputError, first_line
-from mcn_jax.layers.dense import DENSE, stored_kernel
 from mcn_jax.layers.family import Tensor
 from mcn_jax.models.plan import Plan, plan_of, specs
 from mcn_jax.training.phases import quantizes
@@ -162,8 +161,8 @@ def packed_tensors(
     for layer in plan:
         p, s = layer.params_in(variables["params"]), layer.state_in(variables)
         stored = layer.family.pack(p, s, quantized)
-        if layer.family is DENSE:
-            stored |= stored_kernel(stored["kernel"], dense)
+        if layer.family.recode is not None:
+            stored = layer.family.recode(stored, dense)
         tensors |= {f"{layer.name}/{leaf}": value for leaf, value in stored.items()}
     return tensors
 

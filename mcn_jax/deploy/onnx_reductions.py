@@ -1,7 +1,8 @@
 """How reductions are written in ONNX: whole axes, windows of a pooling, cumulative sums.
 
 A maximum or sum over the second axis of each pair that a reshape cut an axis into is a pooling, as
-in `mcn_jax.layers.max_pool_2x2`, and is written as one. Importing this module enters its rules.
+in `mcn_jax.layers.pooling.max_pool_2x2`, and is written as one. Importing this module enters its
+rules.
 """
 
 import dataclasses

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.progress
+from flax import traverse_util
 
 from mcn_jax import models
 from mcn_jax.config import DataConfig, from_mapping
@@ -125,17 +126,27 @@ def of_model(model: model_file.Model, path: pathlib.Path | str = "the model") ->
 def of_trained(trained: Trained) -> Predictor:
     """A checkpoint, as training evaluates it, but computed in float32.
 
-    Its parameters stay in the dtype that was trained in, because rounding before quantization could
-    move a weight to another value.
+    Layers that can be quantized keep the dtype that was trained in, because rounding before
+    quantization could move a weight to another value.
     """
     config = dataclasses.replace(trained.config, dtype="float32")
     names = tuple(trained.data["class_names"])
     module = models.make_model(config, len(names), quantized=trained.binary)
     images = model_file.images_of(trained, stored_shape(trained))
+    plan = model_file.plan_of_trained(trained)
+    kept = tuple(layer.path for layer in plan if layer.family.quantizes)
+    variables = traverse_util.path_aware_map(
+        lambda path, leaf: (
+            leaf
+            if any(path[1 : 1 + len(own)] == own for own in kept)
+            else np.asarray(leaf, np.float32)
+        ),
+        trained.variables,
+    )
     return Predictor(
-        logits=_logits(module, trained.variables, images, x64=config.param_dtype == "float64"),
+        logits=_logits(module, variables, images, x64=config.param_dtype == "float64"),
         images=images,
-        image_bytes=layer_bytes(model_file.plan_of_trained(trained), images),
+        image_bytes=layer_bytes(plan, images),
         class_names=names,
         data=lambda: trained.config.data,
         full_name=trained.data["full_name"],

@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcn_jax.config import Config
-from mcn_jax.layers.family import WEIGHTS, Family, Leaves, PlannedLayer, Tensor, float32_tensor
+from mcn_jax.layers.family import (
+    FILTERS,
+    WEIGHTS,
+    Family,
+    Leaves,
+    PlannedLayer,
+    Tensor,
+    float32_tensor,
+)
 from mcn_jax.ops.convolution import convolve
 
 
@@ -69,7 +77,7 @@ def kernel_conv(config: Config, quantized: bool) -> Callable[..., nn.Module]:
 
 
 def kernel_multiply_adds(layer: PlannedLayer) -> dict[str, int]:
-    """Of a convolution whose filters are a parameter [W, W, C, O]."""
+    """Multiply-adds of a convolution whose filters are a parameter [W, W, C, O]."""
     assert layer.family.filters is not None
     weights = int(np.prod(layer.params[layer.family.filters], dtype=object))
     return {"direct": layer.out_pixels * weights}
@@ -100,7 +108,7 @@ def _spec(
 ) -> dict[str, Tensor]:
     del config, quantized, dtypes
     (shape,) = layer.params.values()
-    return {"conv/kernel": float32_tensor(shape, "filters")}
+    return {"conv/kernel": float32_tensor(shape, FILTERS)}
 
 
 CONV = Family(

@@ -23,16 +23,20 @@ FORMATS = ("float32", "float16", "int8")  # how a kernel may be stored
 PART = "dense layers"
 
 
-def stored_kernel(kernel: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """A kernel [inputs, outputs] as a file holds it.
+def recode(stored: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
+    """The tensors of a layer with the kernel [inputs, outputs] in another format.
 
     Args:
-        kernel: in float32.
+        stored: from `_pack`, in float32.
         dtype: a name in `FORMATS`. "int8" is symmetric, with a scale for each output.
 
     Raises:
         InputError: if weights are beyond float16.
     """
+    return dict(stored) | _recoded(stored["kernel"], dtype)
+
+
+def _recoded(kernel: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
     if dtype == "int8":
         scale = np.maximum(np.abs(kernel).max(axis=0), np.finfo(np.float32).tiny) / 127
         rounded = np.round(kernel / scale[None]).astype(np.int8)
@@ -92,5 +96,6 @@ DENSE = Family(
     pack=_pack,
     unpack=_unpack,
     spec=_spec,
+    recode=recode,
     check_values=_check_values,
 )

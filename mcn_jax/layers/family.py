@@ -1,8 +1,8 @@
 """What a layer family is: the one interface through which the package sees every kind of layer.
 
 A family says how a layer is built, trained, packed into a file, unpacked and described. A new one
-is a file in `mcn_jax/layers/` and an entry in `mcn_jax.layers.table.LAYERS`; nothing outside this
-room knows a layer by name.
+is a file in `mcn_jax/layers/` and an entry in `mcn_jax.layers.table.LAYERS`. The other rooms work
+on families, and on the plan of a network.
 
 Of one layer, `p` are the parameters and `s` the other state, {leaf name: array}; a leaf name is the
 path below the layer, such as "kernel" or "conv/kernel". `stored` are its tensors in a model file.
@@ -19,6 +19,7 @@ import numpy as np
 from mcn_jax.config import Config, LossConfig
 
 Leaves = Mapping[str, Any]  # {leaf name: array} of one layer, of numpy or of jax
+Cell = tuple[str, float]  # of a table: the text, and what rows are sorted by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,11 +42,14 @@ WEIGHTS = Group(name="kernels")
 OFFSETS = Group(name="biases_and_batch_norm", decays=False)
 
 
+FILTERS = "filters"  # the part that filters of convolutions are counted as
+
+
 class Tensor(NamedTuple):
     """One tensor of a model file.
 
     dtype, shape: of the array in the file.
-    part: what it is counted as, such as "filters" or "dense layers".
+    part: what it is counted as: `FILTERS`, or another name such as "dense layers".
     bits: that it needs, without what fills the last byte.
     weights: how many numbers of the network in float32 it stands for.
     """
@@ -64,7 +68,7 @@ def float32_tensor(shape: tuple[int, ...], part: str) -> Tensor:
 
 
 class Share(NamedTuple):
-    """A measure that is summed over layers: the measure is part / whole, or the root of that."""
+    """A ratio pooled over layers: the sum of parts over the sum of wholes, or its square root."""
 
     part: float
     whole: float
@@ -72,12 +76,12 @@ class Share(NamedTuple):
 
     @property
     def value(self) -> float:
-        """Of one layer, or of those that were added."""
+        """The ratio, or its square root."""
         ratio = self.part / self.whole
         return float(ratio**0.5 if self.root else ratio)
 
     def plus(self, other: "Share") -> "Share":
-        """Of two sets of layers together."""
+        """The share of both sets of layers."""
         return Share(self.part + other.part, self.whole + other.whole, self.root)
 
 
@@ -86,7 +90,8 @@ class View(NamedTuple):
 
     layer: where it stands in the network, and its shapes.
     stored: its tensors in a model file.
-    trained: its parameters as trained; None of a model file, which does not hold them.
+    trained: its parameters and other state as trained; None of a model file, which does not hold
+        them.
     """
 
     layer: "PlannedLayer"
@@ -193,7 +198,7 @@ def no_facts(view: View) -> dict[str, Any]:
 
 
 def no_multiply_adds(layer: PlannedLayer) -> dict[str, int]:
-    """Of a layer whose arithmetic is not counted."""
+    """Counts nothing; for layers whose arithmetic is not counted."""
     del layer
     return {}
 
@@ -207,23 +212,28 @@ class Family:
         module: the linen module whose calls are layers of this family.
         groups: leaf name -> optimizer group of every parameter.
         pack: (p, s, quantized) -> stored, on the host; the only place that quantizes for good.
+        recode: (stored, format) -> stored, with the kernel in another format of export's --dense;
+            None for layers that have only one.
         unpack: (stored, layer) -> parameters of the deployed module. Traceable: it also becomes the
             part of an ONNX graph that unpacks, so that it takes and returns jax arrays.
         spec: (layer, config, quantized, dtypes) -> {leaf name: Tensor}, what a file must hold.
             `dtypes` are those of this layer's tensors in a file, where a family leaves a choice.
 
     What a family says that a config can choose as `model.conv`:
-        make: (config, quantized) -> builds the module from its number of output maps.
+        make: (config, quantized) -> builds the module from its number of output maps. The names and
+            shapes of its parameters must not depend on `quantized`.
         deployed: likewise, the module for inference, whose parameters `unpack` makes. It has the
             name, and so the path, that the trained module has.
-        multiply_adds: layer -> {"direct": n, ...} of one image, by the form of computation.
+        multiply_adds: layer -> {"direct": n, ...} of one image, by the form of computation;
+            "direct" is a convolution with a plain kernel.
         filters: leaf name of the parameter that holds the filters.
         quantizes: whether it can be trained with quantized weights.
         takes_planes: whether its input is made of maps of K planes, so that the image is expanded.
-        methods: what tables call networks of it, with and without quantized weights; None takes the
-            name in the config.
+        methods: what tables call networks of it, with and without quantized weights. None takes the
+            name in the config, or the architecture's title where it does not quantize.
         options: fields of the config, such as "model.planes", that a model file must know.
-        check: raises InputError unless a config's own fields are allowed.
+        check: raises InputError unless the config's values of these fields, and of all others that
+            only this family reads, are allowed. Headers of untrusted files are checked by it, too.
         check_layer: raises InputError unless the config fits a layer's size.
 
     What it may add to training:
@@ -240,6 +250,7 @@ class Family:
             and shapes are checked before.
         arrays: view -> {name: array} that can be looked at.
         facts: view -> what to print of it besides shape, bits and multiply-adds.
+        columns: header -> cell, the columns of the tables of these facts.
         compare: (view before, view after) -> how it has changed; None where that says nothing.
         pictures: view -> what a page draws of it.
     """
@@ -250,6 +261,7 @@ class Family:
     pack: Callable[[Leaves, Leaves, bool], dict[str, np.ndarray]]
     unpack: Callable[[Mapping[str, jax.Array], PlannedLayer], dict[str, jax.Array]]
     spec: Callable[[PlannedLayer, Config, bool, Mapping[str, str]], dict[str, Tensor]]
+    recode: Callable[[Mapping[str, np.ndarray], str], dict[str, np.ndarray]] | None = None
 
     make: Callable[[Config, bool], Callable[..., nn.Module]] | None = None
     deployed: Callable[[Config, bool], Callable[..., nn.Module]] | None = None
@@ -274,5 +286,8 @@ class Family:
     check_values: Callable[[Mapping[str, np.ndarray], PlannedLayer], None] = _no_check_of_values
     arrays: Callable[[View], dict[str, np.ndarray]] = stored_arrays
     facts: Callable[[View], dict[str, Any]] = no_facts
+    columns: Mapping[str, Callable[[Mapping[str, Any]], Cell]] = dataclasses.field(
+        default_factory=dict
+    )
     compare: Callable[[View, View], dict[str, float | None]] | None = None
     pictures: Callable[[View], Pictures] = filters_as_trained

@@ -289,6 +289,7 @@ MCCONV = Family(
     check_values=mcconv_file.check_values,
     arrays=mcconv_file.arrays,
     facts=mcconv_file.facts,
+    columns=mcconv_file.COLUMNS,
     compare=mcconv_file.compare,
     pictures=mcconv_file.pictures,
 )

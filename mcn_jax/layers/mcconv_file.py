@@ -11,7 +11,9 @@ from mcn_jax import ops
 from mcn_jax.config import Config
 from mcn_jax.errors import InputError
 from mcn_jax.layers.family import (
+    FILTERS,
     NO_VALUES,
+    Cell,
     Leaves,
     Pictures,
     PlannedLayer,
@@ -59,13 +61,13 @@ def spec(
     shape = layer.params["latent_filters"]
     m_filters = float32_tensor(layer.params["m_filters"], "M-filters")
     if not quantized:
-        return {"latent_filters": float32_tensor(shape, "filters"), "m_filters": m_filters}
+        return {"latent_filters": float32_tensor(shape, FILTERS), "m_filters": m_filters}
     num_centers = config.binarize.num_centers
     weights = int(np.prod(shape, dtype=object))
     bits = weights * packing.bits_per_weight(num_centers)
     packed = packing.packed_shape(shape, num_centers)
     return {
-        "bits": Tensor("uint8", packed, "filters", bits, weights),
+        "bits": Tensor("uint8", packed, FILTERS, bits, weights),
         "centers": Tensor("float32", (num_centers,), "centers", 32 * num_centers, 0),
         "m_filters": m_filters,
     }
@@ -87,21 +89,22 @@ def check_values(stored: Mapping[str, np.ndarray], layer: PlannedLayer) -> None:
 def arrays(view: View) -> dict[str, np.ndarray]:
     """`m_filters`, `latent_filters`, `binary_filters`, `centers` and `reconstructed_filters`, as
     far as there are any."""
-    stored, trained = view.stored, view.trained
-    found = {
-        "m_filters": np.asarray(stored["m_filters"] if trained is None else trained["m_filters"])
-    }
-    if trained is not None:
-        found["latent_filters"] = np.asarray(trained["latent_filters"])
-    elif "latent_filters" in stored:
-        found["latent_filters"] = stored["latent_filters"]
-    filters = found.get("latent_filters")
-    if "bits" in stored:
-        codes = _codes(view)
-        filters = stored["centers"][codes]
-        found |= {"binary_filters": filters, "centers": stored["centers"]}
+    found = _filters(view)
+    filters = found.get("binary_filters", found.get("latent_filters"))
     q = ops.reconstructed_filters(jnp.asarray(filters), jnp.asarray(found["m_filters"]))
     return found | {"reconstructed_filters": np.asarray(q)}
+
+
+def _filters(view: View) -> dict[str, np.ndarray]:
+    """As `arrays`, but without the reconstructed filters, which are K times as large."""
+    source = view.stored if view.trained is None else view.trained
+    found = {
+        name: np.asarray(source[name]) for name in ("m_filters", "latent_filters") if name in source
+    }
+    if "bits" in view.stored:
+        centers = np.asarray(source["centers"])
+        found |= {"binary_filters": centers[_codes(view)], "centers": centers}
+    return found
 
 
 def _codes(view: View) -> np.ndarray:
@@ -113,7 +116,7 @@ def facts(view: View) -> dict[str, Any]:
     """What inspection prints: maps, range of M, and of binary filters centers, shares and error."""
     stored = view.stored
     *_, channels, maps = view.layer.params["latent_filters"]
-    found = arrays(view)
+    found = _filters(view)
     m_filters = found["m_filters"]
     floats = m_filters.size + (len(stored["centers"]) if "bits" in stored else 0)
     record: dict[str, Any] = {
@@ -127,7 +130,7 @@ def facts(view: View) -> dict[str, Any]:
     if "bits" in stored:
         codes = _codes(view)
         count = np.bincount(codes.ravel(), minlength=len(stored["centers"]))
-        record["centers"] = [float(center) for center in stored["centers"]]
+        record["centers"] = [float(center) for center in found["centers"]]
         record["shares"] = [float(share) for share in count / codes.size]
         if "latent_filters" in found:
             latent, binary = found["latent_filters"], found["binary_filters"]
@@ -150,7 +153,7 @@ def compare(before: View, after: View) -> dict[str, float | None]:
     numbers = [len(view.stored.get("centers", ())) for view in (before, after)]
     if numbers[0] and numbers[0] == numbers[1]:
         flips = float(np.mean(_codes(before) != _codes(after)))
-    a, b = arrays(before), arrays(after)
+    a, b = _filters(before), _filters(after)
     drifts = {
         name: float(np.linalg.norm(b[name] - a[name]) / np.linalg.norm(a[name]))
         for name in ("m_filters", "latent_filters")
@@ -165,7 +168,7 @@ def compare(before: View, after: View) -> dict[str, float | None]:
 
 def pictures(view: View) -> Pictures:
     """The latent filters and centers, M, and the filters that convolve."""
-    found = arrays(view)
+    found = _filters(view)
     latent, binary = found.get("latent_filters"), found.get("binary_filters")
     filters = {} if latent is None else {"latent": latent}
     if binary is not None:
@@ -178,3 +181,30 @@ def pictures(view: View) -> Pictures:
     weights = NO_VALUES if latent is None else latent
     levels = tuple(float(center) for center in found.get("centers", ()))
     return Pictures(weights, levels, m_filters, filters)
+
+
+def _range_of_m(record: Mapping[str, Any]) -> Cell:
+    low, high = record["m_min"], record["m_max"]
+    return f"{low:.2f}-{high:.2f}", high - low
+
+
+def _error(record: Mapping[str, Any]) -> Cell:
+    error = record.get("quantization_error")
+    return ("", -1) if error is None else (f"{error:.3f}", error)
+
+
+COLUMNS = {
+    "maps": lambda record: (f"{record['in_maps']}-{record['out_maps']}", record["out_maps"]),
+    # M and the centers.
+    "floats": lambda record: (str(record["m_and_center_bits"] // 32), record["m_and_center_bits"]),
+    "centers": lambda record: (
+        " ".join(f"{center:.3g}" for center in record.get("centers", ())),
+        record.get("centers", [0])[-1],
+    ),
+    "shares": lambda record: (
+        " ".join(f"{share:.1%}" for share in record.get("shares", ())),
+        record.get("shares", [0])[0],
+    ),
+    "range of M": _range_of_m,
+    "error": _error,
+}

@@ -19,9 +19,14 @@ GROUPS: Mapping[str, Group] = {
 }
 
 
+def family_of_kind(kind: str) -> Family:
+    """The family of this kind, as tables name it."""
+    return next(f for f in (*LAYERS.values(), DENSE, BATCH_NORM) if f.kind == kind)
+
+
 def family_of(module: Any) -> Family | None:
     """The family that calls of a linen module belong to; None for a module without one."""
-    for family in (*LAYERS.values(), DENSE, BATCH_NORM):
-        if isinstance(module, family.module):
-            return family
-    return None
+    families = (*LAYERS.values(), DENSE, BATCH_NORM)
+    exact = [family for family in families if type(module) is family.module]
+    found = exact or [family for family in families if isinstance(module, family.module)]
+    return found[0] if found else None

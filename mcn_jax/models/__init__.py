@@ -24,12 +24,14 @@ class Architecture:
     """A network that a config can choose as `model.name`.
 
     module: its class.
+    title: what tables call it where its convolutions are ordinary ones.
     options: what it takes of `ModelConfig` besides what every `Classifier` does.
     check: of a ModelConfig; raises InputError unless the network can be built.
     check_image_size: of (ModelConfig, height, width); raises InputError unless the images fit.
     """
 
     module: type[Classifier]
+    title: str
     options: tuple[str, ...] = ()
     check: Callable[[ModelConfig], None]
     check_image_size: Callable[[ModelConfig, int, int], None]
@@ -38,11 +40,13 @@ class Architecture:
 MODELS = {
     "simple_cnn": Architecture(
         module=SimpleCNN,
+        title="CNN",
         check=simple_cnn.check,
         check_image_size=simple_cnn.check_image_size,
     ),
     "wide_resnet": Architecture(
         module=WideResNet,
+        title="WRN",
         options=("depth", "stem"),
         check=wide_resnet.check,
         check_image_size=wide_resnet.check_image_size,

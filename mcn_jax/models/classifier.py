@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mcn_jax.layers.batch_norm import Affine
 from mcn_jax.layers.planes import expand_input
 from mcn_jax.layers.pooling import POOLINGS, Pooling
-from mcn_jax.models.heads import HEADS, Body
+from mcn_jax.models.heads import HEADS, HeadContext
 
 
 class Outputs(NamedTuple):
@@ -78,7 +78,7 @@ class Classifier(nn.Module):
             x = expand_input(x, self.input_planes, self.planes)
         batch_norm = self._batch_norm(train)
         features, maps = self.convolutions(x, batch_norm)
-        body = Body(
+        context = HeadContext(
             num_classes=self.num_classes,
             dense_features=self.dense_features,
             dropout_rate=self.dropout_rate,
@@ -90,7 +90,7 @@ class Classifier(nn.Module):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
-        return Outputs(HEADS[self.head].apply(body, maps), features)
+        return Outputs(HEADS[self.head].apply(context, maps), features)
 
     def convolutions(
         self, x: jax.Array, batch_norm: Callable[..., nn.Module]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mcn_jax.layers.conv import Conv, KernelConv
 
 
-class Body(NamedTuple):
+class HeadContext(NamedTuple):
     """What a head knows of the network that it belongs to.
 
     num_classes: number of logits.
@@ -49,41 +49,41 @@ def example_dropout(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
     return jnp.where(keep, x / (1 - rate), 0)
 
 
-def _dense_layer(body: Body, features: int, name: str) -> nn.Module:
+def _dense_layer(context: HeadContext, features: int, name: str) -> nn.Module:
     return nn.Dense(
         features,
         kernel_init=nn.initializers.he_normal(),
-        dtype=body.dtype,
-        param_dtype=body.param_dtype,
+        dtype=context.dtype,
+        param_dtype=context.param_dtype,
         name=name,
     )
 
 
-def _dense(body: Body, maps: jax.Array) -> jax.Array:
+def _dense(context: HeadContext, maps: jax.Array) -> jax.Array:
     """Dense, ReLU, dropout, dense: the paper's."""
-    x = body.vector(maps)
-    x = nn.relu(_dense_layer(body, body.dense_features, "dense_1")(x))
-    if body.train and body.dropout_rate:
-        if body.dropout_keys is None:
+    x = context.vector(maps)
+    x = nn.relu(_dense_layer(context, context.dense_features, "dense_1")(x))
+    if context.train and context.dropout_rate:
+        if context.dropout_keys is None:
             raise ValueError("training with dropout needs dropout_keys, one per example")
-        x = example_dropout(x, body.dropout_keys, body.dropout_rate)
-    return _dense_layer(body, body.num_classes, "dense_2")(x)
+        x = example_dropout(x, context.dropout_keys, context.dropout_rate)
+    return _dense_layer(context, context.num_classes, "dense_2")(x)
 
 
-def _linear(body: Body, maps: jax.Array) -> jax.Array:
+def _linear(context: HeadContext, maps: jax.Array) -> jax.Array:
     """One dense layer."""
-    return _dense_layer(body, body.num_classes, "dense")(body.vector(maps))
+    return _dense_layer(context, context.num_classes, "dense")(context.vector(maps))
 
 
-def _conv(body: Body, maps: jax.Array) -> jax.Array:
+def _conv(context: HeadContext, maps: jax.Array) -> jax.Array:
     """1x1 convolution to one channel per class, batch norm, global average."""
     conv = (
         KernelConv
-        if body.deployed
-        else functools.partial(Conv, dtype=body.dtype, param_dtype=body.param_dtype)
+        if context.deployed
+        else functools.partial(Conv, dtype=context.dtype, param_dtype=context.param_dtype)
     )
-    x = conv(body.num_classes, planes=1, kernel_size=1, name="head")(maps)
-    x = body.batch_norm(name="batch_norm_head")(x)
+    x = conv(context.num_classes, planes=1, kernel_size=1, name="head")(maps)
+    x = context.batch_norm(name="batch_norm_head")(x)
     return jnp.mean(x, axis=(1, 2))
 
 
@@ -91,12 +91,12 @@ def _conv(body: Body, maps: jax.Array) -> jax.Array:
 class Head:
     """A head that a config can choose as `model.head`.
 
-    apply: (body, maps [N, Y, X, C]) -> logits [N, classes], called inside the network's `__call__`,
-        whose submodules its layers are.
+    apply: (context, maps [N, Y, X, C]) -> logits [N, classes], called inside the network's
+        `__call__`, whose submodules its layers are.
     options: fields of `ModelConfig` that a model file must know.
     """
 
-    apply: Callable[[Body, jax.Array], jax.Array]
+    apply: Callable[[HeadContext, jax.Array], jax.Array]
     options: tuple[str, ...] = ()
 
 

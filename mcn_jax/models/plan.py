@@ -5,6 +5,7 @@ files, inspection, health and the optimizer's groups all read the plan instead o
 names.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -15,8 +16,9 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from mcn_jax import models
-from mcn_jax.config import Config, ModelConfig
-from mcn_jax.layers.family import PlannedLayer, Tensor
+from mcn_jax.config import Config, DataConfig
+from mcn_jax.errors import InputError
+from mcn_jax.layers.family import FILTERS, PlannedLayer, Tensor
 from mcn_jax.layers.table import family_of
 
 Plan = tuple[PlannedLayer, ...]
@@ -31,15 +33,27 @@ def plan_of(config: Config, num_classes: int, image_shape: tuple[int, int, int])
         image_shape: (Y, X, C) as the model sees an image.
 
     Raises:
+        InputError: if a layer has more weights than can be counted.
         ValueError: if a parameter belongs to no layer family, or the images do not fit.
     """
-    return _plan_of(config.model, num_classes, tuple(image_shape))
+    # Neither the data nor dtypes change what layers there are.
+    alike = dataclasses.replace(
+        config, seed=0, data=DataConfig(), dtype="float32", param_dtype="float32"
+    )
+    try:
+        return _plan_of(alike, num_classes, tuple(image_shape))
+    except OverflowError as error:
+        model = config.model
+        raise InputError(
+            f"config.model.widths={model.widths} with config.model.planes={model.planes} and"
+            f" config.model.dense_features={model.dense_features} are too large for a network;"
+            " lower them"
+        ) from error
 
 
 @functools.lru_cache(maxsize=32)
-def _plan_of(model: ModelConfig, num_classes: int, image_shape: tuple[int, int, int]) -> Plan:
-    module = models.make_model(Config(model=model), num_classes, quantized=False)
-    return plan_of_module(module, image_shape)
+def _plan_of(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Plan:
+    return plan_of_module(models.make_model(config, num_classes, quantized=False), image_shape)
 
 
 def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan:
@@ -51,7 +65,8 @@ def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan
         inside = any(path[: len(other)] == other for other in calls)
         if family is None or context.method_name != "__call__" or inside:
             return call(*arguments, **keywords)
-        calls[path] = [family, arguments[0].shape[1:], None]
+        x = arguments[0] if arguments else next(iter(keywords.values()))
+        calls[path] = [family, x.shape[1:], None]
         output = call(*arguments, **keywords)
         calls[path][2] = output.shape[1:]
         return output
@@ -143,5 +158,5 @@ def filter_bits(plan: Plan, config: Config, quantized: bool) -> tuple[int, int]:
 
     M-filters, centers, batch norm and dense layers are not counted.
     """
-    filters = [t for t in specs(plan, config, quantized).values() if t.part == "filters"]
+    filters = [t for t in specs(plan, config, quantized).values() if t.part == FILTERS]
     return sum(t.bits for t in filters), sum(32 * t.weights for t in filters)

@@ -25,7 +25,7 @@ from mcn_jax.reports.axes import (
     new_figure,
     over_epochs,
 )
-from mcn_jax.workdirs.files import of_kind
+from mcn_jax.workdirs.files import of_kind, write_bytes_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +56,7 @@ def save(
         with matplotlib.rc_context({"svg.hashsalt": "mcn_jax"}):
             figure.savefig(content, format=suffix, dpi=120, metadata=metadata)
         paths.append(pathlib.Path(f"{path}.{suffix}"))
-        paths[-1].write_bytes(content.getvalue())
+        write_bytes_atomically(paths[-1], content.getvalue())
     return paths
 
 

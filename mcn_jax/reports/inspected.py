@@ -42,20 +42,14 @@ class Inspected:
         layer = next(layer for layer in self.plan if layer.name == name)
         trained = None
         if self.variables is not None:
-            trained = layer.params_in(self.variables["params"])
-            trained = {leaf: np.asarray(value) for leaf, value in trained.items()}
+            leaves = layer.params_in(self.variables["params"]) | layer.state_in(self.variables)
+            trained = {leaf: np.asarray(value) for leaf, value in leaves.items()}
         return View(layer, model_file.own_tensors(self.stored, name), trained)
 
     @functools.cached_property
-    def convolutions(self) -> dict[str, View]:
-        """The layers that convolve, by their names."""
-        return {la.name: self.view(la.name) for la in self.plan if la.family.filters is not None}
-
-    @functools.cached_property
     def quantizable(self) -> dict[str, View]:
-        """The convolutions that can have quantized weights, by their names."""
-        views = self.convolutions.items()
-        return {name: view for name, view in views if view.layer.family.quantizes}
+        """The layers that can have quantized weights, by their names."""
+        return {layer.name: self.view(layer.name) for layer in self.plan if layer.family.quantizes}
 
 
 def inspect(path: str | pathlib.Path) -> Inspected:
@@ -106,21 +100,19 @@ def _of_model(path: pathlib.Path, model: model_file.Model) -> Inspected:
 def array_of(inspected: Inspected, name: str) -> np.ndarray:
     """One array, such as "conv_1/binary_filters" or "dense_1/kernel".
 
-    A convolution has the arrays that its family names; every other layer the parameters and
-    statistics of a checkpoint, or the tensors of a file. "layers/3/binary_filters" is that of the
-    third convolution whose weights can be quantized.
+    A layer whose weights can be quantized has the arrays that its family names; every other layer
+    the parameters and statistics of a checkpoint, or the tensors of a file.
+    "layers/3/binary_filters" is that of the third layer whose weights can be quantized.
 
     Raises:
         InputError: if there is none of this name, naming the nearest.
     """
-    path, _, last = name.rpartition("/")
-    numbered = {f"layers/{number}": p for number, p in enumerate(inspected.quantizable, start=1)}
-    path = numbered.get(path, path)
-    if path in inspected.quantizable:
-        view = inspected.quantizable[path]
-        found = view.layer.family.arrays(view)
-        if last in found:
-            return found[last]
+    for number, (path, view) in enumerate(inspected.quantizable.items(), start=1):
+        for prefix in (f"{path}/", f"layers/{number}/"):
+            if name.startswith(prefix):
+                found = view.layer.family.arrays(view)
+                if (leaf := name.removeprefix(prefix)) in found:
+                    return found[leaf]
     others = _other_arrays(inspected)
     if name in others:
         return others[name]
@@ -140,5 +132,5 @@ def _other_arrays(inspected: Inspected) -> dict[str, np.ndarray]:
     else:
         flat = traverse_util.flatten_dict(inspected.variables, sep="/")
         arrays = {name.partition("/")[2]: np.asarray(leaf) for name, leaf in flat.items()}
-    layers = inspected.quantizable
-    return {name: a for name, a in arrays.items() if name.rpartition("/")[0] not in layers}
+    prefixes = tuple(f"{name}/" for name in inspected.quantizable)
+    return {name: array for name, array in arrays.items() if not name.startswith(prefixes)}

@@ -1,13 +1,18 @@
 """The measures of a network as tables for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import rich.markup
 import rich.table
 from rich.table import Column
 
+from mcn_jax.layers.family import Cell
+from mcn_jax.layers.table import family_of_kind
+
 FORMS = ("direct", "factored")
+FORMATS = {"flip_ratio": ".2%"}  # of a change; others have three digits
+CHANGES = {"m_drift": "drift of M", "latent_drift": "drift of C"}  # where the name alone is unclear
 
 
 def tables(description: dict[str, Any]) -> list[rich.table.Table]:
@@ -21,9 +26,8 @@ def tables(description: dict[str, Any]) -> list[rich.table.Table]:
         "factored",
         title=rich.markup.escape(description["path"]),
     )
-    filters = rich.table.Table(
-        _layer_column(), "maps", "floats", "centers", "shares", "range of M", "error"
-    )
+    columns = fact_columns(description["layers"])
+    facts = rich.table.Table(_layer_column(), *columns)
     for record in description["layers"]:
         adds = [record.get(f"multiply_adds_{form}") for form in FORMS]
         costs.add_row(
@@ -33,8 +37,9 @@ def tables(description: dict[str, Any]) -> list[rich.table.Table]:
             f"{record['bits']:,}",
             *("" if number is None else short(number) for number in adds),
         )
-        if has_facts(record):
-            filters.add_row(*filter_cells(record))
+        cells = fact_cells(record, columns)
+        if any(text for text, _ in cells):
+            facts.add_row(record["layer"], *(text for text, _ in cells))
     totals = description["totals"]
     costs.add_section()
     for name, prefix in (("filters", "filter_"), ("everything", "")):
@@ -44,7 +49,7 @@ def tables(description: dict[str, Any]) -> list[rich.table.Table]:
         shown = ("" if number is None else short(number) for number in adds)
         costs.add_row(name, smaller, f"{float32 // 32:,}", f"{bits:,}", *shown)
     costs.add_row("on disk", f"{totals['file_bytes']:,} bytes")
-    return [costs, filters] if filters.row_count else [costs]
+    return [costs, facts] if facts.row_count else [costs]
 
 
 def _layer_column() -> Column:
@@ -52,28 +57,16 @@ def _layer_column() -> Column:
     return Column("layer", overflow="fold")
 
 
-def has_facts(record: Mapping[str, Any]) -> bool:
-    """Whether the family of a layer says more of it than what it costs."""
-    return "in_maps" in record
+def fact_columns(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The headers of what the families of some layers say besides costs, see `Family.columns`."""
+    kinds = dict.fromkeys(record["kind"] for record in records)
+    return list(dict.fromkeys(name for kind in kinds for name in family_of_kind(kind).columns))
 
 
-def filter_cells(record: Mapping[str, Any]) -> list[str]:
-    """The cells of a layer with `has_facts`: its name, maps, numbers in float32 (M and centers),
-    centers, shares, range of M, quantization error."""
-
-    def range_of(name: str) -> str:
-        ends = record.get(f"{name}_min"), record.get(f"{name}_max")
-        return "" if None in ends else f"{ends[0]:.2f}-{ends[1]:.2f}"
-
-    return [
-        record["layer"],
-        f"{record['in_maps']}-{record['out_maps']}",
-        str(record.get("m_and_center_bits", 0) // 32),
-        " ".join(f"{center:.3g}" for center in record.get("centers", ())),
-        " ".join(f"{share:.1%}" for share in record.get("shares", ())),
-        range_of("m"),
-        f"{record['quantization_error']:.3f}" if "quantization_error" in record else "",
-    ]
+def fact_cells(record: Mapping[str, Any], columns: Iterable[str]) -> list[Cell]:
+    """The cells of one layer in these columns; empty where its family does not have the column."""
+    own = family_of_kind(record["kind"]).columns
+    return [own[name](record) if name in own else ("", -1) for name in columns]
 
 
 def short(number: int) -> str:
@@ -84,17 +77,18 @@ def short(number: int) -> str:
     return str(number)
 
 
+def change_columns(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """{name in the records of `compare`: header}, of all but the layer."""
+    names = dict.fromkeys(name for record in records for name in record if name != "layer")
+    return {name: CHANGES.get(name, name.replace("_", " ")) for name in names}
+
+
 def comparison_table(records: list[dict[str, Any]], title: str) -> rich.table.Table:
     """`compare` as a table for the terminal."""
-    shown = rich.table.Table(
-        _layer_column(), "flip ratio", "drift of M", "drift of C", title=rich.markup.escape(title)
-    )
+    columns = change_columns(records)
+    shown = rich.table.Table(_layer_column(), *columns.values(), title=rich.markup.escape(title))
     for record in records:
-        flips = record.get("flip_ratio")
-        drifts = [record.get(name) for name in ("m_drift", "latent_drift")]
-        shown.add_row(
-            record["layer"],
-            "" if flips is None else f"{flips:.2%}",
-            *("" if drift is None else f"{drift:.3f}" for drift in drifts),
-        )
+        numbers = [(name, record.get(name)) for name in columns]
+        cells = ["" if n is None else f"{n:{FORMATS.get(name, '.3f')}}" for name, n in numbers]
+        shown.add_row(record["layer"], *cells)
     return shown

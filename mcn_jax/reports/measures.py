@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from mcn_jax.errors import InputError
-from mcn_jax.layers.family import PlannedLayer
+from mcn_jax.layers.family import FILTERS, PlannedLayer
 from mcn_jax.models.plan import specs
 from mcn_jax.reports.inspected import Inspected
 
@@ -28,7 +28,7 @@ def describe(inspected: Inspected) -> dict[str, Any]:
     tensors = specs(inspected.plan, *inspected.network, dtypes)
     quantizable_first = sorted(inspected.plan, key=lambda layer: not layer.family.quantizes)
     records = [_record(inspected, layer) for layer in quantizable_first]
-    filters = [tensor for tensor in tensors.values() if tensor.part == "filters"]
+    filters = [tensor for tensor in tensors.values() if tensor.part == FILTERS]
 
     def total(name: str) -> int:
         return sum(record.get(name, 0) for record in records)
@@ -52,7 +52,7 @@ def _record(inspected: Inspected, layer: PlannedLayer) -> dict[str, Any]:
     tensors = list(spec.values())
     shape = max(layer.params.values(), key=np.prod)
     if layer.family.filters is not None:
-        tensors = [tensor for tensor in tensors if tensor.part == "filters"]
+        tensors = [tensor for tensor in tensors if tensor.part == FILTERS]
         shape = layer.params[layer.family.filters]
     adds = layer.family.multiply_adds(layer)
     return {

@@ -11,7 +11,12 @@ import numpy as np
 from mcn_jax.layers.family import Pictures
 from mcn_jax.reports import figures, health_plots
 from mcn_jax.reports.inspected import Inspected
-from mcn_jax.reports.inspection_tables import filter_cells, has_facts, short
+from mcn_jax.reports.inspection_tables import (
+    change_columns,
+    fact_cells,
+    fact_columns,
+    short,
+)
 from mcn_jax.workdirs.files import of_kind
 
 if TYPE_CHECKING:
@@ -81,8 +86,8 @@ def page(inspected: Inspected, description: Mapping[str, Any]) -> str:
     }
     with_weights = {name: drawn for name, drawn in pictures.items() if drawn.weights.size}
     if with_weights:
-        title = "Latent weights and the levels they are quantized to"
-        sections.append((title, _picture(_histograms(with_weights), "")))
+        heading = "Latent weights and the levels they are quantized to"
+        sections.append((heading, _picture(_histograms(with_weights), "")))
     with_planes = {name: drawn for name, drawn in pictures.items() if drawn.planes.size}
     if with_planes:
         sections.append(("M-filters, plane by plane", _picture(_planes(with_planes), "")))
@@ -137,10 +142,8 @@ def _totals(totals: Mapping[str, int]) -> list[list[tuple[str, Any]]]:
 def _layers(
     records: Sequence[Mapping[str, Any]],
 ) -> tuple[tuple[str, ...], list[list[tuple[str, Any]]]]:
-    headers = (
-        "layer", "kind", "shape", "weights", "bits", "mult-adds", "factored",
-        "maps", "floats", "centers", "shares", "range of M", "error",
-    )  # fmt: skip
+    columns = fact_columns(records)
+    headers = ("layer", "kind", "shape", "weights", "bits", "mult-adds", "factored", *columns)
     rows = []
     for place, record in enumerate(records):
         row: list[tuple[str, Any]] = [
@@ -153,16 +156,7 @@ def _layers(
         for form in ("direct", "factored"):
             adds = record.get(f"multiply_adds_{form}")
             row.append(("", -1) if adds is None else (short(adds), adds))
-        if has_facts(record):
-            keys = (
-                record["out_maps"], record.get("m_and_center_bits", 0),
-                record.get("centers", [0])[-1], record.get("shares", [0])[0],
-                record.get("m_max", 0) - record.get("m_min", 0),
-                record.get("quantization_error", -1),
-            )  # fmt: skip
-            row += list(zip(filter_cells(record)[1:], keys, strict=True))
-        else:
-            row += [("", -1)] * 6
+        row += fact_cells(record, columns)
         rows.append(row)
     return headers, rows
 
@@ -170,14 +164,15 @@ def _layers(
 def _changes(
     records: Sequence[Mapping[str, Any]],
 ) -> tuple[tuple[str, ...], list[list[tuple[str, Any]]]]:
+    columns = change_columns(records)
     rows = []
     for place, record in enumerate(records):
         row: list[tuple[str, Any]] = [(record["layer"], place)]
-        for name in ("flip_ratio", "m_drift", "latent_drift"):
+        for name in columns:
             value = record.get(name)
             row.append(("", -1) if value is None else (f"{value:.4f}", value))
         rows.append(row)
-    return ("layer", "flip ratio", "drift of M", "drift of C"), rows
+    return ("layer", *columns.values()), rows
 
 
 def _picture(figure: "Figure", text: str) -> str:

@@ -5,17 +5,25 @@ import pathlib
 from mcn_jax.reports import figures, health_plots
 from mcn_jax.workdirs.files import of_kind, read_metrics
 
+DRAWINGS = {  # file name without suffix: (kind of records it needs, what draws it)
+    "curves": ("epoch", figures.curves),
+    "health": ("health", health_plots.health),
+}
+
 
 def draw_run(workdir: pathlib.Path) -> None:
     """Draws curves.png, and health.png where weights were quantized, unless they are there.
 
     Args:
         workdir: of a run that has ended.
+
+    Raises:
+        InputError: if a picture is missing and metrics.jsonl is damaged.
+        OSError: if a picture cannot be written.
     """
+    if (workdir / "curves.png").exists() and (workdir / "health.png").exists():
+        return
     records = read_metrics(workdir / "metrics.jsonl")
-    drawings = {"curves": figures.curves}
-    if of_kind(records, "health"):
-        drawings["health"] = health_plots.health
-    for name, draw in drawings.items():
-        if not (workdir / f"{name}.png").exists():
+    for name, (kind, draw) in DRAWINGS.items():
+        if of_kind(records, kind) and not (workdir / f"{name}.png").exists():
             figures.save(draw(records), workdir / name, formats=("png",))

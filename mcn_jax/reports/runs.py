@@ -10,6 +10,7 @@ from typing import Any
 from mcn_jax.config import RESUMABLE_CHANGES, Config, flatten, from_config_dict
 from mcn_jax.errors import InputError
 from mcn_jax.layers.table import LAYERS
+from mcn_jax.models import MODELS
 from mcn_jax.workdirs.files import of_kind, read_json, read_metrics, read_result
 
 # What makes no setting of its own: seeds are repetitions, the others do not change a result.
@@ -196,12 +197,12 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 
 
 def method(setting: Mapping[str, Any]) -> str:
-    """ "MCN", "U-MCN"; of ordinary convolutions "WRN" or "CNN"; or the name of another one."""
-    family = LAYERS.get(setting["model.conv"])
+    """ "MCN", "U-MCN"; of ordinary convolutions "WRN" or "CNN"; or the name of another layer."""
+    family, architecture = LAYERS.get(setting["model.conv"]), MODELS.get(setting["model.name"])
     if family is not None and family.methods is not None:
         return family.methods[0 if setting["binarize.enabled"] else 1]
-    if setting["model.conv"] == "conv":
-        return "WRN" if setting["model.name"] == "wide_resnet" else "CNN"
+    if family is not None and architecture is not None and not family.quantizes:
+        return architecture.title
     return str(setting["model.conv"])
 
 

@@ -1,5 +1,6 @@
 """The checks of a whole config, made before any work."""
 
+import dataclasses
 import math
 
 from mcn_jax import models
@@ -107,10 +108,10 @@ def validate_for_data(
     models.MODELS[model.name].check_image_size(model, height, width)
     if LAYERS[model.conv].takes_planes:
         check_input(model.input_planes, channels, model.planes, config.data.name)
-    smallest_first = sorted(
-        plan_of(config, 2, image_shape),
-        key=lambda layer: sum(map(math.prod, layer.params.values())),
-    )
+    # Planned with few centers: too many for a layer are named by its check.
+    binarize = dataclasses.replace(config.binarize, num_centers=2)
+    plan = plan_of(dataclasses.replace(config, binarize=binarize), 2, image_shape)
+    smallest_first = sorted(plan, key=lambda layer: sum(map(math.prod, layer.params.values())))
     for layer in smallest_first:
         layer.family.check_layer(layer, config)
 

@@ -1,4 +1,4 @@
-"""Evaluation: every example counts exactly once, and what the logits say of a network."""
+"""Evaluation of a split, each example once, and measures computed from logits."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

@@ -14,7 +14,7 @@ from mcn_jax.models.plan import Plan
 def network_health(
     before: Mapping[str, Any],
     params: Mapping[str, Any],
-    layer_state: Mapping[str, Any],
+    collections: Mapping[str, Any],
     plan: Plan,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The measures of one epoch with quantized weights; see `Family.health`.
@@ -22,7 +22,7 @@ def network_health(
     Args:
         before: `Progress.filters_before`.
         params: the parameters now.
-        layer_state: the other collections of the layers.
+        collections: all others of the model.
         plan: of the network.
 
     Returns:
@@ -30,17 +30,17 @@ def network_health(
         network, and {"flip_ratio": ...} of those measures that layers share.
     """
     by_layer: dict[str, float] = {}
-    together: dict[str, Share] = {}
+    pooled: dict[str, Share] = {}
     for layer in plan:
         family = layer.family
         if family.health is None:
             continue
         p_before = layer.params_in(before, family.compared)
-        p, s = layer.params_in(params), layer.state_in(layer_state)
+        p, s = layer.params_in(params), layer.state_in(collections)
         for name, measure in family.health(p_before, p, s).items():
             if isinstance(measure, Share):
-                others = together.get(name)
-                together[name] = measure if others is None else others.plus(measure)
+                others = pooled.get(name)
+                pooled[name] = measure if others is None else others.plus(measure)
                 measure = measure.value
             by_layer[f"{layer.name}/{name}"] = float(measure)
-    return by_layer, {name: share.value for name, share in together.items()}
+    return by_layer, {name: share.value for name, share in pooled.items()}

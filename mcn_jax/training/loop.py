@@ -31,13 +31,13 @@ from mcn_jax.training.warm_start import WarmStart
 from mcn_jax.workdirs.checkpoint import UNRANKED, Checkpoints, named_leaves
 
 
-def refreshed(host_state: TrainState, plan: Plan) -> TrainState:
+def refresh_layers(host_state: TrainState, plan: Plan) -> TrainState:
     """A state whose layers have computed their state anew, such as k-means centers."""
     flat = traverse_util.flatten_dict(host_state.layer_state)
     for layer in plan:
         if layer.family.refresh is None:
             continue
-        p, s = layer.params_in(host_state.params), layer.state_in(host_state.layer_state)
+        p, s = layer.params_in(host_state.params), layer.state_in(host_state.collections)
         for leaf, value in jax.device_get(layer.family.refresh(p, s)).items():
             flat[layer.state[leaf], *layer.path, *leaf.split("/")] = value
     layer_state = traverse_util.unflatten_dict(flat)
@@ -104,7 +104,7 @@ class Loop:
                 if progress is None:
                     keeps_centers = start is not None and start.keeps_centers and epoch == 0
                     if phases.refreshes_before(config, epoch) and not keeps_centers:
-                        host_state = refreshed(host_state, self.setup.plan)
+                        host_state = refresh_layers(host_state, self.setup.plan)
                         state = parallel.replicate(host_state)
                     progress = new_progress(host_state, self.setup.plan, self.seconds())
                 with self._trace(phases.quantized_in(config, epoch)) as trace:
@@ -202,7 +202,7 @@ class Loop:
         health: dict[str, float] = {}
         if phase.quantized:
             by_layer, health = network_health(
-                progress.filters_before, host_state.params, host_state.layer_state, setup.plan
+                progress.filters_before, host_state.params, host_state.collections, setup.plan
             )
             if by_layer:
                 self.writer.write({"kind": "health", "step": step, "epoch": epoch, **by_layer})

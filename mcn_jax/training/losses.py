@@ -38,7 +38,7 @@ def _of_both_labels(measure: Callable[[jax.Array], jax.Array], inputs: Inputs) -
 def with_penalties(
     gradients: Mapping[str, Any],
     params: Mapping[str, Any],
-    layer_state: Mapping[str, Any],
+    collections: Mapping[str, Any],
     plan: Plan,
     config: LossConfig,
     learning_rate: jax.Array,
@@ -48,7 +48,7 @@ def with_penalties(
     Args:
         gradients: of the softmax loss (and center loss, where it is used), as params.
         params: tree of parameters.
-        layer_state: the other collections of the layers.
+        collections: all others of the model.
         plan: of the network.
         config: of the losses.
         learning_rate: eta1 of this step.
@@ -61,7 +61,7 @@ def with_penalties(
     for layer in plan:
         if layer.family.penalty is None:
             continue
-        p, s = layer.params_in(params), layer.state_in(layer_state)
+        p, s = layer.params_in(params), layer.state_in(collections)
         own = layer.params_in(gradients)
         value, own = layer.family.penalty(p, s, own, config, learning_rate)
         total += value

@@ -1,4 +1,4 @@
-"""Parameter groups, learning-rate schedules and the optax chains of an MCN."""
+"""Parameter groups, learning-rate schedules and the optax chain of each group."""
 
 import math
 from typing import Any
@@ -124,6 +124,11 @@ def make_optimizer(
 
     groups = dict(GROUPS)
     for layer in plan:
-        groups |= {group.name: group for group in layer.family.groups.values()}
+        for group in layer.family.groups.values():
+            if groups.setdefault(group.name, group) != group:
+                raise ValueError(
+                    f"group {group.name!r} of {layer.name} is {group}, and elsewhere"
+                    f" {groups[group.name]}; give it another name"
+                )
     chains = {name: chain(group) for name, group in groups.items()}
     return optax.partition(chains, parameter_groups(plan))

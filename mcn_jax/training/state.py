@@ -52,9 +52,14 @@ class TrainState:
     opt_state: optax.OptState
 
     @property
+    def collections(self) -> dict[str, Any]:
+        """All collections of the model but the parameters."""
+        return {"batch_stats": self.batch_stats, **self.layer_state}
+
+    @property
     def variables(self) -> dict[str, Any]:
         """What `model.apply` takes."""
-        return {"params": self.params, "batch_stats": self.batch_stats, **self.layer_state}
+        return {"params": self.params, **self.collections}
 
 
 def saved_tree(state: TrainState, progress: Progress | None = None) -> dict[str, Any]:

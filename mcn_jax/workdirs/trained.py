@@ -38,7 +38,7 @@ class Trained:
 
     @property
     def binary(self) -> bool:
-        """Whether its convolutions use binary filters."""
+        """Whether its convolutions use quantized weights."""
         return bool(self.epoch["binarized"])
 
 

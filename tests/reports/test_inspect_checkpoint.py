@@ -321,6 +321,7 @@ def test_names_on_the_page_are_text(model_path):
     description = describe(inspected) | {"path": "x"}
     description["layers"][0]["layer"] = "<script>alert(1)</script>"
     content = page(inspected, description)
+    assert f"<title>{model_path}</title>" in content
     assert "<script>alert" not in content
     assert "&lt;script&gt;alert(1)" in content
 

@@ -29,3 +29,24 @@ def test_a_picture_that_is_there_is_left_alone(report_runs, tmp_path):
     draw_run(workdir)
     assert (workdir / "curves.png").read_bytes() == b"mine"
     assert (workdir / "health.png").read_bytes().startswith(PNG)
+
+
+def test_a_picture_is_written_as_a_whole_or_not_at_all(report_runs, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    shutil.copytree(report_runs["umcn"], workdir)
+
+    def full_disk(descriptor):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            draw_run(workdir)
+    assert not list(workdir.glob("*.png*"))
+    draw_run(workdir)
+    assert (workdir / "curves.png").read_bytes().startswith(PNG)
+
+
+def test_nothing_is_drawn_of_a_run_without_records(tmp_path):
+    draw_run(tmp_path)
+    assert not list(tmp_path.iterdir())

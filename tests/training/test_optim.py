@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+import mcn_jax
 from mcn_jax.config import OptimizerConfig
 from mcn_jax.layers.batch_norm import BATCH_NORM
 from mcn_jax.layers.conv import CONV
@@ -90,6 +91,13 @@ def test_a_rate_and_a_projection_are_those_of_the_group():
     moved = optax.apply_updates(params, updates)["layer"]["conv"]["kernel"]
     # 0.01 times the gradient plus 0.01 times the parameter.
     np.testing.assert_allclose(moved, [0.020001, 0.46995, 0.02], rtol=1e-5)
+
+
+def test_two_groups_of_one_name_must_be_alike():
+    other = dataclasses.replace(CONV, groups={"conv/kernel": Group(name="kernels", decays=False)})
+    plan = (planned("layer", other, **{"conv/kernel": np.ones(3)}),)
+    with pytest.raises(ValueError, match=r"group 'kernels' of layer is .*; give it another name"):
+        optim.make_optimizer(CONFIG, steps_per_epoch=10, num_epochs=1, plan=plan)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "step"])
@@ -186,3 +194,10 @@ def test_warmup_rises_linearly():
     np.testing.assert_allclose(
         [rate(s) for s in (0, 4, 9, 10, 49)], [0.01, 0.05, 0.1, 0.1, 0.1], rtol=1e-6
     )
+
+
+def test_the_projection_has_its_public_names():
+    assert mcn_jax.absolute_projection is optim.absolute_projection
+    assert mcn_jax.optim is optim
+    with pytest.raises(AttributeError, match="no attribute 'absolut_projection'"):
+        _ = mcn_jax.absolut_projection

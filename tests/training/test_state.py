@@ -8,6 +8,7 @@ from mcn_jax.models.plan import plan_of
 from mcn_jax.training.run import restore_last
 from mcn_jax.training.state import from_saved_tree, new_progress, saved_tree
 from mcn_jax.workdirs.checkpoint import Checkpoints, named_leaves
+from mcn_jax.workdirs.trained import TRAINING_PARTS
 from small_runs import digits_config, step_arguments
 
 CONFIG = digits_config()
@@ -42,6 +43,12 @@ def test_leaves_have_the_names_that_version_0_1_gave_them(state):
         *(f"epoch/filters_before/conv_{i}/latent_filters" for i in (1, 2)),
     }
     assert {str(inside[f"epoch/sums/{name}"].dtype) for name in means} == {"float64"}
+
+
+def test_readers_know_what_is_no_collection_of_the_network(state):
+    tree = saved_tree(state, new_progress(state, PLAN, 3.0))
+    assert tree.keys() - set(TRAINING_PARTS) == {"params", "batch_stats", "centers"}
+    assert set(TRAINING_PARTS) <= tree.keys()
 
 
 def test_a_state_and_its_progress_come_back(state):
