@@ -294,7 +294,7 @@ def written(model, path, tensors=None, **changes):
         ({"network__widths": [2, 10**30]}, "network.widths=1000000"),
         ({"network__widths": [1048576, 2]}, "the bytes of a layer's output=4294967296 does not"),
         ({"network__widths": [2, 8192]}, "the bits of the filters=589896 does not lie in"),
-        ({"network__widths": [2**20, 2**20]}, "its network is too large to be planned"),
+        ({"network__widths": [2**20, 2**20]}, "are too large for a network"),
         ({"network__widths": [2**20] * 2, "network__conv": "conv", "network__quantized": False},
          "the bytes of a layer's output=4294967296 does not"),
         ({"network__widths": [3], "network__planes": 64, "images__height": 2048,
