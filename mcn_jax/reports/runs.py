@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mcn_jax.config import RESUMABLE_CHANGES, Config, flatten, from_config_dict
+from mcn_jax.config import RESUMABLE_CHANGES, flatten, from_config_dict
 from mcn_jax.errors import InputError
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.models import MODELS
@@ -102,7 +102,7 @@ def read_run(workdir: str | pathlib.Path) -> Run:
         )
     record = read_json(path)
     try:
-        config = complete_config(record["config"])
+        config = flatten(from_config_dict(record["config"]))
         if config["data.root"]:  # a folder's data are told by their digest, not by their name
             config["data.full_name"] = record["data"]["full_name"]
     except (KeyError, TypeError, AttributeError, InputError) as error:
@@ -133,31 +133,6 @@ def _check_fields(record: Any, names: Iterable[str], place: str) -> None:
                 f"{place} is damaged: {name!r} is {'absent' if value is None else repr(value)};"
                 " mend it, or leave the run out"
             )
-
-
-def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """{"loss.theta": 1e-4, ...} of the "config" of a config.json.
-
-    Fields that a run of an older version lacks have their defaults, which did what that version
-    did. Fields that are no more are kept as they are.
-    """
-
-    def filled(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            name: filled(default, values.get(name, {}))
-            if isinstance(default, dict)
-            else values.get(name, default)
-            for name, default in defaults.items()
-        }
-
-    complete = flatten(from_config_dict(filled(dataclasses.asdict(Config()), config)))
-    for name, value in config.items():
-        fields = value if isinstance(value, dict) else {}
-        for path, old in {f"{name}.{f}": v for f, v in fields.items()}.items():
-            complete.setdefault(path, tuple(old) if isinstance(old, list) else old)
-        if not isinstance(value, dict):
-            complete.setdefault(name, tuple(value) if isinstance(value, list) else value)
-    return complete
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
