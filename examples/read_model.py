@@ -1,4 +1,4 @@
-"""Runs a simple CNN of binary filters from a model file with NumPy alone.
+"""Runs a simple CNN of binary filters and dense head from a model file with NumPy alone.
 
 Command: python read_model.py MODEL IMAGE.npy, with images [N, Y, X, C] uint8. A reader after
 docs/format.md, to be copied into other languages; it checks nothing, so give it files that you
