@@ -1,8 +1,8 @@
 """Looks into a trained network: `python -m mcn_jax.inspect_checkpoint PATH`.
 
 PATH is the work directory of a run, one of its checkpoints (WORKDIR/checkpoints/STEP), or a
-`.safetensors` file that `mcn_jax.export` wrote. Prints a line a layer and the totals; --compare,
---array, --json and --html show more. Nothing of PATH is changed.
+`.safetensors` file that `mcn_jax.export` wrote. Prints one line per layer and the totals;
+--compare, --array, --json and --html show more. Nothing of PATH is changed.
 """
 
 import argparse

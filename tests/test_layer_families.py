@@ -24,9 +24,9 @@ from mcn_jax.layers.table import LAYERS
 from mcn_jax.models.plan import plan_of, specs
 from mcn_jax.ops.convolution import convolve
 from mcn_jax.training.run import train_and_evaluate
-from mcn_jax.workdirs.checkpoint import Checkpoints, saved_steps
+from mcn_jax.workdirs.checkpoint import Checkpoints
 from mcn_jax.workdirs.files import read_metrics
-from small_runs import digits_config
+from small_runs import STEPS_PER_EPOCH, digits_config
 
 TIMES = ("wall_seconds", "images_per_second")
 
@@ -156,7 +156,7 @@ def test_it_resumes_bit_for_bit(data_dir, tmp_path, monkeypatch, one_device):
 
     def save_and_stop(self, step, *arguments):
         save(self, step, *arguments)
-        if len(saved_steps(tmp_path / "stopped" / "checkpoints")) >= 1 or step > 44:
+        if step == STEPS_PER_EPOCH:  # the last float step
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -181,8 +181,7 @@ def test_it_resumes_bit_for_bit(data_dir, tmp_path, monkeypatch, one_device):
 
 
 def test_eight_devices_compute_what_one_computes(data_dir, tmp_path, monkeypatch):
-    config = toy_config(data_dir, num_epochs=1)
-    # Quantized from the first step; without the rounding of long runs.
+    config = toy_config(data_dir, num_epochs=1, log_every_steps=1)
     config = dataclasses.replace(config, binarize=BinarizeConfig(start_epoch=0))
     assert len(jax.local_devices()) == 8
     train_and_evaluate(config, tmp_path / "eight")
@@ -196,10 +195,12 @@ def test_eight_devices_compute_what_one_computes(data_dir, tmp_path, monkeypatch
         }
         for name in ("eight", "one")
     )
-    first = min(one)
-    for name in ("softmax_loss", "parameter_norm"):
-        assert eight[first][name] == pytest.approx(one[first][name], rel=1e-3)
-    assert eight[first]["accuracy"] == pytest.approx(one[first]["accuracy"], abs=0.07)
+    for name in ("softmax_loss", "gradient_norm", "parameter_norm"):
+        assert eight[1][name] == pytest.approx(one[1][name], rel=1e-5), name
+    # Sums are rounded in another order, so a weight beside a threshold may fall to either side.
+    for step in range(2, 11):
+        assert eight[step]["softmax_loss"] == pytest.approx(one[step]["softmax_loss"], rel=1e-4)
+        assert eight[step]["parameter_norm"] == pytest.approx(one[step]["parameter_norm"], rel=1e-5)
 
 
 def test_it_is_inspected_with_its_own_bits(toy_run, tmp_path, capsys):
@@ -228,7 +229,7 @@ def test_its_files_agree_with_the_checkpoint(toy_run, tmp_path, capsys):
     plan = plan_of(result["model"].network.config, 10, (32, 32, 1))
     held = specs(plan, *result["model"].network)
     assert held["conv_3/bits"].shape == (2, 9 * 16 * 32 // 8)
-    assert set(np.unique(predictor_kernel(out, "conv_2"))).__len__() == 3
+    assert len(np.unique(predictor_kernel(out, "conv_2"))) == 3
 
     inspect_checkpoint.main([str(out / "model.safetensors"), "--json"])
     totals = json.loads(capsys.readouterr().out)["totals"]

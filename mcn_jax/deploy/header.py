@@ -94,7 +94,7 @@ class InputImages:
 def class_names_from_json(names: Any) -> tuple[str, ...]:
     """The "class_names" of a header; raises InputError if they are none, or cannot be printed."""
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError("its class_names are no list of names")
+        raise InputError("its class_names are not a list of names")
     for name in names:
         _check_printable("class_names", name)
     return tuple(names)
@@ -113,7 +113,7 @@ def full_name_from_json(provenance: Any) -> str | None:
 def _check_printable(field: str, name: Any) -> None:
     if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
         raise InputError(
-            f"{field}={name!a:.100} is no printable text of up to {MAX_NAME} characters"
+            f"{field}={name!a:.100} is not printable text of up to {MAX_NAME} characters"
         )
 
 
@@ -131,7 +131,7 @@ def images_from_json(values: Any) -> InputImages:
     for name in ("mean", "std"):
         numbers = getattr(images, name)
         if len(numbers) != images.channels or not all(map(math.isfinite, numbers)):
-            raise InputError(f"images.{name}={numbers} is no number for each channel")
+            raise InputError(f"images.{name}={numbers} is not one number per channel")
     # Images are normalised in float32, where these may be zero or infinite.
     with np.errstate(over="ignore"):
         mean, std = np.float32(images.mean), np.float32(images.std)

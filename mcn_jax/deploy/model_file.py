@@ -218,7 +218,8 @@ def read_model(path: str | pathlib.Path) -> Model:
     """Reads a model file, which may be from a stranger.
 
     Raises:
-        InputError: naming what is wrong, if it is no model file, is damaged or of another version.
+        InputError: naming what is wrong, if it is not a model file, is damaged, or is of another
+            version.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -227,14 +228,16 @@ def read_model(path: str | pathlib.Path) -> Model:
         with safetensors.safe_open(path, framework="numpy") as file:
             header_text = (file.metadata() or {}).get(KEY)
             if header_text is None:
-                raise InputError(f'{path} has no "{KEY}" in its metadata: it is no model of ours')
+                raise InputError(
+                    f'{path} has no "{KEY}" in its metadata: it is not a model file of mcn_jax'
+                )
             header = json.loads(header_text)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except InputError:
         raise
     except READ_ERRORS as error:
         raise InputError(
-            f"{path} is no whole model file ({first_line(error)}); export it anew"
+            f"{path} is not a whole model file ({first_line(error)}); export it anew"
         ) from error
     try:
         model = _model(header, tensors)

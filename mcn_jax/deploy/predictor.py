@@ -185,7 +185,7 @@ def of_onnx(path: pathlib.Path) -> Predictor:
     `.safetensors`.
 
     Raises:
-        InputError: if ONNX Runtime is not installed, or the file is no graph of ours.
+        InputError: if ONNX Runtime is not installed, or the file was not exported by mcn_jax.
     """
     if not has_onnx_runtime():
         raise InputError(
@@ -214,7 +214,7 @@ def of_onnx(path: pathlib.Path) -> Predictor:
             raise InputError("its inputs and outputs are not those of its header")
     except Exception as error:  # ONNX Runtime's have no common class but this
         raise InputError(
-            f"{path} is no graph that this program exported ({first_line(error)}); export it anew"
+            f"{path} is not a graph that mcn_jax exported ({first_line(error)}); export it anew"
         ) from error
 
     def logits(pixels: np.ndarray) -> np.ndarray:

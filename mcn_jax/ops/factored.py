@@ -233,9 +233,9 @@ def _onto_image(phase: jax.Array, place: tuple[int, int], taps: _Taps) -> jax.Ar
 def _chunk(features: jax.Array, filters: jax.Array, m_TK: jax.Array, taps: _Taps) -> int:
     """Images a chunk on a CPU. Of each there are the products, their gradients and the cotangent,
     planes first (with strides fewer than is counted here). Each chunk reads the filters again, so
-    that it is no smaller than they. A batch that needs no more than three arrays of the size of Q,
-    which is what the direct form of a wide layer takes, is not cut: so the filters are read once,
-    and XLA may have the products of the forward pass for the backward pass, too."""
+    that it is at least as large as they are. A batch that needs no more than three arrays of the
+    size of Q, which is what the direct form of a wide layer takes, is not cut: so the filters are
+    read once, and XLA may have the products of the forward pass for the backward pass, too."""
     pixels = max(math.prod(taps.size), math.prod(taps.out_size))
     planes = m_TK.shape[1]
     channels = (2 * m_TK.shape[0] + planes) * filters.shape[-1]

@@ -53,7 +53,7 @@ def tables(description: dict[str, Any]) -> list[rich.table.Table]:
 
 
 def _layer_column() -> Column:
-    # On a narrow terminal a name goes on in the next line; rich would cut it.
+    # On a narrow terminal a long name continues on the next line; rich would cut it.
     return Column("layer", overflow="fold")
 
 

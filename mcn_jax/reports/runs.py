@@ -15,7 +15,7 @@ from mcn_jax.workdirs.files import of_kind, read_json, read_metrics, read_result
 
 # What makes no setting of its own: seeds are repetitions, the others do not change a result.
 IGNORED = ("seed", *RESUMABLE_CHANGES)
-# Of these, whether they are set: where the files lie is no part of a setting.
+# Of these, whether they are set: where the files lie is not part of a setting.
 PLACES = ("init_from", "data.wnids_file")
 # What the columns method, data and network tell.
 ALWAYS_SHOWN = (
@@ -94,7 +94,9 @@ def read_run(workdir: str | pathlib.Path) -> Run:
     """
     workdir = pathlib.Path(workdir)
     if not workdir.is_dir():
-        raise InputError(f"{workdir} is no directory; name work directories, such as runs/digits")
+        raise InputError(
+            f"{workdir} is not a directory; name work directories, such as runs/digits"
+        )
     path = workdir / "config.json"
     if not path.exists():
         raise InputError(

@@ -226,7 +226,7 @@ class Loop:
         self.checkpoints.wait()
         raise Stopped(
             f"stopped by {self.stop.reason()} after step {step}, which is saved; the same command"
-            " goes on"
+            " resumes"
         )
 
 

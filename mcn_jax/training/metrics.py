@@ -82,7 +82,7 @@ class MetricsWriter:
         except OSError as error:
             raise OSError(
                 f"{self._path} and its events in tensorboard/ cannot be written:"
-                f" {first_line(error)}; make room, then the same command goes on from the last"
+                f" {first_line(error)}; make room, then the same command resumes from the last"
                 " checkpoint"
             ) from error
 

@@ -49,7 +49,7 @@ from mcn_jax.workdirs.files import (
 def train_and_evaluate(
     config: Config, workdir: str | pathlib.Path, *, profile: bool = False
 ) -> dict[str, Any]:
-    """Trains to the end of the schedule, or goes on where a run in the same directory stopped.
+    """Trains to the end of the schedule, or resumes where a run in the same directory stopped.
 
     In a run of several processes each calls it, with a directory that all of them share.
 
@@ -66,7 +66,7 @@ def train_and_evaluate(
     Raises:
         InputError: if the config, the data or the work directory do not fit.
         FloatingPointError: if a loss or gradient is not finite; the last checkpoint stays.
-        Stopped: by SIGTERM or SIGINT, with the state saved; the same call goes on.
+        Stopped: by SIGTERM or SIGINT, with the state saved; the same call resumes.
     """
     workdir = pathlib.Path(workdir)
     if jax.device_count() != parallel.num_devices() and jax.process_count() > 1:

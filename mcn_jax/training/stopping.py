@@ -8,7 +8,7 @@ from typing import Any, Self
 import jax
 from jax.experimental import multihost_utils
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes
 
 
 class Stopped(Exception):  # noqa: N818  not an error

@@ -44,11 +44,12 @@ def warm_start(source: pathlib.Path, state: TrainState) -> WarmStart:
         state: of the new run, with random filters.
 
     Raises:
-        InputError: if `source` is no work directory, has no checkpoint, or holds another network.
+        InputError: if `source` is not a work directory, has no checkpoint, or holds another
+            network.
     """
     field = f"config.init_from={source}"
     if not (source / "config.json").is_file():
-        raise InputError(f"{field} is no work directory of a run: it has no config.json")
+        raise InputError(f"{field} is not the work directory of a run: it has no config.json")
     steps = saved_steps(source / "checkpoints")
     if not steps:
         raise InputError(f"{field} has no checkpoint yet; wait for the end of its first epoch")

@@ -73,14 +73,14 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints:
     """The checkpoints of one run: the last two steps and the best one are kept.
 
-    They are written while training goes on. One that a kill, or a full disk, cut short has a name
-    that is no step, and is removed when the directory is opened again.
+    They are written while training continues. One that a kill, or a full disk, cut short has a name
+    that is not a step, and is removed when the directory is opened again.
     """
 
     def __init__(self, directory: pathlib.Path, *, read_only: bool = False):
         """Args:
         directory: WORKDIR/checkpoints; created if absent.
-        read_only: change nothing there, not even what a run that still goes on has half written.
+        read_only: change nothing there, not even what a running run has half written.
         """
         self.directory = directory.absolute()
 
@@ -200,7 +200,7 @@ class Checkpoints:
                 raise
             raise OSError(
                 f"a checkpoint in {self.directory} cannot be written: {first_line(error)}; make"
-                " room, then the same command goes on from the one before"
+                " room, then the same command resumes from the one before"
             ) from error
 
     def digests(self, step: int) -> dict[str, dict[str, Any]]:

@@ -151,7 +151,7 @@ def read_json(path: pathlib.Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        InputError: if it is no JSON.
+        InputError: if it is not JSON.
     """
     try:
         return json.loads(path.read_text())
@@ -197,7 +197,7 @@ def read_metrics(path: pathlib.Path, last_step: int | None = None) -> list[dict[
     A last line without its end, which a kill cut short, is left out.
 
     Raises:
-        InputError: naming the line that is no record.
+        InputError: naming the line that is not a record.
     """
     records = []
     # Bytes that are no text become escapes, which are no JSON.

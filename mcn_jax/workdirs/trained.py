@@ -83,15 +83,15 @@ def read_trained(path: str | pathlib.Path, step: int | None = None) -> Trained:
             epoch.
 
     Raises:
-        InputError: if it is no work directory, is of another version, or has no such checkpoint.
+        InputError: if it is not a work directory, is of another version, or has no such checkpoint.
         DamagedCheckpointError: if the checkpoint is not what was saved.
     """
     workdir, step = checkpoint_of(path) or (pathlib.Path(path), step)
     path = workdir / "config.json"
     if not path.is_file():
         raise InputError(
-            f"{workdir} is no work directory of a run: it has no config.json; name one, such as"
-            " runs/digits"
+            f"{workdir} is not the work directory of a run: it has no config.json; name one, such"
+            " as runs/digits"
         )
     record = read_json(path)
     try:

@@ -333,15 +333,15 @@ def test_what_a_reader_would_refuse_is_not_written(report_runs, tmp_path):
     trained = read_trained(report_runs["seed_0"])
     names = ["\x1b[2J", *trained.data["class_names"][1:]]
     renamed = dataclasses.replace(trained, data=trained.data | {"class_names": names})
-    with pytest.raises(InputError, match=r"class_names='\\x1b\[2J' is no printable text"):
+    with pytest.raises(InputError, match=r"class_names='\\x1b\[2J' is not printable text"):
         export.model_of(renamed, (32, 32, 1), "float32")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "out"], "nowhere is no work directory of a run: it has no config.json"),
-        ([".", "out"], ". is no work directory of a run: it has no config.json"),
+        (["nowhere", "out"], "nowhere is not the work directory of a run: it has no config.json"),
+        ([".", "out"], ". is not the work directory of a run: it has no config.json"),
     ],
 )
 def test_what_is_no_run_is_one_line(arguments, message, tmp_path, monkeypatch):

@@ -319,18 +319,21 @@ def written(model, path, tensors=None, **changes):
         ({"images__std": [1e-300]}, r"images.std=\(1e-300,\) is not positive in float32"),
         ({"images__std": [1e300]}, r"images.std=\(1e\+300,\) is not positive in float32"),
         ({"images__mean": [1e300]}, r"images.mean=\(1e\+300,\) is not finite in float32"),
-        ({"images__mean": [0.1, 0.2]}, r"images.mean=\(0.1, 0.2\) is no number for each"),
-        ({"images__mean": [float("nan")]}, r"images.mean=\(nan,\) is no number for each"),
+        ({"images__mean": [0.1, 0.2]}, r"images.mean=\(0.1, 0.2\) is not one number per channel"),
+        ({"images__mean": [float("nan")]}, r"images.mean=\(nan,\) is not one number per channel"),
         ({"images__image_size": 8}, "images.image_size=8 does not lie in 16..2048"),
         ({"images__center_crop": 0}, r"images.center_crop=0.0 does not lie in \(0, 1\]"),
         ({"class_names": ["a"]}, r"its tensor dense_2/kernel is float32 \[16, 5\] instead of"),
-        ({"class_names": "abcde"}, "its class_names are no list of names"),
-        ({"class_names": ["a\x1b[2J"]}, r"class_names='a\\x1b\[2J' is no printable text of up"),
-        ({"class_names": ["a\nb"]}, r"class_names='a\\nb' is no printable text"),
-        ({"class_names": ["\udcff"]}, r"class_names='\\udcff' is no printable text"),
-        ({"class_names": ["a" * 301]}, "is no printable text of up to 300 characters"),
+        ({"class_names": "abcde"}, "its class_names are not a list of names"),
+        ({"class_names": ["a\x1b[2J"]}, r"class_names='a\\x1b\[2J' is not printable text of up"),
+        ({"class_names": ["a\nb"]}, r"class_names='a\\nb' is not printable text"),
+        ({"class_names": ["\udcff"]}, r"class_names='\\udcff' is not printable text"),
+        ({"class_names": ["a" * 301]}, "is not printable text of up to 300 characters"),
         ({"provenance": {"data": {"full_name": "\r"}}}, r"provenance.data.full_name='\\r' is no"),
-        ({"provenance": {"data": {"full_name": 3}}}, "provenance.data.full_name=3 is no printable"),
+        (
+            {"provenance": {"data": {"full_name": 3}}},
+            "provenance.data.full_name=3 is not printable",
+        ),
         ({"filter_shapes": {}}, "its filter_shapes are not those of its network"),
     ],
 )  # fmt: skip
@@ -603,7 +606,7 @@ def test_what_is_no_model_is_one_line(name, tmp_path):
     with pytest.raises(InputError, match=f"^{path} does not exist; name a model file"):
         open_predictor(path)
     path.write_bytes(b"no model\n")
-    with pytest.raises(InputError, match=rf"^{path} is no .*; export it anew$"):
+    with pytest.raises(InputError, match=rf"^{path} is not a .*; export it anew$"):
         open_predictor(path)
 
 

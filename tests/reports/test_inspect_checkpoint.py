@@ -252,7 +252,7 @@ def test_what_an_older_config_lacks_has_its_default(report_runs, tmp_path):
     ("name", "message"),
     [
         ("nowhere", "nowhere does not exist; name a work directory"),
-        ("empty", "empty is no work directory of a run: it has no config.json"),
+        ("empty", "empty is not the work directory of a run: it has no config.json"),
         ("file.txt", "file.txt is not a .safetensors file, work directory or checkpoint"),
         ("run/checkpoints/7", "at the end of an epoch at step 7; it has those at 44, 88"),
         ("old", "config.json is not of this version ('mean'); train the run anew"),

@@ -255,7 +255,7 @@ def spoil_health(workdir):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (shutil.rmtree, "RUN is no directory; name work directories, such as runs/digits"),
+        (shutil.rmtree, "RUN is not a directory; name work directories, such as runs/digits"),
         (lambda w: (w / "config.json").unlink(), "RUN has no config.json; name work directories"),
         (spoil("config.json", "{"), "RUN/config.json is damaged"),
         (spoil("config.json", "[]"), "RUN/config.json is damaged"),

@@ -163,7 +163,7 @@ def not_a_run(workdir):
 @pytest.mark.parametrize(
     ("break_it", "changes", "message"),
     [
-        (not_a_run, {}, "config.init_from=.*first is no work directory of a run"),
+        (not_a_run, {}, "config.init_from=.*first is not the work directory of a run"),
         (without_checkpoints, {}, "config.init_from=.*first has no checkpoint yet"),
         (
             damaged,
