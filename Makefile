@@ -1,23 +1,37 @@
-# Two commands: `make train` and `make test`. Both need Python 3.11 or later and make, and install
-# the rest into .venv.
+# `make help` lists the targets. They need Python 3.11 or later, and install the rest into .venv.
 
 PYTHON ?= python3
 CONFIG ?= digits
 ARGS ?=
 VENV := .venv/bin
 
-.PHONY: train test lint types slow bench sweep help
+.PHONY: help train test slow check lint types imports bench sweep mutations
 
-train: .venv/installed  ## train configs/$(CONFIG).py: make train CONFIG=mnist_cpu ARGS="--config.seed=1"
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+train: .venv/installed  ## train configs/$(CONFIG).py, by default digits: make train CONFIG=mnist_cpu ARGS="--config.seed=1"
 	$(VENV)/python -m mcn_jax.main --config=configs/$(CONFIG).py --workdir=runs/$(CONFIG) $(ARGS)
 
-test: .venv/installed  ## the tests that take seconds
-	$(VENV)/python -m pytest -q
+test: .venv/installed  ## run the fast tests on all cores: a few minutes
+	$(VENV)/python -m pytest -q -n auto
 
-slow: .venv/installed  ## the tests that take minutes
-	$(VENV)/python -m pytest -q -m slow
+slow: .venv/installed  ## run the slow tests: tens of minutes
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(VENV)/python -m pytest -q -m slow -n auto
 
-bench: .venv/installed  ## the benchmarks: tens of minutes on a machine that does nothing else
+check: lint types imports  ## check style, format, types and the order of the packages
+
+lint: .venv/installed
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+
+types: .venv/installed
+	$(VENV)/mypy
+
+imports: .venv/installed
+	$(VENV)/lint-imports
+
+bench: .venv/installed  ## run the benchmarks: tens of minutes on an idle machine
 	$(VENV)/python -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
 	$(VENV)/python benchmarks/mcconv.py
 	$(VENV)/python benchmarks/step.py
@@ -26,7 +40,7 @@ bench: .venv/installed  ## the benchmarks: tens of minutes on a machine that doe
 	$(VENV)/python benchmarks/packing.py
 	$(VENV)/python benchmarks/input.py
 
-sweep: .venv/installed  ## a sweep of theta and lambda on digits, a few minutes: files in runs/sweep
+sweep: .venv/installed  ## sweep theta and lambda on digits, a few minutes; files in runs/sweep
 	$(VENV)/python -m pip install -q --disable-pip-version-check -r launch/requirements.txt
 	$(VENV)/python launch/sweep.py --config=configs/digits.py --out=runs/sweep \
 		--grid loss.theta=0,1e-2 --grid loss.center_loss_weight=0,1e-3 --seeds=0,1 -- \
@@ -34,16 +48,8 @@ sweep: .venv/installed  ## a sweep of theta and lambda on digits, a few minutes:
 		--config.optimizer.learning_rate=0.05 --config.optimizer.warmup_epochs=1 \
 		--config.num_epochs=15 --config.binarize.start_epoch=4 $(ARGS)
 
-lint: .venv/installed  ## style, format and the order of the rooms
-	$(VENV)/ruff check .
-	$(VENV)/ruff format --check .
-	$(VENV)/lint-imports
-
-types: .venv/installed  ## types
-	$(VENV)/mypy
-
-help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
+mutations: .venv/installed  ## seed faults into the code and check that the tests notice: an hour
+	$(VENV)/python tests/mutation/check.py
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -1,10 +1,12 @@
-"""Kills runs at random moments and counts what they lose: `python benchmarks/faults.py`.
+"""Kills runs at random moments and checks what they lose: `python benchmarks/faults.py`.
 
-A small MCN on digits trains once without a break. Then the same run is killed again and again, at
-seeded random moments (starting, training, writing checkpoints), and started again each time, with
-SIGKILL and with SIGTERM. It must end bit for bit where the unbroken run ends: every leaf of the
-state, every record but its times. Then each of two processes of one run is killed in turn: the
-other must end by itself.
+First, a small MCN trains on digits without interruption. Then the same run is killed many times,
+with SIGKILL and with SIGTERM, and restarted each time. The kills come at seeded random moments:
+while the run starts, trains or writes checkpoints. The run must end with the same bits as the first
+one, in every leaf of the state and in every record except for times.
+
+Finally, one of the two processes of a run is killed, first the one and then the other. The process
+that is left must end by itself.
 """
 
 import argparse
@@ -34,13 +36,13 @@ FLAGS = (
     "--config.log_every_steps=10", "--config.checkpoint_every_steps=15",
 )  # fmt: skip
 TIMES = ("wall_seconds", "images_per_second")
-STARTING = 0.2  # share of the moments that are counted from the start of the process
+STARTING = 0.2  # share of the kills that are timed from the start of the process
 PORT = 23456
-MOST_SECONDS = 60  # from the loss of one of two processes to the end of the other
+MOST_SECONDS = 60  # allowed from the loss of one process to the end of the other
 
 
 class Run:
-    """A run of one or two processes, with two CPU devices each if there are two."""
+    """A run of one process with one CPU device, or of two processes with two CPU devices each."""
 
     def __init__(self, workdir: pathlib.Path, data_dir: pathlib.Path, epochs: int, processes: int):
         self.workdir = workdir
@@ -64,23 +66,23 @@ class Run:
             self.processes.append(process)
 
     def records(self) -> int:
-        """Lines of metrics.jsonl."""
+        """Returns the number of lines of metrics.jsonl."""
         path = self.workdir / "metrics.jsonl"
         return path.read_text().count("\n") if path.exists() else 0
 
     def wait_for_training(self) -> None:
-        """Returns after the next record."""
+        """Waits for the next record, or for the end of the first process."""
         before = self.records()
         while self.records() <= before and self.processes[0].poll() is None:
             time.sleep(0.01)
 
     def ends(self) -> list[int]:
-        """Exit codes of all processes."""
+        """Waits for all processes and returns their exit codes."""
         return [process.wait(timeout=600) for process in self.processes]
 
 
 def state(workdir: pathlib.Path) -> dict[str, Any]:
-    """Digests of every leaf of the last state."""
+    """Returns the digests of all leaves of the last state."""
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     digests = checkpoints.digests(checkpoints.steps()[-1])
     checkpoints.close()
@@ -88,7 +90,7 @@ def state(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def records_without_times(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """What metrics.jsonl says."""
+    """Returns the records of metrics.jsonl without their times."""
     records = read_metrics(workdir / "metrics.jsonl")
     return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
 
@@ -96,7 +98,7 @@ def records_without_times(workdir: pathlib.Path) -> list[dict[str, Any]]:
 def kill_again_and_again(
     number: signal.Signals, kills: int, workdir: pathlib.Path, data_dir: pathlib.Path, epochs: int
 ) -> dict[str, Any]:
-    """Kills and restarts a run, lets it end, and counts."""
+    """Kills and restarts a run many times, lets it finish, and returns the counts."""
     generator = np.random.default_rng(0)
     codes: dict[str, int] = {}
     half_written = resumed_inside = 0
@@ -117,7 +119,7 @@ def kill_again_and_again(
     run = Run(workdir, data_dir, epochs, processes=1)
     [code] = run.ends()
     if code:
-        sys.exit(f"after {kills} kills by {number.name} the run could not go on")
+        sys.exit(f"after {kills} kills by {number.name} the run could not resume")
     return {
         "signal": number.name, "kills": kills, "exit_codes": codes,
         "left_a_checkpoint_half_written": half_written,
@@ -128,7 +130,7 @@ def kill_again_and_again(
 def lose_one_of_two(
     lost: int, workdir: pathlib.Path, data_dir: pathlib.Path, epochs: int
 ) -> dict[str, Any]:
-    """Kills one of two processes; how the other one ends."""
+    """Kills one of two processes and returns how the other one ends."""
     run = Run(workdir, data_dir, epochs, processes=2)
     run.wait_for_training()
     time.sleep(1)
@@ -140,12 +142,12 @@ def lose_one_of_two(
 
 
 def main() -> None:
-    """Runs everything, prints a table and writes results/benchmarks/faults.json."""
+    """Runs everything, prints a table and writes a record to --out."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=25, help="with each signal")
-    parser.add_argument("--epochs", type=int, default=25, help="of the run that is killed")
+    parser.add_argument("--kills", type=int, default=25, help="number of kills with each signal")
+    parser.add_argument("--epochs", type=int, default=25, help="length of the killed run")
     add_out(parser, "faults.json")
     options = parser.parse_args()
     console = rich.console.Console(width=120, highlight=False)
@@ -158,8 +160,8 @@ def main() -> None:
         expected_state = state(root / "whole")
         expected_records = records_without_times(root / "whole")
         accuracy = expected_records[-1]["test_accuracy"]
-        if accuracy < 0.5:  # a network that has stopped to learn would end anywhere the same
-            sys.exit(f"the unbroken run reached only {accuracy:.2%}")
+        if accuracy < 0.5:  # without learning, the comparison of the final states shows nothing
+            sys.exit(f"the unbroken run reached an accuracy of only {accuracy:.2%}")
         killed = []
         for number in (signal.SIGKILL, signal.SIGTERM):
             workdir = root / number.name
@@ -183,7 +185,7 @@ def main() -> None:
     if max(record["seconds"] for record in two) > MOST_SECONDS:
         sys.exit(f"a process took more than {MOST_SECONDS} seconds to see that the other was lost")
     if not all(record["same_state"] and record["same_records"] for record in killed):
-        sys.exit("something was lost")
+        sys.exit("a killed run ended with another state or other records than the unbroken run")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Benchmarks of one GPU within a given time: steps, single layers, and the same WRN in PyTorch.
+"""Measures one GPU within a given time: steps, single layers, and the same WRN in PyTorch.
 
     python benchmarks/gpu.py steps --dtype=bfloat16 --widths=16,16,32,64 --out=FILE
     python benchmarks/gpu.py layers --dtypes=bfloat16,float32 --out=DIRECTORY
@@ -6,12 +6,12 @@
     python benchmarks/gpu.py machine --out=FILE
 
 It measures what `step.py`, `mcconv.py` and `roofline.py` measure, and writes records of the same
-form. Differences: one network is traced while the one before it compiles; records of steps also
-have the compile times; a deadline (--until, in seconds since 1970) ends the measurement. After the
-deadline nothing new begins, and fewer turns are counted. What was measured is kept.
+form. There are three differences. One network is traced while the previous one compiles. Records of
+steps also have the compile times. The measurement has a deadline: --until, in seconds since 1970.
+After the deadline nothing new begins, and fewer turns are counted. Finished measurements are kept.
 
-Several processes may start at once, each with another --turn from 0 and the same --turns directory.
-They trace at the same time. They compile and measure one after the other.
+Several processes may start at once. Give them the same --turns directory, and --turn 0, 1, 2 and so
+on. They trace at the same time, but compile and measure one after the other.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-if importlib.util.find_spec("torch") is not None:  # JAX must not take the memory that it needs
+if importlib.util.find_spec("torch") is not None:  # JAX must leave memory for PyTorch
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -51,15 +51,15 @@ NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "U-MCN": ({}, {"quantized": False}),
     "MCN, factored": ({}, {"quantized": True, "form": "factored"}),
 }
-# Those of the networks of 16-16-32-64 and 64-64-128-256 maps; the inner ones first.
+# Layers of the networks with 16-16-32-64 and 64-64-128-256 maps; the inner layers first.
 LAYERS = (
     Shape(16, 16, 4, 32, 1), Shape(32, 32, 4, 16, 1), Shape(64, 64, 4, 8, 1),
     Shape(256, 256, 4, 8, 1), Shape(64, 64, 4, 32, 1), Shape(128, 128, 4, 16, 1),
     Shape(16, 32, 4, 32, 2), Shape(32, 64, 4, 16, 2), Shape(3, 16, 4, 32, 1),
     Shape(64, 128, 4, 32, 2), Shape(128, 256, 4, 16, 2), Shape(3, 64, 4, 32, 1),
 )  # fmt: skip
-FEWEST, MOST = 5, 20  # turns that are counted
-MACHINE_TURNS = 10  # of the machine's best, and calls in each
+FEWEST, MOST = 5, 20  # counted turns
+MACHINE_TURNS = 10  # turns for the peak rates of the machine, and calls in each turn
 
 
 def main() -> None:
@@ -69,18 +69,22 @@ def main() -> None:
     )
     parser.add_argument("what", choices=("steps", "layers", "pytorch", "machine"))
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
-    parser.add_argument("--dtypes", default="bfloat16,float32", help="of the layers")
-    parser.add_argument("--widths", default="16,16,32,64", help="of the networks, in maps")
-    parser.add_argument("--networks", default=";".join(NETWORKS), help="with ; between")
-    parser.add_argument("--batch_size", type=int, default=128, help="of the networks")
-    parser.add_argument("--steps", type=int, default=30, help="in one program")
+    parser.add_argument("--dtypes", default="bfloat16,float32", help="dtypes of the layers")
+    parser.add_argument("--widths", default="16,16,32,64", help="widths of the networks, in maps")
+    parser.add_argument("--networks", default=";".join(NETWORKS), help="names separated by ;")
+    parser.add_argument("--batch_size", type=int, default=128, help="batch size of the networks")
+    parser.add_argument("--steps", type=int, default=30, help="steps in one program")
     parser.add_argument("--work", type=float, default=2e11, help="multiply-adds of a layer's batch")
-    parser.add_argument("--largest_batch", type=int, default=2048, help="of a layer")
-    parser.add_argument("--calls", type=int, default=5, help="of a layer, that a time is mean of")
-    parser.add_argument("--until", type=float, default=float("inf"), help="seconds since 1970")
-    parser.add_argument("--turns", type=pathlib.Path, help="a directory that processes share")
-    parser.add_argument("--turn", type=int, default=0, help="of this process in it")
-    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--largest_batch", type=int, default=2048, help="largest batch of a layer")
+    parser.add_argument("--calls", type=int, default=5, help="calls of a layer per measurement")
+    parser.add_argument(
+        "--until", type=float, default=float("inf"), help="deadline in seconds since 1970"
+    )
+    parser.add_argument("--turns", type=pathlib.Path, help="directory that all processes share")
+    parser.add_argument("--turn", type=int, default=0, help="turn of this process, from 0")
+    parser.add_argument(
+        "--out", type=pathlib.Path, required=True, help="the JSON file; for layers, a directory"
+    )
     options = parser.parse_args()
     options.widths = tuple(int(width) for width in options.widths.split(","))
     with _ends_turn(options):
@@ -91,7 +95,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _ends_turn(options: argparse.Namespace) -> Iterator[None]:
-    """Lets the next process begin when this one ends, however it does."""
+    """Lets the next process begin when this one ends, even with an error."""
     try:
         yield
     finally:
@@ -107,7 +111,7 @@ def _await_turn(options: argparse.Namespace) -> None:
 
 
 def steps(options: argparse.Namespace) -> None:
-    """Steps of the networks at one width, in one dtype."""
+    """Measures steps of the networks at one width, in one dtype."""
     pipeline = Pipeline(options)
     members = pipeline.run()
     if not members:
@@ -118,7 +122,7 @@ def steps(options: argparse.Namespace) -> None:
         over = {name: ratio(times, name, "WRN") for name in times}
     medians = {name: statistics.median(values) / options.steps for name, values in times.items()}
     for name, median in medians.items():
-        print(f"{options.dtype} {options.widths} {name}: {1e3 * median:.3f} ms a step,"
+        print(f"{options.dtype} {options.widths} {name}: {1e3 * median:.3f} ms per step,"
               f" {batch / median:,.0f} images/s", flush=True)  # fmt: skip
     record = {
         "widths": options.widths,
@@ -140,13 +144,13 @@ def steps(options: argparse.Namespace) -> None:
 
 
 class Pipeline:
-    """Makes the networks in threads: one is traced while the one before it is compiled.
+    """Builds the networks in threads: one is traced while the previous one is compiled.
 
-    They are compiled one by one, when it is this process's turn, so that the measurements by which
-    XLA chooses its algorithms do not disturb each other.
+    They are compiled one by one, when it is this process's turn. While it compiles, XLA measures
+    algorithms to choose from. Parallel compilations would disturb these measurements.
 
     Attributes:
-        compile_seconds: of each network.
+        compile_seconds: compile time of each network, by name.
     """
 
     def __init__(self, options: argparse.Namespace):
@@ -158,7 +162,7 @@ class Pipeline:
         self._index = threading.local()
 
     def run(self) -> dict[str, TrainingStep]:
-        """All networks for which there is time."""
+        """Returns all networks for which there is time."""
         members = {}
         with (
             self._own_compile(),
@@ -169,7 +173,7 @@ class Pipeline:
                 try:
                     members[name] = future.result()
                     print(f"{name}: compiled in {self.compile_seconds[name]:.1f} s", flush=True)
-                except Exception as error:  # the others are measured without it
+                except Exception as error:  # the others are still measured
                     print(f"{name}: {type(error).__name__}: {str(error)[:500]}", flush=True)
         return members
 
@@ -197,7 +201,7 @@ class Pipeline:
             self._compiled[index - 1].wait()
         _await_turn(self._options)
         if time.time() > self._options.until:
-            raise TimeoutError("no time is left")
+            raise TimeoutError("the deadline has passed")
         start = time.perf_counter()
         compiled = compile_program(*arguments, **keywords)
         self.compile_seconds[self._names[index]] = time.perf_counter() - start
@@ -205,7 +209,7 @@ class Pipeline:
 
     @contextlib.contextmanager
     def _own_compile(self) -> Iterator[None]:
-        """`_compile` in place of JAX's, which `TrainingStep` calls."""
+        """Replaces JAX's compile, which `TrainingStep` calls, by `_compile`."""
         compile_program = jax.stages.Lowered.compile
 
         def compile_in_turn(lowered, *arguments, **keywords):
@@ -221,7 +225,7 @@ class Pipeline:
 def _alternated_until(
     functions: dict[str, Callable[[], Any]], options: argparse.Namespace
 ) -> dict[str, list[float]]:
-    """As `measure.alternated`, of `MOST` turns, or as many as the time allows."""
+    """Measures like `measure.alternated`: `MOST` turns, or as many as the deadline allows."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(WARM_UP + MOST):
         for name, function in functions.items():
@@ -234,7 +238,7 @@ def _alternated_until(
 
 
 def layers(options: argparse.Namespace) -> None:
-    """Single layers in each dtype, until the time is over."""
+    """Measures single layers in each dtype, until the deadline."""
     _await_turn(options)
     records: dict[str, list[dict[str, Any]]] = {name: [] for name in options.dtypes.split(",")}
     longest = 0.0
@@ -269,7 +273,7 @@ def layers(options: argparse.Namespace) -> None:
 
 
 def pytorch(options: argparse.Namespace) -> None:
-    """Steps of the same WRN in PyTorch, with cuDNN's own choice of algorithms and without."""
+    """Measures steps of the same WRN in PyTorch, without and with `cudnn.benchmark`."""
     import pytorch_wrn
     import torch
 
@@ -290,7 +294,7 @@ def pytorch(options: argparse.Namespace) -> None:
         )
         times = _alternated_until({name: step}, options)
         medians[name] = statistics.median(times[name]) / options.steps
-        print(f"{options.dtype} {options.widths} {name}: {1e3 * medians[name]:.3f} ms a step,"
+        print(f"{options.dtype} {options.widths} {name}: {1e3 * medians[name]:.3f} ms per step,"
               f" {options.batch_size / medians[name]:,.0f} images/s", flush=True)  # fmt: skip
     if not medians:
         return
@@ -319,7 +323,7 @@ def pytorch(options: argparse.Namespace) -> None:
 
 
 def machine(options: argparse.Namespace) -> None:
-    """The driver, the best of the card, and how exact its float32 is by default."""
+    """Records the driver, the peak rates of the GPU, and the errors of its default float32."""
     _await_turn(options)
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm"]
     found = ""
@@ -346,8 +350,10 @@ def machine(options: argparse.Namespace) -> None:
 
 
 def _float32_errors() -> dict[str, dict[str, float]]:
-    """Of a convolution and a matrix product in float32 with each precision: the norm of the
-    difference from the same in float64 on the host, over the norm of that."""
+    """Returns the relative errors of float32 operations, {precision: {operation: error}}.
+
+    An error is the norm of the difference from float64 on the host, over the norm in float64.
+    """
     generator = np.random.default_rng(0)
     x = generator.normal(size=(2, 8, 8, 64)).astype(np.float32)
     w = generator.normal(size=(3, 3, 64, 64)).astype(np.float32)

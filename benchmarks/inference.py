@@ -1,12 +1,13 @@
-"""Inference: an exported MCN against the float WRN of the same channels.
+"""Compares inference of an exported MCN with the float WRN of the same channels.
 
     python benchmarks/inference.py
 
-Twenty layers, random weights, random images of CIFAR-10's shape, from uint8 to logits; both
-networks from their model file with JAX, and, where ONNX Runtime is installed
-(benchmarks/requirements.txt), from their ONNX file. The MCN's filters are unpacked when a file is
-loaded, so that the difference in time is that of the form that computes an MCconv: JAX may take the
-factored one, the ONNX graph is an ordinary convolution.
+Both networks have twenty layers and random weights. They map random uint8 images of CIFAR-10's
+shape to logits. Both run from their model file with JAX. If ONNX Runtime is installed
+(benchmarks/requirements.txt), they also run from their ONNX file.
+
+The MCN's filters are unpacked once, when the file is loaded. So times differ only by the form of
+MCconv: JAX may use the factored form, but the ONNX graph uses an ordinary convolution.
 """
 
 import argparse
@@ -38,7 +39,7 @@ BATCH_SIZES = (1, 32)
 
 
 def exported(config: Config, *, quantized: bool) -> Model:
-    """The model file of a network that nobody has trained."""
+    """Returns the model file of a network with random weights."""
     facts = DATASETS[config.data.name]
     module = models.make_model(config, facts.classes or 0, quantized=quantized)
     images = jax.ShapeDtypeStruct((1, *facts.image_shape), jnp.float32)
@@ -68,7 +69,10 @@ def exported(config: Config, *, quantized: bool) -> Model:
 
 
 def measure(widths: tuple[int, ...], repeats: int) -> list[dict[str, Any]]:
-    """A record a batch size: median seconds, ratios to the WRN in the same runtime, bytes."""
+    """Returns one record per batch size: median seconds, ratios to the WRN, and file sizes.
+
+    A ratio compares two networks in the same runtime.
+    """
     fields = {"model.widths": widths}
     networks = {
         "MCN": exported(load(CONFIG, fields), quantized=True),
@@ -94,7 +98,7 @@ def measure(widths: tuple[int, ...], repeats: int) -> list[dict[str, Any]]:
             name: lambda member=member, images=images: member.logits(images)
             for name, member in members.items()
         }
-        # A runtime's threads may still spin when the other's begin: each takes turns with itself.
+        # Threads of one runtime may still spin when the other starts, so they do not alternate.
         times = {}
         for runtime in ("JAX", "ONNX Runtime"):
             times |= alternated({n: f for n, f in functions.items() if runtime in n}, repeats)
@@ -115,11 +119,11 @@ def measure(widths: tuple[int, ...], repeats: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measures all networks, prints a table and writes results/benchmarks/inference.json."""
+    """Measures all networks, prints a table and writes a record to --out."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=20, help="turns that are counted")
+    parser.add_argument("--repeats", type=int, default=20, help="number of counted turns")
     add_out(parser, "inference.json")
     options = parser.parse_args()
     table = rich.table.Table("maps", "batch", "network", "median", "over WRN", "file")

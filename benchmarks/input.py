@@ -1,12 +1,12 @@
-"""What the input costs: `python benchmarks/input.py`.
+"""Measures the cost of the input pipelines: `python benchmarks/input.py`.
 
-1. Resident: the jitted input function (row numbers to normalised images, with the augmentation
-   of configs/cifar10.py) against a whole training step of that config, on random data.
-2. Streamed: JPEGs of 500x375 pixels through the whole streamed source (ArrayRecord, decoding,
-   random parts of 224x224, worker processes, placing on the devices) against a bare loop of Pillow
-   (decode, random part, resize) over JPEGs in memory, in as many processes.
+1. Resident: the jitted input function against a whole training step of configs/cifar10.py, on
+   random data. The input function turns row numbers into augmented and normalised images.
+2. Streamed: the whole streamed source against a bare loop of Pillow, on JPEGs of 500x375 pixels.
+   The source reads ArrayRecord, decodes, crops to 224x224 in worker processes and places images on
+   the devices. The loop decodes JPEGs in memory, crops and resizes, in as many processes.
 
-Both sides of a ratio run in one process, alternated; medians are printed and written as JSON.
+Both sides of a ratio run alternately in one process. Medians are printed and written as JSON.
 """
 
 import argparse
@@ -39,7 +39,7 @@ SIZE, MIN_AREA = 224, 0.08
 
 
 def resident(config_path: pathlib.Path, batch_size: int, repeats: int) -> dict:
-    """Times of the input function and of a training step, both on one device."""
+    """Measures the input function and a training step, both on one device."""
     step = TrainingStep(load(config_path), batch_size, quantized=True)
     inputs = jax.jit(functools.partial(step_inputs, settings=step.settings))
     functions = {
@@ -58,7 +58,7 @@ def resident(config_path: pathlib.Path, batch_size: int, repeats: int) -> dict:
 
 
 def photo(generator: np.random.Generator) -> bytes:
-    """A JPEG of 500x375 pixels whose spectrum falls as that of photographs does (about 100 kB)."""
+    """Returns a random JPEG of 500x375 pixels (about 100 kB) with the spectrum of a photograph."""
     y, x = np.fft.fftfreq(375)[:, None], np.fft.rfftfreq(500)[None, :]
     amplitude = 1 / np.maximum(np.hypot(y, x), 1 / 500)
     planes = []
@@ -73,7 +73,7 @@ def photo(generator: np.random.Generator) -> bytes:
 
 
 def bare_loop(paths: list[str], repeats: int) -> float:
-    """Seconds that one process takes to decode and crop these files `repeats` times."""
+    """Returns the seconds that one process takes to decode and crop files `repeats` times."""
     contents = [pathlib.Path(path).read_bytes() for path in paths]
     positions = np.arange(len(contents))
     start = time.perf_counter()
@@ -82,7 +82,7 @@ def bare_loop(paths: list[str], repeats: int) -> float:
         for content, generator in zip(contents, generators, strict=True):
             with Image.open(io.BytesIO(content)) as image:
                 box = images.random_box(*image.size, MIN_AREA, generator)
-                # JPEGs are not decoded smaller here: the whole image, then the part.
+                # The JPEG is decoded at full size, not at a reduced scale.
                 np.asarray(
                     image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR, box)
                 )
@@ -90,7 +90,7 @@ def bare_loop(paths: list[str], repeats: int) -> float:
 
 
 def streamed(photos: int, batches: int, repeats: int) -> dict:
-    """Images a second of the streamed source and of the bare loop."""
+    """Measures the images per second of the streamed source and of the bare loop."""
     cores = parallel.host_cores() or 1
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -120,10 +120,10 @@ def streamed(photos: int, batches: int, repeats: int) -> dict:
         loops = -(-batches * config.batch_size // photos)
         rates: dict[str, list[float]] = {"streamed": [], "bare loop": []}
         with multiprocessing.get_context("spawn").Pool(cores) as pool:
-            for repeat in range(repeats + 1):  # the first starts the processes
+            for repeat in range(repeats + 1):  # the first is not counted
                 slowest = max(pool.starmap(bare_loop, [(share, loops) for share in shares]))
                 bare = loops * len(paths) / slowest
-                # What was decoded ahead during the bare loop does not count.
+                # Batches that were decoded ahead during the bare loop must not count.
                 for _ in range(3 * cores + 3):
                     next(stream)
                 start = time.perf_counter()
@@ -150,16 +150,16 @@ def streamed(photos: int, batches: int, repeats: int) -> dict:
 
 
 def main() -> None:
-    """Runs both, prints a table and writes results/benchmarks/input.json."""
+    """Runs both, prints a table and writes a record to --out."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", default="configs/cifar10.py", help="of the training step")
-    parser.add_argument("--batch_size", type=int, default=8, help="of the training step")
-    parser.add_argument("--repeats", type=int, default=20, help="of the training step")
-    parser.add_argument("--photos", type=int, default=512, help="different JPEGs, even")
-    parser.add_argument("--batches", type=int, default=24, help="of 64 images in a measurement")
-    parser.add_argument("--rounds", type=int, default=5, help="of the streamed measurement")
+    parser.add_argument("--batch_size", type=int, default=8, help="in the training step")
+    parser.add_argument("--repeats", type=int, default=20, help="turns of the training step")
+    parser.add_argument("--photos", type=int, default=512, help="different JPEGs, an even number")
+    parser.add_argument("--batches", type=int, default=24, help="batches of 64 per measurement")
+    parser.add_argument("--rounds", type=int, default=5, help="number of streamed measurements")
     add_out(parser, "input.json")
     options = parser.parse_args()
     record = {

@@ -1,12 +1,13 @@
-"""One layer: MCconv direct, factored, and the ordinary convolution of the same channels.
+"""Compares MCconv, direct and factored, with the ordinary convolution of the same channels.
 
-    python benchmarks/mcconv.py           prints a table, writes results/benchmarks/mcconv.json
+    python benchmarks/mcconv.py           prints a table, writes runs/benchmarks/mcconv.json
     python benchmarks/mcconv.py --tune    also writes mcn_jax/ops/fastest.json, by which
                                           form="auto" chooses
 
-Every layer shape of the four widths of the authors' book on CIFAR-10, of an MCN of 4-4-8-16 maps
-and of the MNIST networks, with random data. Forward, and forward with the gradients of features,
-filters and M. Binarization is part of an MCconv's time. "auto" is the form that the table names.
+The layer shapes are all those of three groups of networks: the four widths of the authors' book on
+CIFAR-10, an MCN with 4-4-8-16 maps, and the MNIST networks. The data are random. Each layer is
+measured forward, and forward with the gradients of features, filters and M. The time of an MCconv
+includes binarization. "auto" is the form that the table names.
 """
 
 import argparse
@@ -32,10 +33,10 @@ CIFAR_WIDTHS = (
     (4, 4, 8, 16), (16, 16, 32, 64), (16, 32, 64, 128), (32, 64, 128, 256), (64, 64, 128, 256),
 )  # fmt: skip
 MNIST_WIDTHS = ((5, 10, 20, 40), (10, 20, 40, 80), (20, 40, 80, 160))
-# K other than 4 is measured at these.
+# Layers at which K other than 4 is measured.
 OTHER_PLANES = (Shape(4, 4, 4, 32, 1), Shape(16, 16, 4, 16, 1), Shape(64, 64, 4, 8, 1))
 FORMS = ("direct", "factored")
-# What is asked of "auto" over the ordinary convolution, float32 on two CPU cores.
+# Targets for the time of "auto" over the ordinary convolution, in float32 on two CPU cores.
 TARGETS = {
     Shape(16, 16, 4, 32, 1): 0.75, Shape(32, 32, 4, 16, 1): 0.85, Shape(64, 64, 4, 8, 1): 0.55,
     Shape(256, 256, 4, 8, 1): 0.30,
@@ -44,7 +45,7 @@ TARGET_ELSEWHERE = 1.05
 
 
 def shapes() -> list[Shape]:
-    """All that are measured, each once."""
+    """Returns all layer shapes to measure, each once."""
     found = set()
     for stem, one, two, three in CIFAR_WIDTHS:
         found |= {
@@ -60,8 +61,10 @@ def shapes() -> list[Shape]:
 
 
 def measure(shape: Shape, batch: int, dtype: jnp.dtype, repeats: int, calls: int) -> dict[str, Any]:
-    """Median seconds, ratios to the ordinary convolution, and bytes of memory: temporary alone, and
-    with arguments and results."""
+    """Returns median seconds, ratios to the ordinary convolution, and bytes of memory.
+
+    "temporary_bytes" has temporary memory only; "peak_bytes" also has arguments and results.
+    """
     keys = jax.random.split(jax.random.key(0), 5)
     size, strides = shape.size, (shape.stride, shape.stride)
     channels, outputs = shape.in_maps * shape.planes, shape.out_maps * shape.planes
@@ -107,14 +110,22 @@ def measure(shape: Shape, batch: int, dtype: jnp.dtype, repeats: int, calls: int
 
 
 def peak_bytes(memory: Any) -> int:
-    """What a program has in memory: arguments, results and temporaries, of which results that take
-    the place of arguments are counted once. `memory`: of `compiled.memory_analysis()`."""
+    """Returns the bytes of a program's arguments, results and temporary memory together.
+
+    A result that reuses the memory of an argument is counted once.
+
+    Args:
+        memory: from `compiled.memory_analysis()`.
+    """
     whole = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     return whole - memory.alias_size_in_bytes
 
 
 def batch_of(shape: Shape, work: float, largest: int) -> int:
-    """The power of two, from 4 to `largest`, whose convolution takes about `work` multiply-adds."""
+    """Returns the batch size, from 4 to `largest`, that takes about `work` multiply-adds.
+
+    It is a power of two.
+    """
     batch = 4
     while 2 * batch <= largest and 2 * batch * multiply_adds(shape, "direct") <= work:
         batch *= 2
@@ -122,12 +133,12 @@ def batch_of(shape: Shape, work: float, largest: int) -> int:
 
 
 def jax_platform() -> str:
-    """The platform as `lax.platform_dependent` and the table of "auto" call it."""
+    """Returns the platform's name in `lax.platform_dependent` and in the table of "auto"."""
     return "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
 
 
 def faster_form(record: dict[str, Any]) -> str:
-    """Of a layer that was measured."""
+    """Returns the faster form of a measured layer."""
     return "factored" if record["with gradient"]["factored_over_direct"] < 1 else "direct"
 
 
@@ -147,10 +158,10 @@ def tune(records: list[dict[str, Any]], platform: str, dtype: str) -> None:
 
 
 def print_table(records: list[dict[str, Any]], *, has_targets: bool) -> None:
-    """Ratios to the ordinary convolution, and what is asked of them if `has_targets`."""
+    """Prints the ratios to the ordinary convolution, and their targets if `has_targets`."""
     table = rich.table.Table(
         "maps", "K", "size", "stride", "batch", "direct, forward", "factored, forward",
-        "direct", "factored", "factored / direct", "auto", "auto / ordinary", "asked",
+        "direct", "factored", "factored / direct", "auto", "auto / ordinary", "target",
     )  # fmt: skip
     for record in records:
         shape = Shape.of(record)
@@ -172,13 +183,13 @@ def print_table(records: list[dict[str, Any]], *, has_targets: bool) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what `measure` and `batch_of` are given."""
+    """Adds the options for the arguments of `measure` and `batch_of`."""
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--repeats", type=int, default=20, help="turns that are counted")
-    parser.add_argument("--work", type=float, default=1e9, help="multiply-adds that a batch costs")
-    parser.add_argument("--largest_batch", type=int, default=128, help="whatever the work")
-    parser.add_argument("--calls", type=int, default=1, help="that one time is the mean of")
-    parser.add_argument("--maps", type=int, help="only shapes with as many output maps")
+    parser.add_argument("--repeats", type=int, default=20, help="number of counted turns")
+    parser.add_argument("--work", type=float, default=1e9, help="multiply-adds per batch")
+    parser.add_argument("--largest_batch", type=int, default=128, help="limit of the batch size")
+    parser.add_argument("--calls", type=int, default=1, help="calls per measurement")
+    parser.add_argument("--maps", type=int, help="only shapes with this many output maps")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: both sides of a ratio in one process, alternated, with medians."""
+"""Measures both sides of a ratio in one process, in alternation, and takes medians."""
 
 import argparse
 import json
@@ -18,8 +18,10 @@ WARM_UP = 2
 
 
 def seconds(function: Callable[[], Any], calls: int = 1) -> float:
-    """Of one call, to the end of what it computes on a device; the mean of several that the device
-    is given without waiting for any but the last."""
+    """Returns the seconds of one call, until the device has finished: the mean over `calls`.
+
+    Only the last call is waited for; the others are queued on the device.
+    """
     start = time.perf_counter()
     for _ in range(calls):
         result = function()
@@ -30,8 +32,10 @@ def seconds(function: Callable[[], Any], calls: int = 1) -> float:
 def alternated(
     functions: Mapping[str, Callable[[], Any]], repeats: int, calls: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds a call of each function in each turn, which the functions take one after the other;
-    the first turns are not counted."""
+    """Returns the seconds per call of each function, in each turn.
+
+    In a turn, all functions run one after the other. The first `WARM_UP` turns are not counted.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(WARM_UP + repeats):
         for name, function in functions.items():
@@ -42,25 +46,32 @@ def alternated(
 
 
 def ratio(times: Mapping[str, Sequence[float]], a: str, b: str) -> float:
-    """Median of a's time over b's of the same turn."""
+    """Returns the median of a's time over b's time in the same turn."""
     return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
 
 
 def add_out(parser: argparse.ArgumentParser, name: str) -> None:
-    """Adds --out, whose default is results/benchmarks/NAME."""
-    out = ROOT / "results" / "benchmarks" / name
-    parser.add_argument("--out", type=pathlib.Path, default=out, help="the JSON that is written")
+    """Adds --out, whose default is runs/benchmarks/NAME."""
+    out = ROOT / "runs" / "benchmarks" / name
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=pathlib.Path,
+        default=out,
+        help=f"the JSON file to write (default: runs/benchmarks/{name}); results/records.py"
+        " add-benchmark copies it to results/benchmarks/",
+    )
 
 
 def write(path: pathlib.Path, record: Mapping[str, Any]) -> None:
-    """Writes a record with the machine that it was measured on."""
+    """Writes a record as JSON, with a description of this machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {**record, "cpu": cpu_model(), **environment()}
     write_atomically(path, json.dumps(record, indent=2) + "\n")
 
 
 def cpu_model() -> str:
-    """As Linux calls it, or else Python; empty where neither knows."""
+    """Returns the name of the CPU from Linux, else from Python; empty if neither knows it."""
     path = pathlib.Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""Whole training steps, as the training loop runs them, on random data."""
+"""Builds whole training steps, as the training loop runs them, on random data."""
 
 import functools
 import pathlib
@@ -19,12 +19,16 @@ from mcn_jax.training.steps import StepSettings, train_step, train_steps
 
 
 class TrainingStep:
-    """One compiled step of a config on one device, or several in one program; each call is the
-    next.
+    """A compiled program of one or several training steps on one device.
+
+    Each call continues from the state after the previous call.
 
     Attributes:
         compiled: see `jax.stages.Compiled`.
-        split, batch, settings, state: its arguments; `state` is that after the last call.
+        split: the training images and labels.
+        batch: the rows of `split` in the batch, and their positions.
+        settings: see `mcn_jax.training.steps.StepSettings`.
+        state: the training state after the last call.
     """
 
     def __init__(
@@ -36,14 +40,14 @@ class TrainingStep:
         form: str = "auto",
         steps: int = 1,
     ):
-        """Builds and compiles.
+        """Builds and compiles the program.
 
         Args:
-            config: of the run; its data set is replaced by random images of the same shape.
-            batch_size: takes the place of the config's.
-            quantized: whether it is a step with quantized weights.
+            config: of the run. Random images of the same shape replace its data set.
+            batch_size: replaces the batch size of the config.
+            quantized: whether the step uses quantized weights.
             form: of MCconv.
-            steps: in one program, of the same batch.
+            steps: number of steps in one program, all with the same batch.
         """
         facts = DATASETS[config.data.name]
         generator = np.random.default_rng(0)
@@ -83,7 +87,7 @@ class TrainingStep:
 
 
 def load(path: pathlib.Path, fields: Mapping[str, Any] | None = None) -> Config:
-    """A config with some fields changed, such as {"model.conv": "conv"}."""
+    """Returns the config of a file with some fields changed, such as {"model.conv": "conv"}."""
     config = load_config_file(path)
     config.update_from_flattened_dict(dict(fields or {}))
     return from_config_dict(config)

@@ -1,7 +1,8 @@
-"""Packing filters into bits, and back: `python benchmarks/packing.py`.
+"""Measures packing filters into bits, and unpacking them: `python benchmarks/packing.py`.
 
-Beside numpy.packbits and numpy.unpackbits of as many bits. The weights are those of 20 layers of
-32-64-128-256 maps, with two centers (one bit each) and four (two bits).
+The times are compared with numpy.packbits and numpy.unpackbits for the same number of bits. The
+number of weights is that of 20 layers with 32-64-128-256 maps. Weights have two centers (one bit
+each) or four (two bits each).
 """
 
 import argparse
@@ -16,11 +17,11 @@ from measure import add_out, alternated, ratio, write
 from mcn_jax.ops.packing import bits_per_weight, pack, unpack
 
 WEIGHTS = 17_100_000
-SLOWEST = 4  # what is asked: at most so many times the time of NumPy
+SLOWEST = 4  # target: at most this many times the time of NumPy
 
 
 def measure(num_centers: int, repeats: int) -> dict[str, Any]:
-    """Median seconds, and ratios to NumPy."""
+    """Returns median seconds, and ratios to NumPy."""
     generator, bits = np.random.default_rng(0), bits_per_weight(num_centers)
     codes = generator.integers(0, num_centers, WEIGHTS, np.uint8)
     packed = pack(codes, num_centers)
@@ -45,15 +46,15 @@ def measure(num_centers: int, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures, prints a table and writes results/benchmarks/packing.json."""
+    """Measures, prints a table and writes a record to --out."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=20, help="turns that are counted")
+    parser.add_argument("--repeats", type=int, default=20, help="number of counted turns")
     add_out(parser, "packing.json")
     options = parser.parse_args()
     records = [measure(num_centers, options.repeats) for num_centers in (2, 4)]
-    table = rich.table.Table("centers", "", "median", "over NumPy", "asked")
+    table = rich.table.Table("centers", "", "median", "over NumPy", "target")
     for record in records:
         for name, over in record["over_numpy"].items():
             seconds = f"{record['median_seconds'][name] * 1e3:.1f} ms"

@@ -1,4 +1,4 @@
-"""The Wide-ResNet of mcn_jax/models/wide_resnet.py in PyTorch, as a peer for benchmarks/step.py."""
+"""Implements mcn_jax/models/wide_resnet.py in PyTorch, for comparison in benchmarks/step.py."""
 
 import numpy as np
 import torch
@@ -7,7 +7,10 @@ from torch.nn import functional as F  # noqa: N812
 
 
 class Block(nn.Module):
-    """Twice batch norm, ReLU, convolution 3x3; the pooled and zero-padded input is added."""
+    """A residual block: twice batch norm, ReLU and a 3x3 convolution.
+
+    The input is pooled, its channels are padded with zeros, and it is added to the result.
+    """
 
     def __init__(self, channels: int, outputs: int, stride: int):
         super().__init__()
@@ -17,7 +20,7 @@ class Block(nn.Module):
         self.conv_2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, C, Y, X] -> [N, outputs, Y / stride, X / stride]."""
+        """Maps [N, C, Y, X] to [N, outputs, Y / stride, X / stride]."""
         y = self.conv_1(F.relu(self.norm_1(x)))
         y = self.conv_2(F.relu(self.norm_2(y)))
         if self.stride > 1:
@@ -26,7 +29,10 @@ class Block(nn.Module):
 
 
 class WideResNet(nn.Sequential):
-    """Stem, three stages, batch norm, ReLU, mean over pixels, dense 512, ReLU, dropout, dense."""
+    """The whole network: stem, three stages, and head.
+
+    The head is batch norm, ReLU, mean over pixels, dense 512, ReLU, dropout and dense.
+    """
 
     def __init__(self, channels: tuple[int, ...], blocks: int, classes: int):
         layers: list[nn.Module] = [nn.Conv2d(3, channels[0], 3, padding=1, bias=False)]
@@ -42,8 +48,10 @@ class WideResNet(nn.Sequential):
 
 
 class TrainingStep:
-    """Forward, backward and SGD with Nesterov momentum on one batch of random images, as many
-    steps a call as `steps` says."""
+    """Training steps on one batch of random images, `steps` of them per call.
+
+    A step is a forward pass, a backward pass and an update by SGD with Nesterov momentum.
+    """
 
     def __init__(
         self, channels: tuple[int, ...], blocks: int, batch_size: int, dtype: str, steps: int = 1
@@ -62,7 +70,7 @@ class TrainingStep:
         self.labels = torch.from_numpy(generator.integers(0, 10, batch_size)).to(self.device)
 
     def __call__(self) -> None:
-        """Runs the steps to their end."""
+        """Runs the steps and waits for the device."""
         for _ in range(self.steps):
             self.optimizer.zero_grad(set_to_none=True)
             half = self.dtype != torch.float32

@@ -1,10 +1,14 @@
-"""How near a layer comes to what the machine can do: `python benchmarks/roofline.py`.
+"""Compares layers with the peak rates of the machine: `python benchmarks/roofline.py`.
 
-First the machine's own best: FLOP/s of a large matrix product, bytes/s of reading and writing an
-array larger than any cache. Then, for layers of the authors' four widths, forward with gradients:
-the FLOP that a form has to compute and the bytes that must move at least (features, output,
-cotangent and filters, each once a pass), over the time it took. "Of attainable" is the time that
-the slower of the two would take at the machine's best, over the measured one.
+First, the peak rates are measured. They are the FLOP/s of a large matrix product, and the bytes/s
+of reading and writing an array larger than any cache.
+
+Then layers of the authors' four widths are measured, forward with gradients. Their rates are the
+FLOP that a form must compute, and the bytes that must move at least, over the measured time. The
+bytes count features, output, cotangent and filters, each once per pass.
+
+At the peak rates, a layer would take at least the time of its FLOP or of its bytes, whichever is
+longer. "Of attainable" is this least time over the measured time.
 """
 
 import argparse
@@ -32,7 +36,7 @@ ARRAY_BYTES = 2**30
 
 
 def peak_flops(dtype: jnp.dtype, repeats: int, calls: int) -> float:
-    """FLOP/s of the fastest of some large matrix products."""
+    """Returns the FLOP/s of the fastest of several large matrix products."""
     rates = []
     for size in (1024, 2048, 4096):
         a, b = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in (0, 1))
@@ -42,8 +46,10 @@ def peak_flops(dtype: jnp.dtype, repeats: int, calls: int) -> float:
 
 
 def peak_bandwidth(repeats: int, calls: int) -> float:
-    """Bytes/s of reading an array and writing its place anew: memory that a process has just got
-    would be mapped within the time."""
+    """Returns the bytes/s of reading an array and writing it in place.
+
+    Writing to a new array would also measure the time to map its memory.
+    """
     array = jax.random.normal(jax.random.key(0), (ARRAY_BYTES // 4,))
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
 
@@ -61,9 +67,12 @@ def _best(function: Callable[[], Any], repeats: int, calls: int) -> float:
 
 
 def bytes_moved(shape: Shape, form: str, batch: int, itemsize: int) -> int:
-    """At least: the forward pass reads features and filters and writes the output; the backward
-    pass reads all three of features, filters and cotangent, and writes the gradients of the first
-    two. The filters are those of the product: of "direct" Q, of "factored" the binary ones."""
+    """Returns the least number of bytes that a layer moves, forward with gradients.
+
+    The forward pass reads features and filters, and writes the output. The backward pass reads
+    features, filters and cotangent, and writes the gradients of features and filters. Filters are
+    those that are convolved with: the binary filters for "factored", Q for "direct".
+    """
     features = shape.size**2 * shape.in_maps * shape.planes
     output = math.ceil(shape.size / shape.stride) ** 2 * shape.out_maps * shape.planes
     filters = TAPS * shape.in_maps * shape.planes * shape.out_maps
@@ -73,7 +82,7 @@ def bytes_moved(shape: Shape, form: str, batch: int, itemsize: int) -> int:
 
 
 def main() -> None:
-    """Measures the machine and the layers, prints a table and writes results/benchmarks."""
+    """Measures the machine and the layers, prints a table and writes a record to --out."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,12 +1,16 @@
-"""Whole training steps: MCN, U-MCN and WRN of the same channels: `python benchmarks/step.py`.
+"""Compares training steps of MCN, U-MCN and WRN of the same channels.
 
-Twenty layers, random images of CIFAR-10's shape; augmentation, losses and updates included; one
-device, as many steps a dispatch as the training loop takes there. "MCN, direct" convolves with the
-reconstructed filters. Where PyTorch is installed (benchmarks/requirements.txt) the same WRN in
-PyTorch stands beside them: forward, backward and update on images that need no augmentation.
+    python benchmarks/step.py
 
-"Temporary memory" is what XLA sets aside beside arguments and results. "Device peak" is the most
-that the device had in use in a process that compiled and ran one network and nothing else, where
+The networks have twenty layers. Images are random, with CIFAR-10's shape. Steps include
+augmentation, losses and updates. They run on one device, with as many steps per dispatch as the
+training loop uses there. "MCN, direct" convolves with the reconstructed filters.
+
+If PyTorch is installed (benchmarks/requirements.txt), the same WRN is also measured in PyTorch:
+forward, backward and update on images that need no augmentation.
+
+"Temporary memory" is what XLA allocates besides arguments and results. "Device peak" is the most
+memory in use on the device, in a process that compiles and runs only one network. It is shown if
 the backend counts it, as on GPUs.
 """
 
@@ -30,7 +34,7 @@ from mcn_jax.models.wide_resnet import blocks_per_stage
 CONFIG = ROOT / "configs" / "cifar10_20_16_16_32_64.py"
 # Widths in maps: batch size.
 WIDTHS = {(4, 4, 8, 16): 128, (16, 16, 32, 64): 32, (32, 64, 128, 256): 8}
-# Backend and dtype: {widths: what is asked of MCN over WRN}.
+# Backend and dtype: {widths: target for the time of MCN over WRN}.
 ASKED = {
     ("cpu", "float32"): {(16, 16, 32, 64): 0.8, (32, 64, 128, 256): 0.55},
     ("gpu", "bfloat16"): {(16, 16, 32, 64): 0.75, (32, 64, 128, 256): 0.5},
@@ -48,7 +52,7 @@ HAS_PYTORCH = importlib.util.find_spec("torch") is not None
 def make_step(
     name: str, widths: tuple[int, ...], batch_size: int, dtype: str, steps: int
 ) -> TrainingStep:
-    """One of `NETWORKS`, compiled."""
+    """Returns one of `NETWORKS`, compiled."""
     fields, arguments = NETWORKS[name]
     config = load(CONFIG, {"model.widths": widths, "dtype": dtype, **fields})
     return TrainingStep(config, batch_size, steps=steps, **arguments)
@@ -57,7 +61,7 @@ def make_step(
 def measure(
     widths: tuple[int, ...], batch_size: int, dtype: str, steps: int, repeats: int
 ) -> dict[str, Any]:
-    """Median seconds a step, ratios to the WRN, and bytes of temporary memory."""
+    """Returns median seconds per step, ratios to the WRN, and bytes of temporary memory."""
     members = {name: make_step(name, widths, batch_size, dtype, steps) for name in NETWORKS}
     memory = {
         name: step.compiled.memory_analysis().temp_size_in_bytes for name, step in members.items()
@@ -71,7 +75,7 @@ def measure(
         channels = tuple(width * model.planes for width in widths)
         blocks = blocks_per_stage(model.depth)
         peer = pytorch_wrn.TrainingStep(channels, blocks, batch_size, dtype, steps)
-        # In turns of its own: a framework's threads may still spin when the other's begin.
+        # Threads of one framework may still spin when the other starts, so they do not alternate.
         times |= alternated({"WRN, PyTorch": peer}, repeats)
     return {
         "widths": widths,
@@ -86,10 +90,10 @@ def measure(
 def device_peaks(
     batch_sizes: Mapping[tuple[int, ...], int], dtype: str, steps: int | None
 ) -> dict[tuple[int, ...], dict[str, int]]:
-    """{widths: {name: bytes}}, empty where the backend does not count.
+    """Returns {widths: {name: bytes}}, empty if the backend does not count memory.
 
-    The counter is a process's and never falls, so each network has a process of its own; and each
-    takes the device, so this one must not have it yet.
+    The counter of a process never falls, so each network runs in a process of its own. That process
+    takes the device, so this one must not hold it yet.
     """
     peaks: dict[tuple[int, ...], dict[str, int]] = {}
     context = multiprocessing.get_context("spawn")
@@ -116,17 +120,17 @@ def _device_peak(
 
 
 def main() -> None:
-    """Measures all networks, prints a table and writes results/benchmarks/step.json."""
+    """Measures all networks, prints a table and writes a record to --out."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--batch_size", type=int, help="of all networks; default: one for each")
-    parser.add_argument("--maps", type=int, help="only networks with as many in the last stage")
+    parser.add_argument("--batch_size", type=int, help="for all networks (default: one for each)")
+    parser.add_argument("--maps", type=int, help="only networks with this many in the last stage")
     parser.add_argument(
-        "--steps_per_dispatch", type=int, help="default: as in training, 1 on a CPU, 32 elsewhere"
+        "--steps_per_dispatch", type=int, help="default: as in training (CPU: 1, other: 32)"
     )
-    parser.add_argument("--repeats", type=int, default=20, help="turns that are counted")
+    parser.add_argument("--repeats", type=int, default=20, help="number of counted turns")
     parser.add_argument("--large_repeats", type=int, default=5, help="of the largest network")
     add_out(parser, "step.json")
     options = parser.parse_args()
@@ -139,7 +143,14 @@ def main() -> None:
     steps = options.steps_per_dispatch or default_steps_per_dispatch()
     asked = ASKED.get((jax.default_backend(), options.dtype), {})
     table = rich.table.Table(
-        "maps", "batch", "network", "median", "over WRN", "asked", "temporary memory", "device peak"
+        "maps",
+        "batch",
+        "network",
+        "median",
+        "over WRN",
+        "target",
+        "temporary memory",
+        "device peak",
     )
     records = []
     for widths, batch_size in batch_sizes.items():

@@ -1,14 +1,14 @@
-"""MCN on CIFAR-100, `cifar100.py` with 20 layers of a sixteenth of its width: two CPU cores.
+"""MCN on CIFAR-100, for two CPU cores: `cifar100.py` with 20 layers and a sixteenth of its width.
 
 Command:  python -m mcn_jax.main --config=configs/cifar100_cpu.py --config.data.archive_dir=DIR
-Expected: 28.77 %, U-MCN 31.30 % (ours, seed 0); the paper has no such row. About 40
-          minutes on two cores of an AMD EPYC, as the epochs of cifar10_cpu.py tell
+Expected: 28.77 %, U-MCN 31.30 % (ours, seed 0); the paper has no such row. About 40 minutes on
+          two cores of an AMD EPYC, computed from the epochs of `cifar10_cpu.py`.
 Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same channels with --config.model.conv=conv
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2
           WRN of the same printed width with --config.model.conv=conv --config.model.planes=1
-Ours:     20 layers, 4-4-8-16 maps, 8 epochs of which the first 2 as a U-MCN, cosine schedule,
-          and what is ours of its base.
+Ours:     20 layers, 4-4-8-16 maps, 8 epochs of which the first 2 train a U-MCN, the cosine
+          schedule, and the choices of its base.
 """
 
 import pathlib

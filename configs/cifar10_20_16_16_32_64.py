@@ -2,11 +2,11 @@ r"""MCN on CIFAR-10, the authors' book, Sec. 3.4, row 16-16-32-64: 20 layers, 1.
 
 Command:  python -m mcn_jax.main --config=configs/cifar10_20_16_16_32_64.py \
               --config.data.archive_dir=DIR
-Expected: WRN of the same printed width 92.31 %, of the same channels 95.75 %, U-MCN 93.69 %, MCN
-          92.08 %, MCN with the center loss 92.10 % (the authors'); ours not run at this length.
-          70 epochs, 4 of them as a U-MCN, with a cosine schedule in bfloat16 gave MCN 91.38 % in
-          153 s and U-MCN 92.27 % in 111 s on one NVIDIA H100 (results/cifar10_20_70_epochs_mcn,
-          results/cifar10_20_70_epochs_umcn)
+Expected: in the book, WRN of the same printed width 92.31 %, of the same channels 95.75 %, U-MCN
+          93.69 %, MCN 92.08 %, MCN with the center loss 92.10 %. Not run here at this length.
+          70 epochs, of which the first 4 train a U-MCN, with a cosine schedule in bfloat16 gave MCN
+          91.38 % in 153 s and U-MCN 92.27 % in 111 s on one NVIDIA H100
+          (results/cifar10_20_70_epochs_mcn, results/cifar10_20_70_epochs_umcn).
 Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same channels with --config.model.conv=conv
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2
@@ -16,8 +16,8 @@ Partners: U-MCN with --config.binarize.enabled=False
               --config.optimizer.learning_rate=0.01 --config.optimizer.m_learning_rate=0.001
               --config.optimizer.schedule=constant --config.optimizer.warmup_epochs=0
               --config.loss.center_loss_weight=1e-3
-Ours:     batch, momentum, weight decay, epochs at which the rate drops, warm-up, augmentation,
-          dropout, the weight of the center loss.
+Ours:     batch size, momentum, weight decay, epochs at which the rate drops, warm-up,
+          augmentation, dropout, the weight of the center loss.
 """
 
 import pathlib

@@ -5,13 +5,13 @@ Command:  for theta in 0 1e-5 1e-4 1e-3 1e-2; do
                   --config.data.archive_dir=DIR \
                   --config.loss.theta=$theta --workdir=runs/figure5/theta_$theta
           done
-Expected: "stable with varying theta" (the paper's claim); ours not run, time not measured
+Expected: the paper says "stable with varying theta". Not run here, and the time is not measured.
 Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same channels with --config.model.conv=conv
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2
           WRN of the same printed width with --config.model.conv=conv --config.model.planes=1
-Ours:     the grid of theta, epochs and schedule, warm-up, weight decay, augmentation, dropout;
-          Adadelta's rate is eta1 as printed.
+Ours:     the values of theta, epochs and schedule, warm-up, weight decay, augmentation, dropout.
+          Adadelta's learning rate is eta1 as printed.
 """
 
 import pathlib

@@ -1,19 +1,19 @@
-r"""Fig. 5 of the paper, accuracy over theta, at the scale of a CPU: narrow MNIST nets, Adadelta.
+r"""Fig. 5 of the paper, accuracy over theta, for a CPU: narrow networks on MNIST, Adadelta.
 
 Command:  for theta in 0 1e-5 1e-4 1e-3 1e-2; do
               python -m mcn_jax.main --config=configs/figure5_cpu.py \
                   --config.data.archive_dir=DIR \
                   --config.loss.theta=$theta --workdir=runs/figure5_cpu/theta_$theta
           done
-Expected: 97.11 +- 0.06 % with theta 1e-4 (ours, seeds 0 to 2), two and a half minutes a run on
-          one core with other work beside it; the paper has no such figure
+Expected: 97.11 +- 0.06 % with theta 1e-4 (ours, seeds 0 to 2); the paper has no such figure. A
+          run takes two and a half minutes on one core of a machine with other work.
 Partners: U-MCN with --config.binarize.enabled=False
           CNN of the same channels with --config.model.conv=conv
           CNN of the same number of weights with --config.model.conv=conv --config.model.planes=2
           CNN of the same printed width with --config.model.conv=conv --config.model.planes=1
 Ours:     the first 10,000 images of MNIST, the network of `mnist_cpu.py`, 5 epochs of which the
-          first as a U-MCN, no shifts; ten times the printed rates, with which Adadelta comes to
-          91.1 to 91.6 % only in these epochs.
+          first trains a U-MCN, no shifts, ten times the printed rates. With the printed rates,
+          Adadelta reaches only 91.1 to 91.6 % in these epochs.
 """
 
 import pathlib

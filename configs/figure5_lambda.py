@@ -1,6 +1,6 @@
 r"""Fig. 5 of the paper, accuracy over lambda: fine-tuning with the center loss after `figure5.py`.
 
-With init_from and start_epoch 0 the filters and the centers of the first stage are taken over.
+With init_from and start_epoch 0, the run starts from the filters and centers of the first stage.
 
 Command:  for lambda in 1e-4 1e-3 1e-2 1e-1; do
               python -m mcn_jax.main --config=configs/figure5_lambda.py \
@@ -9,9 +9,9 @@ Command:  for lambda in 1e-4 1e-3 1e-2 1e-1; do
                   --config.loss.center_loss_weight=$lambda \
                   --workdir=runs/figure5/lambda_$lambda
           done
-Expected: "stable with varying lambda" (the paper's claim); ours not run, time not measured
+Expected: the paper says "stable with varying lambda". Not run here, and the time is not measured.
 Partners: the same epochs without the center loss with --config.loss.center_loss_weight=0
-Ours:     the grid of lambda, 20 epochs at a constant tenth of the rates, and what is ours of
+Ours:     the values of lambda, 20 epochs at a constant tenth of the rates, and the choices of
           `figure5.py`.
 """
 

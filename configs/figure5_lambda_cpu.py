@@ -1,6 +1,6 @@
-r"""Fig. 5 of the paper, accuracy over lambda, at the scale of a CPU: after `figure5_cpu.py`.
+r"""Fig. 5 of the paper, accuracy over lambda, for a CPU: fine-tuning after `figure5_cpu.py`.
 
-With init_from and start_epoch 0 the filters and the centers of the first stage are taken over.
+With init_from and start_epoch 0, the run starts from the filters and centers of the first stage.
 
 Command:  for lambda in 1e-4 1e-3 1e-2 1e-1; do
               python -m mcn_jax.main --config=configs/figure5_lambda_cpu.py \
@@ -9,11 +9,11 @@ Command:  for lambda in 1e-4 1e-3 1e-2 1e-1; do
                   --config.loss.center_loss_weight=$lambda \
                   --workdir=runs/figure5_cpu/lambda_$lambda
           done
-Expected: 96.54 +- 0.36 % with lambda 1e-3, 97.28 +- 0.32 % without center loss (ours, seeds 0
-          to 2), two minutes a run on one core with other work beside it; the paper has no
-          such figure
+Expected: 96.54 +- 0.36 % with lambda 1e-3, 97.28 +- 0.32 % without center loss (ours, seeds 0 to
+          2); the paper has no such figure. A run takes two minutes on one core of a machine with
+          other work.
 Partners: the same epochs without the center loss with --config.loss.center_loss_weight=0
-Ours:     the grid of lambda, 3 epochs at a constant tenth of the rates, and what is ours of
+Ours:     the values of lambda, 3 epochs at a constant tenth of the rates, and the choices of
           `figure5_cpu.py`.
 """
 

@@ -1,12 +1,12 @@
-r"""Fig. 7 of the paper, accuracy over the number of centers, at the scale of a CPU: narrow nets.
+r"""Fig. 7 of the paper, accuracy over the number of centers, for a CPU: narrow networks on MNIST.
 
 Command:  for centers in 2 3 4 8; do
               python -m mcn_jax.main --config=configs/figure7_cpu.py \
                   --config.data.archive_dir=DIR \
                   --config.binarize.num_centers=$centers --workdir=runs/figure7_cpu/centers_$centers
           done
-Expected: 97.61 +- 0.44 % with 2 centers, 98.21 +- 0.11 % with 8 (ours, seeds 0 to 2), two minutes a
-          run on one core with other work beside it; the paper has no such figure
+Expected: 97.61 +- 0.44 % with 2 centers, 98.21 +- 0.11 % with 8 (ours, seeds 0 to 2); the paper
+          has no such figure. A run takes two minutes on one core of a machine with other work.
 Partners: U-MCN with --config.binarize.enabled=False
           CNN of the same channels with --config.model.conv=conv
           CNN of the same number of weights with --config.model.conv=conv --config.model.planes=2
@@ -15,9 +15,9 @@ Partners: U-MCN with --config.binarize.enabled=False
               --config.binarize.start_epoch=0 --config.num_epochs=3
               --config.optimizer.learning_rate=0.01 --config.optimizer.m_learning_rate=0.001
               --config.optimizer.schedule=constant --config.optimizer.warmup_epochs=0
-              --config.loss.center_loss_weight=1e-3 and the same number of centers as there
+              --config.loss.center_loss_weight=1e-3 and the same number of centers
 Ours:     the first 10,000 images of MNIST, the network of `mnist_cpu.py`, 5 epochs of which the
-          first as a U-MCN, no shifts; 8 centers.
+          first trains a U-MCN, no shifts; 8 centers.
 """
 
 import pathlib

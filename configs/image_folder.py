@@ -1,21 +1,21 @@
-"""An MCN on images of your own: a folder a class.
+"""MCN on your own images, one folder per class.
 
 Command:  python -m mcn_jax.main --config=configs/image_folder.py --config.data.root=DIR
-Expected: not run, for it depends on the images
+Expected: not run; the accuracy depends on your images.
 Partners: U-MCN with --config.binarize.enabled=False
           CNN of the same channels with --config.model.conv=conv
           CNN of the same number of weights with --config.model.conv=conv --config.model.planes=2
           CNN of the same printed width with --config.model.conv=conv --config.model.planes=1
 
-DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg alone, of which a fifth of each
-class is then kept for testing. JPEG, PNG, WebP, BMP, GIF, PPM and TIFF are read; gray images are
-repeated to three channels.
+DIR contains train/CLASS/*.jpg and test/CLASS/*.jpg, or only CLASS/*.jpg. In the second case, a
+fifth of each class is kept for testing. JPEG, PNG, WebP, BMP, GIF, PPM and TIFF files are read. A
+gray image is repeated to three channels.
 
-For some hundred to some thousand images, brought to 64x64 pixels. For more and larger ones: more
-maps, --config.data.image_size=224 --config.data.center_crop=0.875 --config.data.min_crop_area=0.08,
-and --config.data.flip=True where left and right mean the same.
+The values suit some hundred to some thousand images, resized to 64x64 pixels. For more or larger
+images, use more maps, --config.data.image_size=224 --config.data.center_crop=0.875
+--config.data.min_crop_area=0.08, and --config.data.flip=True where left and right mean the same.
 
-A fifth of the rate of the digits, because steps of 32 images are noisy.
+The learning rate is a fifth of the rate in `digits.py`, because steps of 32 images are noisy.
 """
 
 from mcn_jax.config import default_config

@@ -1,16 +1,17 @@
 """MCN on 100 classes of ImageNet, Table 3 of the paper, row MCN: 34 layers, 32-64-128-256 maps.
 
-The classes are those of mcn_jax/data/imagenet100_wnids.txt: the paper does not name its own.
+The paper does not name its classes; these are listed in mcn_jax/data/imagenet100_wnids.txt.
 
 Command:  python -m mcn_jax.main --config=configs/imagenet100.py --config.data.archive_dir=DIR
-Expected: 83.82 % top-1, 94.8 % top-5, WRN 84.96 % and 95.64 %, of which the paper does not say
-          whether by printed width (the paper's); ours not run, time not measured
+Expected: in the paper, 83.82 % top-1 and 94.8 % top-5, WRN 84.96 % and 95.64 %. The paper does not
+          say whether this WRN has the same printed width. Of Fig. 9 it says that the errors are
+          similar after 30 epochs. Not run here, and the time is not measured.
 Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same channels with --config.model.conv=conv
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2
           WRN of the same printed width with --config.model.conv=conv --config.model.planes=1
-Ours:     the classes, batch, momentum, weight decay, 3x3 stem, random parts and flips, the central
-          0.875 for testing, warm-up, dropout.
+Ours:     the classes, batch size, momentum, weight decay, 3x3 stem, random crops and flips, the
+          central 0.875 of an image for testing, warm-up, dropout.
 """
 
 from mcn_jax.config import default_config

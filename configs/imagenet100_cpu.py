@@ -1,14 +1,14 @@
-"""MCN on 100 classes of ImageNet, `imagenet100.py` with 8 narrow layers at 64x64: two CPU cores.
+"""MCN on 100 classes of ImageNet, for two CPU cores: `imagenet100.py`, 8 narrow layers, 64x64.
 
 Command:  python -m mcn_jax.main --config=configs/imagenet100_cpu.py --config.data.archive_dir=DIR
 Expected: not run; the paper has no such row. Half an hour on two cores of an AMD EPYC, computed
-          from 429 to 561 images/s of synthetic JPEGs (results/imagenet100_cpu_synthetic)
+          from 429 to 561 images/s with synthetic JPEGs (results/imagenet100_cpu_synthetic).
 Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same channels with --config.model.conv=conv
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2
           WRN of the same printed width with --config.model.conv=conv --config.model.planes=1
-Ours:     8 layers, 4-4-8-16 maps, 64x64 pixels, 6 epochs of which the first as a U-MCN, cosine
-          schedule, and what is ours of its base.
+Ours:     8 layers, 4-4-8-16 maps, 64x64 pixels, 6 epochs of which the first trains a U-MCN, the
+          cosine schedule, and the choices of its base.
 """
 
 import pathlib

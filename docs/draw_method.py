@@ -1,6 +1,6 @@
-"""Draws docs/method.png: the network of configs/digits.py, both directions.
+"""Draws docs/method.png: the network of configs/digits.py, forward and backward.
 
-Layers, shapes and losses are read from the code: run it again after changing them.
+Layers, shapes and losses are read from the code. Run this again after changing them:
 
     python docs/draw_method.py
 """
@@ -21,7 +21,7 @@ BACKWARD = FORWARD | {"color": "#b03030", "linestyle": (0, (4, 2))}
 
 
 def digits_network():
-    """(config, shapes of the parameters, image shape) of configs/digits.py."""
+    """Returns (config, shapes of the parameters, image shape) of configs/digits.py."""
     config = from_config_dict(load_config_file(HERE.parent / "configs" / "digits.py"))
     facts = DATASETS[config.data.name]
     model = make_model(config, facts.classes, quantized=True)

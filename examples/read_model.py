@@ -1,8 +1,8 @@
-"""Runs a simple CNN of binary filters and dense head from a model file with NumPy alone.
+"""Runs a simple CNN with binary filters and a dense head from a model file, with NumPy alone.
 
-Command: python read_model.py MODEL IMAGE.npy, with images [N, Y, X, C] uint8. A reader after
-docs/format.md, to be copied into other languages; it checks nothing, so give it files that you
-trust.
+Command: python read_model.py MODEL IMAGE.npy, with images [N, Y, X, C] uint8. The code follows
+docs/format.md and is a template for readers in other languages. It does not check the file, so use
+it only with files that you trust.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def read(path):
-    """(header, tensors) of a model file."""
+    """Returns (header, tensors) of a model file."""
     content = pathlib.Path(path).read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     index = json.loads(content[8:start])
@@ -28,7 +28,7 @@ def read(path):
 
 
 def kernel(header, tensors, layer):
-    """What an MCconv convolves with: [W, W, C, H*K]."""
+    """Returns the kernel that an MCconv convolves with: [W, W, C, H*K]."""
     shape = header["filter_shapes"][layer]
     bits = tensors[f"{layer}/bits"][..., None] >> np.arange(8, dtype="u1") & 1
     digits = bits.reshape(len(bits), -1)[:, : np.prod(shape)].astype(int)
@@ -39,13 +39,13 @@ def kernel(header, tensors, layer):
 
 
 def dense(tensors, layer, x):
-    """x @ kernel + bias."""
+    """Returns x @ kernel + bias."""
     scale = tensors.get(f"{layer}/kernel_scale", np.float32(1))
     return x @ (tensors[f"{layer}/kernel"].astype("f4") * scale) + tensors[f"{layer}/bias"]
 
 
 def logits(header, tensors, images):
-    """[N, Y, X, C] uint8 -> [N, classes]."""
+    """Returns the logits [N, classes] of images [N, Y, X, C] uint8."""
     spec, network = header["images"], header["network"]
     if size := spec["image_size"]:
         above = [(size - n) // 2 for n in images.shape[1:3]]

@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# Several processes of one run on this machine, as on so many hosts.
+# Starts several processes of one run on this machine, as if on several hosts.
 #
 #   launch/local.sh PROCESSES FLAG...
 #   launch/local.sh 2 --config=configs/digits.py --workdir=runs/two
 #
-# The flags are those of `python -m mcn_jax.main`; PYTHON names another interpreter than that of
-# .venv, PORT a port for process 0, which is else a free one. Devices are divided by the environment
-# as usual: on CPUs with XLA_FLAGS=--xla_force_host_platform_device_count=N, on GPUs with
-# CUDA_VISIBLE_DEVICES, which this script sets to one GPU a process where GPUS=1.
+# The flags are the flags of `python -m mcn_jax.main`. Environment variables:
+#   PYTHON     Python interpreter; default: .venv/bin/python if it exists, else python
+#   PORT       port for process 0; default: a free port
+#   GPUS=1     gives each process one GPU, through CUDA_VISIBLE_DEVICES
+#   XLA_FLAGS=--xla_force_host_platform_device_count=N   gives each process N CPU devices
 #
-# Output goes through unchanged, that of all processes together. SIGTERM and SIGINT are passed on to
-# all processes; they save and end with code 75, and so does this script. When one process ends in
-# another way, the others get 60 seconds, then they are killed; the last line names the first that
-# was lost, and the exit code is its own. The same command goes on from the last checkpoint.
+# The output of all processes is passed through unchanged. SIGTERM and SIGINT are passed on to all
+# processes. They save and end with code 75, and so does this script. If a process ends in another
+# way, the others get 60 seconds and are then killed. The last line names the process that was lost
+# first, and the exit code is the code of that process. The same command resumes from the last
+# checkpoint.
 set -u
 
 count=${1:-}
@@ -28,7 +30,7 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 while [ -z "${PORT:-}" ]; do
   PORT=$((20000 + RANDOM % 12000))
-  if (exec 3<> "/dev/tcp/127.0.0.1/$PORT") 2> /dev/null; then PORT=''; fi # something listens there
+  if (exec 3<> "/dev/tcp/127.0.0.1/$PORT") 2> /dev/null; then PORT=''; fi # the port is in use
 done
 
 declare -A process_of
@@ -41,17 +43,17 @@ for ((i = 0; i < count; i++)); do
   process_of[$!]=$i
 done
 
-if [ -n "${asked:-}" ]; then send TERM; fi # before the last had started
+if [ -n "${asked:-}" ]; then send TERM; fi # the signal came before all had started
 
 lost='' code=0
 while [ ${#process_of[@]} -gt 0 ]; do
   sleep 0.2
-  # Each is asked for: `wait -n` forgets processes that ended at once or before it was called.
+  # Each process is polled, because `wait -n` misses processes that ended together or before it.
   for process in "${!process_of[@]}"; do
     if kill -0 "$process" 2> /dev/null; then continue; fi
     wait "$process" 2> /dev/null
     status=$?
-    # A process that stopped as asked to (75) does not hide one that is lost.
+    # The code of a lost process takes precedence over 75, a process that stopped as asked.
     if [ "$status" -ne 0 ] && { [ "$code" -eq 0 ] || [ "$code" -eq 75 ]; }; then
       lost=${process_of[$process]} code=$status
       if [ "$status" -ne 75 ]; then
@@ -64,9 +66,9 @@ while [ ${#process_of[@]} -gt 0 ]; do
 done
 if [ -n "${killer:-}" ]; then kill "$killer" 2>/dev/null; fi
 if [ "$code" -eq 75 ]; then
-  echo "launch/local.sh: all processes were asked to stop and have saved; the same command goes on" >&2
+  echo "launch/local.sh: all processes were asked to stop and have saved; the same command resumes" >&2
 elif [ "$code" -ne 0 ]; then
   echo "launch/local.sh: error: process $lost was lost first (code $code), the others ended after it;" \
-    "the same command goes on from the last checkpoint" >&2
+    "the same command resumes from the last checkpoint" >&2
 fi
 exit "$code"

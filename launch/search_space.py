@@ -1,4 +1,4 @@
-"""Which settings a sweep tries: what --grid and --random ask for."""
+"""Lists the settings that a sweep tries, from its --grid and --random flags."""
 
 import itertools
 import math
@@ -12,16 +12,17 @@ from mcn_jax.errors import InputError
 
 
 def parse_grid(argument: str) -> tuple[str, list[str]]:
-    """ "FIELD=A,B,C" -> (FIELD, [A, B, C]).
+    """Parses "FIELD=A,B,C" into (FIELD, [A, B, C]).
 
-    Values that hold commas are divided, or ended, by semicolons: "model.widths=2,4;4,8".
+    Semicolons separate values that contain commas: "model.widths=2,4;4,8". A single such value ends
+    with a semicolon.
     """
     name, equals, values = argument.partition("=")
     found = values.removesuffix(";").split(";" if ";" in values else ",")
     if name == "seed":
-        raise InputError("the seeds are given by --seeds")
+        raise InputError("seed cannot be a field of --grid; use --seeds")
     if len(set(found)) < len(found):
-        raise InputError(f"{argument!r} has a value twice")
+        raise InputError(f"{argument!r} has a value twice; remove one")
     if not equals or not all(found):
         raise InputError(f"{argument!r} is not of the form FIELD=VALUE,VALUE,...")
     check_field(name)
@@ -29,7 +30,7 @@ def parse_grid(argument: str) -> tuple[str, list[str]]:
 
 
 def parse_range(argument: str) -> tuple[str, float, float]:
-    """ "FIELD=LOW:HIGH" -> (FIELD, LOW, HIGH)."""
+    """Parses "FIELD=LOW:HIGH" into (FIELD, LOW, HIGH)."""
     match = re.fullmatch(r"([\w.]+)=([^:]+):([^:]+)", argument)
     form = f"{argument!r} is not of the form FIELD=LOW:HIGH with 0 <= LOW < HIGH"
     if not match:
@@ -45,9 +46,9 @@ def parse_range(argument: str) -> tuple[str, float, float]:
 
 
 def settings(grids: Sequence[str], ranges: Sequence[str], samples: int) -> list[dict[str, str]]:
-    """All settings of a stage, {FIELD: value}: every point of the grids with every draw.
+    """Returns all settings of a stage, {FIELD: value}: each grid point combined with each draw.
 
-    The draws are the same each time: log-uniform, or uniform where a range begins at zero.
+    Draws are log-uniform, or uniform if a range begins at zero. Every call draws the same values.
     """
     names, values = zip(*map(parse_grid, grids), strict=True) if grids else ((), ())
     generator = np.random.default_rng(0)

@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
-# One run on several nodes of a Slurm cluster, one process a GPU.
+# Trains one run on several nodes of a Slurm cluster, with one process per GPU.
 #
 #   sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 launch/slurm.sh FLAG...
 #   sbatch launch/slurm.sh --config=configs/cifar10.py --workdir=/shared/runs/cifar10
 #
-# The flags are those of `python -m mcn_jax.main`, of PYTHON or .venv/bin/python here; the work directory must lie where all nodes see
-# it. JAX finds the tasks by Slurm's variables and gives each the GPU of its place on the node; on
-# nodes without GPUs ask for one task a node. Two minutes before the job's time is up Slurm sends
-# SIGTERM to the tasks: they save and end with code 75, and the job is queued again under its own
-# number, to go on there. So it is when a node is taken back. When a task is lost, the others end by
-# themselves, and the job is queued again up to MAX_FAULTS times.
+# The flags are the flags of `python -m mcn_jax.main`. All nodes must see the work directory. The
+# environment variable PYTHON names the interpreter. Its default is .venv/bin/python in the
+# directory of the sbatch call if it exists, else python.
+#
+# JAX finds the tasks through Slurm's variables, and gives each task one GPU of its node. On nodes
+# without GPUs, use one task per node.
+#
+# Two minutes before the job's time limit, Slurm sends SIGTERM to the tasks. They save and end with
+# code 75, and the job is requeued under the same job number to resume. The same happens when a node
+# is preempted. If a task is lost, the others end by themselves. The job is then requeued too, up to
+# MAX_FAULTS times (default: 5).
 #SBATCH --job-name=mcn
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -19,7 +24,7 @@
 #SBATCH --open-mode=append
 set -u
 
-# Slurm runs a copy of this file, from the directory that sbatch was called in.
+# Slurm runs a copy of this file, so .venv is looked up in the directory of the sbatch call.
 if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
 srun "${PYTHON:-python}" -m mcn_jax.main "$@"
 code=$?
@@ -30,7 +35,7 @@ if [ "$code" -gt 128 ]; then
   echo "$faults" > "$counter"
 fi
 if [ "$code" -eq 75 ] || { [ "$code" -gt 128 ] && [ "$faults" -le "${MAX_FAULTS:-5}" ]; }; then
-  echo "launch/slurm.sh: code $code, $faults faults so far; queued again to go on"
+  echo "launch/slurm.sh: code $code, $faults faults so far; requeued to resume"
   scontrol requeue "$SLURM_JOB_ID"
 else
   rm -f "$counter"

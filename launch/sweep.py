@@ -1,18 +1,19 @@
-"""Sweeps over fields of a config on Ray Tune: grids, random search and ASHA.
+"""Sweeps over fields of a config with Ray Tune: grids, random search and ASHA.
 
     python launch/sweep.py --config=configs/figure5_cpu.py --out=runs/figure5 \\
         --grid loss.theta=0,1e-5,1e-4,1e-3,1e-2 --seeds=0,1,2 -- --config.data.archive_dir=DIR
 
-Every trial is a process of its own, `python -m mcn_jax.main` with the work directory OUT/NAME; what
-stands behind `--` is passed to all of them. A trial that dies goes on from its checkpoint; one that
-ends with an error of its own is tried again only when the same command is given again. That command
-also goes on with a sweep that was interrupted; --asha then compares only the trials that are left.
-At the end OUT holds sweep.csv and the report of all runs with its figures, and the best command
-line is printed: that of the highest accuracy of the last epoch, as a mean over the seeds. It was
-chosen by the test split unless --config.data.test_split names another.
+Every trial is a separate process, `python -m mcn_jax.main` with the work directory OUT/NAME. Flags
+after `--` are passed to all trials. A trial that is killed resumes from its checkpoint. A trial
+that reports an error is not restarted; the same sweep command tries it again. The same command also
+resumes an interrupted sweep; --asha then compares only the remaining trials.
 
-A second stage, such as lambda after theta, starts every trial from the checkpoint of the best
-trial of the first stage with the same seed:
+At the end OUT holds sweep.csv and the report of all runs with its figures. The command of the best
+setting is printed: the setting with the highest accuracy in the last epoch, averaged over seeds.
+This accuracy is on the test split, unless --config.data.test_split names another split.
+
+A second stage tunes another field, such as lambda after theta. Each of its trials starts from the
+checkpoint of the first stage's best setting with the same seed:
 
     ... --then_config=configs/figure5_lambda_cpu.py \\
         --then_grid loss.center_loss_weight=1e-4,1e-3,1e-2,1e-1
@@ -31,7 +32,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends a sweep, and not one stage of it
+os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the whole sweep, not only one stage
 import ray
 from ray import tune
 from search_space import settings
@@ -44,7 +45,7 @@ from mcn_jax.workdirs.files import write_atomically
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,50 +55,50 @@ def make_parser() -> argparse.ArgumentParser:
         "--out",
         required=True,
         type=pathlib.Path,
-        help="a new directory, or that of the sweep to go on with",
+        help="a new directory, or the directory of a sweep to resume",
     )
     add(
         "--grid",
         action="append",
         default=[],
         metavar="FIELD=A,B,...",
-        help="try every value, with every value of the other grids",
+        help="try every value, combined with every value of the other grids",
     )
     add(
         "--random",
         action="append",
         default=[],
         metavar="FIELD=LOW:HIGH",
-        help="draw values: log-uniform, uniform where LOW is 0",
+        help="draw values: log-uniform, or uniform if LOW is 0",
     )
-    add("--samples", type=int, default=1, help="draws of --random")
-    add("--seeds", default="0", help="of every setting, such as 0,1,2")
+    add("--samples", type=int, default=1, help="number of draws of --random")
+    add("--seeds", default="0", help="seeds of every setting, such as 0,1,2")
     add(
         "--asha",
         action="store_true",
-        help="stop trials early that are behind others",
+        help="stop trials early if they fall behind others",
     )
-    add("--grace_epochs", type=int, default=1, help="of --asha: the fewest epochs")
+    add("--grace_epochs", type=int, default=1, help="for --asha: epochs that every trial runs")
     add("--then_config", type=pathlib.Path, help="the config of a second stage")
     add(
         "--then_grid",
         action="append",
         default=[],
         metavar="FIELD=A,B,...",
-        help="of the second stage",
+        help="grid of the second stage",
     )
     add("--cpus_per_trial", type=float, default=1)
     add(
         "--gpus_per_trial",
         type=float,
-        help="default: 1 where Ray finds a GPU, else 0; a trial sees no other GPUs",
+        help="default: 1 if Ray finds a GPU, else 0; a trial sees only its own GPUs",
     )
     add(
         "--ray_address",
-        help="of a running cluster, or auto, whose machines have this checkout at the same path;"
-        " without it, this machine",
+        help="address of a running Ray cluster, or auto; its machines need this checkout at the"
+        " same path; default: run on this machine",
     )
-    add("flags", nargs="*", help="of all trials, after --")
+    add("flags", nargs="*", help="flags of all trials, after --")
     return parser
 
 
@@ -111,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sweep: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("sweep: stopped; the same command goes on", file=sys.stderr)
+        print("sweep: stopped; the same command resumes", file=sys.stderr)
         return EXIT_CODE
 
 
@@ -120,14 +121,14 @@ def _check(options: argparse.Namespace) -> None:
         if path is not None and not path.is_file():
             raise InputError(f"config file {path} does not exist; pass one of configs/*.py")
     if bool(options.then_config) != bool(options.then_grid):
-        raise InputError("--then_config and --then_grid belong together")
+        raise InputError("--then_config and --then_grid belong together; give both or neither")
     seeds = options.seeds.split(",")
     if not all(seed.isdecimal() for seed in seeds) or len(set(seeds)) < len(seeds):
         raise InputError(f"--seeds={options.seeds} is not of the form 0,1,2")
     if options.asha and len(seeds) > 1:
         raise InputError(
-            "--asha compares single trials: give it one of --seeds, and the best setting"
-            " the others afterwards"
+            "--asha compares single trials, so --seeds must name one seed; run the best setting"
+            " with the other seeds afterwards"
         )
     if options.grace_epochs < 1:
         raise InputError(f"--grace_epochs={options.grace_epochs} must be at least 1")
@@ -170,8 +171,8 @@ def _sweep(options: argparse.Namespace) -> int:
         written = json.dumps({"setting": best, "starts": starts}, indent=2) + "\n"
         if then_file.exists() and then_file.read_text() != written:
             raise InputError(
-                f"the best of the first stage is now {best}, and the second stage began from the"
-                f" setting in {then_file}; remove {out}/then* and {out}/ray/then to begin it again"
+                f"the best of the first stage is now {best}, but the second stage began from the"
+                f" setting in {then_file}; remove {out}/then* and {out}/ray/then to start it again"
             )
         write_atomically(then_file, written)
         second = common | {
@@ -200,7 +201,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def gpus_per_trial(asked: float | None, resources: Mapping[str, float]) -> float:
-    """What --gpus_per_trial says, or else one GPU where the cluster has any."""
+    """Returns --gpus_per_trial, or by default one GPU if the cluster has any."""
     if asked is None:
         return 1 if resources.get("GPU") else 0
     return asked
@@ -213,7 +214,7 @@ def _stage(
     seeds: list[int],
     options: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """Runs all trials of a stage to their end; returns what is known of each."""
+    """Runs all trials of a stage to their end; returns what is known about each."""
     storage = options.out / "ray"
     space = common | {"fields": tune.grid_search(points), "seed": tune.grid_search(seeds)}
     resources = {"cpu": options.cpus_per_trial, "gpu": options.gpus_per_trial}
@@ -228,13 +229,13 @@ def _stage(
             aside = next(path for path in asides if not path.exists())
             (storage / name).rename(aside)
             print(
-                f"sweep: Ray Tune's record in {storage / name} is not whole and is now"
-                f" {aside.name}; the trials go on from their work directories",
+                f"sweep: Ray Tune's record in {storage / name} is incomplete and was renamed to"
+                f" {aside.name}; the trials resume from their work directories",
                 file=sys.stderr,
             )
         scheduler = None
         if options.asha:
-            # Trials end by themselves: no last epoch is set here.
+            # Trials end by themselves, so max_t must never stop them.
             scheduler = tune.schedulers.ASHAScheduler(
                 time_attr="epoch", grace_period=options.grace_epochs,
                 max_t=10**9, stop_last_trials=False,
@@ -256,11 +257,14 @@ def _stage(
 
 
 def restorable(directory: pathlib.Path) -> bool:
-    """Whether Tune's last record of its trials is whole: its driver may be killed while writing."""
+    """Returns whether Tune's last record of its trials is complete.
+
+    It is not if Tune's driver was killed while writing it.
+    """
     name = max((path.name for path in directory.glob("experiment_state-*.json")), default="")
     try:
         json.loads((directory / name).read_text())
-        # Of the same time, and no JSON: the points of which no trial has been made yet.
+        # A pickle file with the same time stamp holds the points that have no trial yet.
         points = name.replace("experiment_state", "basic-variant-state")
         for _ in pickletools.genops((directory / points).read_bytes()):
             pass
@@ -270,10 +274,12 @@ def restorable(directory: pathlib.Path) -> bool:
 
 
 def best_setting(trials: list[dict[str, Any]]) -> str:
-    """The setting of the highest mean accuracy over its seeds, all of which have ended.
+    """Returns the setting with the highest mean accuracy over its seeds.
+
+    Only settings whose seeds have all ended count.
 
     Raises:
-        InputError: if there is none.
+        InputError: if there is no such setting.
     """
     means = {}
     ordered = sorted(trials, key=lambda trial: trial["setting"])
@@ -284,13 +290,13 @@ def best_setting(trials: list[dict[str, Any]]) -> str:
     if not means:
         raise InputError(
             "no setting has ended with all its seeds; see the logs of the trials; the same command"
-            " tries those that failed again"
+            " tries failed trials again"
         )
     return max(means, key=lambda setting: means[setting])
 
 
 def write_csv(path: pathlib.Path, trials: list[dict[str, Any]]) -> None:
-    """One row a trial: its fields, seed, state, accuracy and work directory."""
+    """Writes one row per trial: its fields, seed, state, accuracy and work directory."""
     names = list(dict.fromkeys(name for trial in trials for name in trial["fields"]))
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", newline="") as file:

@@ -1,4 +1,4 @@
-"""One trial of a sweep: its command, its training process, and what Ray Tune is told of it."""
+"""Runs one trial of a sweep as a training process, and reports its epochs to Ray Tune."""
 
 import contextlib
 import ctypes
@@ -19,24 +19,24 @@ from mcn_jax.workdirs.files import read_metrics, read_result
 
 METRIC = "test_accuracy"
 POLL_SECONDS = 0.5
-RESTARTS = 5  # of one trial, before the sweep gives it up
+RESTARTS = 5  # of one trial, before the sweep gives up on it
 
 
 class Training(tune.Trainable):
-    """One trial: a training process, whose epochs are what Tune is told.
+    """One trial: a training process whose epochs are reported to Tune.
 
-    `config` holds "fields" {FIELD: value}, "seed" and what the stage has for all trials.
+    `config` holds "fields" {FIELD: value}, "seed" and the values that all trials of a stage share.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Starts the process, which goes on where an earlier one stopped."""
+        """Starts the process, which resumes where an earlier one stopped."""
         self.workdir = pathlib.Path(config["out"]) / trial_name(config)
         self.workdir.parent.mkdir(parents=True, exist_ok=True)
         self.told = 0
         self.failed = False
         command = command_line(config)
         self.log = self.workdir.with_suffix(self.workdir.suffix + ".log")
-        # A trial is a run of its own, even where srun or a TPU pod has started Ray.
+        # Without these variables a trial is a separate run, even if srun or a TPU pod started Ray.
         environment = {
             name: value
             for name, value in os.environ.items()
@@ -69,13 +69,13 @@ class Training(tune.Trainable):
             time.sleep(POLL_SECONDS)
 
     def _epochs(self) -> list[dict[str, Any]]:
-        with contextlib.suppress(InputError):  # read while it is being cut
+        with contextlib.suppress(InputError):  # the process may be writing the file
             records = read_metrics(self.workdir / "metrics.jsonl")
             return epochs_of(records)
         return []
 
     def cleanup(self) -> None:
-        """Asks the process to save and end."""
+        """Asks the process to save and end; kills it after 60 seconds."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -84,20 +84,21 @@ class Training(tune.Trainable):
                 self.process.kill()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the training process has checkpoints of its own."""
+        """Does nothing, because the training process writes its own checkpoints."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: the training process goes on by itself."""
+        """Does nothing, because the training process resumes by itself."""
 
 
 class NoRestart(tune.Callback):
-    """Lets an error of a training process end its trial: the process would only meet it again.
+    """Ends a trial after an error of its training process, which a restart would only repeat.
 
-    Tune counts all errors alike, so that the trial has to be out of restarts before it raises.
+    Tune restarts trials after any error. So this callback uses up the restarts of a trial before
+    the trial raises such an error.
     """
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:
-        """Called between the result that says "failed" and the error."""
+        """Uses up the restarts; Tune calls it between the "failed" result and the error."""
         if result.get("failed"):
             trial.run_metadata.num_failures = RESTARTS
 
@@ -107,21 +108,21 @@ def _report(epoch: dict[str, Any]) -> dict[str, Any]:
 
 
 def _end_with_parent() -> None:
-    """In the child: a trial that is killed takes its training process with it (Linux)."""
+    """Runs in the child: makes it end when its trial is killed (Linux only)."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def trial_name(config: dict[str, Any]) -> str:
-    """Such as "theta=1e-4,seed=0": the directory of a trial."""
+    """Returns the name of a trial's directory, such as "theta=1e-4,seed=0"."""
     parts = [f"{name.split('.')[-1]}={value}" for name, value in config["fields"].items()]
     parts.append(f"seed={config['seed']}")
     return config["stage"] + re.sub(r"[^\w.=,+-]", "_", ",".join(parts))
 
 
 def command_line(config: dict[str, Any]) -> list[str]:
-    """The command of a trial."""
+    """Returns the command of a trial."""
     fields = {**config["fields"], "seed": config["seed"]}
     start = config["starts"].get(str(config["seed"]))
     return [
@@ -134,7 +135,7 @@ def command_line(config: dict[str, Any]) -> list[str]:
 
 
 def describe(config: dict[str, Any], *, failed: bool) -> dict[str, Any]:
-    """What sweep.csv says of a trial."""
+    """Returns what is known about a trial; sweep.csv has most of it."""
     workdir = pathlib.Path(config["out"]) / trial_name(config)
     result = read_result(workdir)
     state = "failed" if failed else "ended" if result else "stopped early"

@@ -10,8 +10,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`absolute_projection` and the module `optim` it stands in, imported when they are asked for,
-    so that a room below `training` does not load it."""
+    """Imports `absolute_projection` and the module `optim` on first access.
+
+    So importing a lower layer of the package does not load `training`.
+    """
     if name not in ("absolute_projection", "optim"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from mcn_jax.training import optim

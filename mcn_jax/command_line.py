@@ -1,4 +1,4 @@
-"""What the commands share: their parsers, the one line in which they report an error, and flags."""
+"""Shared parts of the commands: parsers, common flags, and errors reported in one line."""
 
 import argparse
 import contextlib
@@ -8,11 +8,11 @@ from typing import Any
 
 from mcn_jax.errors import InputError
 
-PLACES = ("data_dir", "archive_dir", "root")  # fields of `DataConfig` that tell where data lie
+PLACES = ("data_dir", "archive_dir", "root")  # fields of `DataConfig` with paths of data
 
 
 def make_parser(name: str, description: str | None, **options: Any) -> argparse.ArgumentParser:
-    """The parser of the command `python -m mcn_jax.NAME`, described by its module's docstring."""
+    """Makes the parser of the command `python -m mcn_jax.NAME`."""
     return argparse.ArgumentParser(
         prog=f"python -m mcn_jax.{name}",
         description=description,
@@ -22,13 +22,13 @@ def make_parser(name: str, description: str | None, **options: Any) -> argparse.
 
 
 def error_line(name: str, error: object) -> str:
-    """How the command `python -m mcn_jax.NAME` reports an error."""
+    """Returns the line in which the command `python -m mcn_jax.NAME` reports an error."""
     return f"mcn_jax.{name}: error: {error}"
 
 
 @contextlib.contextmanager
 def one_line_errors(name: str) -> Iterator[None]:
-    """Ends the command `python -m mcn_jax.NAME` with one line and exit code 1 for wrong input."""
+    """Reports wrong input to `python -m mcn_jax.NAME` in one line and exits with code 1."""
     try:
         yield
     except (InputError, OSError) as error:
@@ -36,13 +36,13 @@ def one_line_errors(name: str) -> Iterator[None]:
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
-    """Adds flags for where the data lie now."""
+    """Adds flags that override where the data are stored."""
     for name in PLACES:
-        parser.add_argument(f"--{name}", help=f"where the data are, instead of config.data.{name}")
+        parser.add_argument(f"--{name}", help=f"path of the data, instead of config.data.{name}")
 
 
 def places(options: argparse.Namespace) -> dict[str, Any]:
-    """The flags of `add_places` that were given."""
+    """Returns the flags of `add_places` that were given."""
     return {n: value for n in PLACES if (value := getattr(options, n)) is not None}
 
 
@@ -52,7 +52,7 @@ def add_batch_size(parser: argparse.ArgumentParser, default: int) -> None:
         "--batch_size",
         type=int,
         default=default,
-        help=f"images at once; default {default}, fewer for large images",
+        help=f"images per batch (default: {default}); lower it for large images",
     )
 
 

@@ -1,9 +1,12 @@
 """The configuration of a run: every field with its meaning.
 
 A file in `configs/` takes `default_config()`, or the config of another file by `load_config_file`,
-and sets what differs. Command-line overrides (`--config.loss.theta=1e-3`) change that ConfigDict;
-`from_config_dict` freezes it into the dataclasses below, which the rest of the package reads. The
-rules for values stand beside the tables they refer to; `mcn_jax.training.checks` applies them all.
+and sets the fields that differ. Command-line overrides (`--config.loss.theta=1e-3`) change that
+ConfigDict. `from_config_dict` then freezes it into the dataclasses below, which the rest of the
+package reads.
+
+The rules for values stand beside the tables they refer to; `mcn_jax.training.checks` applies all of
+them.
 """
 
 import dataclasses
@@ -19,48 +22,49 @@ from mcn_jax.errors import InputError, did_you_mean
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which data set, from where, and how its images are prepared."""
+    """The data set, its place on the disk, and how its images are prepared."""
 
-    name: str = "digits"  # see mcn_jax.data.facts, or a set that TFDS prepared in data_dir
-    archive_dir: str = ""  # official archives of a set not yet prepared; "" downloads them
-    data_dir: str = "~/tensorflow_datasets"  # where prepared data sets are kept
+    name: str = "digits"  # a name in mcn_jax.data.facts, or of a set that TFDS prepared in data_dir
+    archive_dir: str = ""  # directory of the official archives; "" downloads them
+    data_dir: str = "~/tensorflow_datasets"  # directory of prepared data sets
     train_split: str = "train"  # in TFDS's notation, such as "train+extra" or "train[:90%]"
-    test_split: str = "test"  # likewise; "train[90%:]" to choose a recipe without the test split
-    root: str = ""  # image_folder: holds a folder a class, or train and test folders of these
-    test_fraction: float = 0.2  # image_folder without a test folder: of each class, in (0, 1)
-    split_seed: int = 0  # image_folder without a test folder: which images those are
-    wnids_file: str = ""  # imagenet100: the classes, a wnid a line; "" takes the package's
-    pipeline: str = "auto"  # "resident" on the devices, "streamed" by workers, "auto" by size
-    workers: int = 0  # streamed: processes that read and decode; 0 starts one a core
-    image_size: int = 0  # height and width in pixels: images of one size are zero-padded to it (0
-    #                      leaves them), images of many sizes are cut and resized to it
-    center_crop: float = 1.0  # images of many sizes: share of the shorter side that is kept, (0, 1]
-    min_crop_area: float = 0.0  # augmentation of such: a random part of at least this share of the
-    #                             area instead (ImageNet: 0.08), [0, 1]; 0 does not; streamed only
+    test_split: str = "test"  # same notation; "train[90%:]" for tuning without the test split
+    root: str = ""  # image_folder: directory with a folder per class, or train and test folders
+    test_fraction: float = 0.2  # image_folder without a test folder: test share of a class, (0, 1)
+    split_seed: int = 0  # image_folder without a test folder: seed of the choice of test images
+    wnids_file: str = ""  # imagenet100: file with one wnid per line; "" takes the package's list
+    pipeline: str = "auto"  # "resident" on the devices, "streamed" by workers, or "auto" by size
+    workers: int = 0  # streamed: processes that read and decode; 0 starts one per core
+    image_size: int = 0  # height and width in pixels. Images of equal size are zero-padded to it; 0
+    #                      leaves them. Images that differ in size are cropped and resized to it.
+    center_crop: float = 1.0  # images that differ in size: share of the shorter side kept, (0, 1]
+    min_crop_area: float = 0.0  # augmentation of images that differ in size, streamed only: crop a
+    #                             random part of at least this share of the area, in [0, 1]
+    #                             (ImageNet: 0.08); 0 is off
     crop_padding: int = 0  # augmentation: zero-pad by this many pixels and crop back at random
-    flip: bool = False  # augmentation: mirror every second image, at random, left to right
+    flip: bool = False  # augmentation: mirror left to right with probability 1/2
     color_jitter: float = 0.0  # augmentation: brightness, contrast, saturation by up to this share
-    cutout: int = 0  # augmentation: side in pixels of a square that is blanked; 0 does not
-    mixup: float = 0.0  # augmentation: alpha of the Beta distribution of shares; 0 does not
+    cutout: int = 0  # augmentation: side in pixels of a blanked square; 0 is off
+    mixup: float = 0.0  # augmentation: alpha of the Beta distribution of shares; 0 is off
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The network and the convolution it is built of."""
+    """The network and its kind of convolution."""
 
-    name: str = "simple_cnn"  # see mcn_jax.models.MODELS
-    conv: str = "mcconv"  # see mcn_jax.layers.table.LAYERS; "conv": widths * planes channels
-    widths: tuple[int, ...] = (20, 40, 80, 160)  # output feature maps: simple_cnn of each layer
-    #                                              (Fig. 8), wide_resnet of stem and three stages
-    depth: int = 20  # wide_resnet: layers as the paper counts them, 6n + 2 or 6n + 4; 20, 28, 34
+    name: str = "simple_cnn"  # a name in mcn_jax.models.MODELS
+    conv: str = "mcconv"  # a name in mcn_jax.layers.table.LAYERS; "conv": widths * planes channels
+    widths: tuple[int, ...] = (20, 40, 80, 160)  # output feature maps of each layer (Fig. 8);
+    #                                              wide_resnet: of the stem and three stages
+    depth: int = 20  # wide_resnet: layers, 6n + 2 or 6n + 4; the paper has 20, 28 and 34
     stem: str = "cifar"  # wide_resnet: "cifar", or "imagenet", which divides height and width by 4
-    planes: int = 4  # K, channels of a feature map (paper: 4)
+    planes: int = 4  # K, channels per feature map (paper: 4)
     input_planes: str = "copy"  # "copy", "first" or "rgbx", see mcn_jax.layers.planes
-    pooling: str = "strided"  # how images are halved, see mcn_jax.layers.pooling.POOLINGS
-    head: str = "dense"  # from features to logits, see mcn_jax.models.heads.HEADS; "dense" (paper)
-    dense_features: int = 1024  # head "dense": width of its hidden layer (Fig. 8)
-    dropout_rate: float = 0.5  # head "dense": before its last layer, in [0, 1)
-    m_noise: float = 0.1  # standard deviation of M around one at the start; no source says
+    pooling: str = "strided"  # how images are halved, a name in mcn_jax.layers.pooling.POOLINGS
+    head: str = "dense"  # a name in mcn_jax.models.heads.HEADS (paper: "dense")
+    dense_features: int = 1024  # head "dense": width of the hidden layer (Fig. 8)
+    dropout_rate: float = 0.5  # head "dense": dropout before the last layer, in [0, 1)
+    m_noise: float = 0.1  # standard deviation of the initial M around one; no source states it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,15 +72,15 @@ class BinarizeConfig:
     """When and how latent filters are replaced by their k-means centers."""
 
     enabled: bool = True  # False trains a U-MCN to the end; no effect on ordinary convolutions
-    num_centers: int = 2  # U, k-means centers a layer, 2 to 256; a weight costs ceil(log2 U) bits
+    num_centers: int = 2  # U, k-means centers per layer, 2 to 256; ceil(log2 U) bits per weight
     start_epoch: int = 10  # epochs trained as a U-MCN before k-means (paper: 10)
-    refresh_epochs: int = 0  # computes the centers anew every so many epochs; 0 never (paper)
+    refresh_epochs: int = 0  # epochs between recomputations of the centers; 0: never (paper)
     m_gradient: str = "binary"  # Eq. 16 with C-hat ("binary", the book) or C ("latent", the paper)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights and readings of the loss terms."""
+    """Weights and variants of the loss terms."""
 
     theta: float = 1e-4  # weight of the filter loss, >= 0
     center_loss_weight: float = 0.0  # lambda, weight of the center loss, >= 0
@@ -89,31 +93,31 @@ class LossConfig:
 class OptimizerConfig:
     """The optimizer and the schedule of both learning rates."""
 
-    name: str = "sgd"  # see mcn_jax.training.optim.OPTIMIZERS
-    learning_rate: float = 0.1  # eta1, of everything but M (paper: 0.1)
-    m_learning_rate: float = 0.01  # eta2, of the M-filters (paper: 0.01)
+    name: str = "sgd"  # a name in mcn_jax.training.optim.OPTIMIZERS
+    learning_rate: float = 0.1  # eta1, for all parameters except M (paper: 0.1)
+    m_learning_rate: float = 0.01  # eta2, for the M-filters (paper: 0.01)
     momentum: float = 0.9  # Nesterov, sgd only, in [0, 1)
     weight_decay: float = 5e-4  # L2 on latent filters and kernels; never on M, batch norm, biases
-    schedule: str = "step"  # see mcn_jax.training.optim.SCHEDULES; scales both rates
+    schedule: str = "step"  # a name in mcn_jax.training.optim.SCHEDULES; scales both rates
     schedule_epochs: tuple[int, ...] = (60, 120, 160)  # "step": epochs at which the rates drop
-    schedule_factor: float = 0.2  # "step": by this factor, in (0, 1]
+    schedule_factor: float = 0.2  # "step": factor of each drop, in (0, 1]
     warmup_epochs: int = 0  # epochs over which the rates rise linearly from zero
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole run."""
+    """The complete configuration of a run."""
 
-    seed: int = 0  # of every random choice, 0 to 2^32 - 1
-    batch_size: int = 128  # images a step, over all devices
-    eval_batch_size: int = 1000  # images an evaluation step, over all devices; any value
+    seed: int = 0  # seed of every random choice, 0 to 2^32 - 1
+    batch_size: int = 128  # images per step, over all devices
+    eval_batch_size: int = 1000  # images per evaluation step, over all devices; any value
     num_epochs: int = 200  # passes over the training split
     log_every_steps: int = 100  # steps between step records in metrics.jsonl
     checkpoint_every_steps: int = 0  # steps between checkpoints inside epochs; 0: after epochs only
-    steps_per_dispatch: int = 0  # resident data: most steps in one program; 0: CPU 1, others 32
+    steps_per_dispatch: int = 0  # resident data: maximum steps per program; 0: 1 on a CPU, else 32
     dtype: str = "float32"  # of the computation: "float32", "bfloat16" or "float64"
     param_dtype: str = "float32"  # of parameters and statistics: "float32" or "float64"
-    init_from: str = ""  # work directory of a run, from whose last checkpoint this one starts
+    init_from: str = ""  # work directory whose last checkpoint this run starts from
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     binarize: BinarizeConfig = BinarizeConfig()
@@ -121,7 +125,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
-# What may differ between the run that wrote a work directory and the one that resumes it.
+# Fields that may differ between the run that wrote a work directory and the run that resumes it.
 RESUMABLE_CHANGES = (
     "data.archive_dir", "data.data_dir", "data.root", "data.pipeline", "data.workers",
     "eval_batch_size", "log_every_steps", "checkpoint_every_steps", "steps_per_dispatch",
@@ -129,21 +133,22 @@ RESUMABLE_CHANGES = (
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """The paper's recipe as a locked ConfigDict, for the files in `configs/`."""
+    """Returns the paper's recipe as a locked ConfigDict, for the files in `configs/`."""
     return ml_collections.ConfigDict(dataclasses.asdict(Config())).lock()
 
 
 def load_config_file(path: str | pathlib.Path) -> ml_collections.ConfigDict:
-    """What `get_config()` of a file in `configs/` returns, such as the base of a derived config.
+    """Runs a config file and returns what its `get_config()` returns.
 
-    Config files are run by their path, so that one cannot import another. It names its neighbour as
-    `pathlib.Path(__file__).with_name("cifar10.py")`, which holds in any working directory.
+    A derived config gets its base this way. Config files are run by their path, so they cannot
+    import each other. Name a neighbouring file as `pathlib.Path(__file__).with_name("cifar10.py")`,
+    which works in any working directory.
 
     Args:
-        path: of a Python file.
+        path: path of a Python file.
 
     Raises:
-        InputError: if there is no such file, or it defines no `get_config`.
+        InputError: if the file does not exist or defines no `get_config`.
     """
     path = pathlib.Path(path)
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -157,19 +162,19 @@ def load_config_file(path: str | pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def from_config_dict(config: Mapping[str, Any]) -> Config:
-    """Freezes a ConfigDict, or the "config" of a run's config.json.
+    """Freezes a ConfigDict, or the "config" of a run's config.json, to a `Config`.
 
-    A field that is missing takes its default: a run of an older version lacks the fields that came
-    after it, and their defaults mean what that version did.
+    A missing field takes its default. A run of an older version lacks the newer fields; their
+    defaults keep the behaviour of that version.
 
     Raises:
-        InputError: naming the field, if one is unknown or of another type.
+        InputError: if a field is unknown or of the wrong type; the error names it.
     """
     return from_mapping(Config, config, "config")
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """{"loss.theta": 1e-4, ...}, in the order of declaration."""
+    """Returns {"loss.theta": 1e-4, ...}, in the order of declaration."""
     flat: dict[str, Any] = {}
     for name, value in dataclasses.asdict(config).items():
         if isinstance(value, dict):
@@ -187,12 +192,12 @@ def check_field(name: str) -> None:
 
 
 def from_mapping(cls: type, values: Mapping[str, Any], path: str) -> Any:
-    """A dataclass of this module from {field: value}; see `from_config_dict`.
+    """Makes a dataclass of this module from {field: value}; see `from_config_dict`.
 
     Args:
-        cls: the dataclass, all of whose fields have defaults.
-        values: of some of its fields, or of all.
-        path: how errors call what `values` are.
+        cls: the dataclass, whose fields all have defaults.
+        values: values of some or all of its fields.
+        path: what errors call `values`, such as "config.loss".
     """
     if not isinstance(values, Mapping | ml_collections.ConfigDict):
         raise InputError(f"{path}={values!r:.100} must be a group of fields")
@@ -211,7 +216,7 @@ def from_mapping(cls: type, values: Mapping[str, Any], path: str) -> Any:
 
 
 def _converted(value: Any, default: Any, name: str) -> Any:
-    """The value in the type of the default: int to float, a list of integers to a tuple."""
+    """Converts a value to the type of the default: int to float, list of integers to tuple."""
     if isinstance(default, tuple):
         items = tuple(value) if isinstance(value, list | tuple) else (value,)
         if all(type(item) is int for item in items):

@@ -1,4 +1,4 @@
-"""Errors that commands report as one line, the checks that raise them, and silenced warnings."""
+"""Errors that commands report in one line, checks that raise them, and silenced warnings."""
 
 import contextlib
 import difflib
@@ -16,13 +16,13 @@ class InputError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, in one line."""
+    """Returns the first line of a library's error message, or the error's type if it has none."""
     return str(error).splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
 @contextlib.contextmanager
 def without_warnings() -> Iterator[None]:
-    """Keeps warnings of libraries about what we do on purpose from the terminal."""
+    """Silences library warnings about what we do on purpose."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
@@ -32,7 +32,7 @@ def without_warnings() -> Iterator[None]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean X?" for the nearest known name, or nothing."""
+    """Returns "; did you mean X?" for the nearest known name, or "" if none is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -44,7 +44,7 @@ def require(holds: bool, field: str, value: Any, message: str) -> None:
 
 
 def require_one_of(field: str, value: str, allowed: Iterable[str]) -> None:
-    """Raises InputError with the allowed names and the nearest unless a value is one of them."""
+    """Raises InputError with the allowed names and the nearest one unless a value is allowed."""
     allowed = list(allowed)
     nearest = did_you_mean(value, allowed)
     require(value in allowed, field, value, f"must be one of {', '.join(allowed)}{nearest}")

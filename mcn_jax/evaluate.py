@@ -2,7 +2,7 @@
 
 MODEL is the work directory of a run, one of its checkpoints (WORKDIR/checkpoints/STEP), or a
 `.safetensors` or `.onnx` file that `mcn_jax.export` wrote. Prints the accuracy on the test split,
-that of every class, and the calibration error.
+the accuracy of every class, and the calibration error.
 """
 
 import json
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Evaluates one network."""
     parser = make_parser("evaluate", __doc__)
     parser.add_argument("model", help="work directory, checkpoint, .safetensors or .onnx file")
-    parser.add_argument("--json", action="store_true", help="print numbers, confusion included")
+    parser.add_argument("--json", action="store_true", help="print JSON, with the confusion matrix")
     parser.add_argument(
         "--confusion", type=pathlib.Path, metavar="FILE.png", help="draw the confusion matrix"
     )

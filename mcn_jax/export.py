@@ -1,8 +1,8 @@
-"""Takes a trained network away: `python -m mcn_jax.export WORKDIR OUT`.
+"""Exports a trained network: `python -m mcn_jax.export WORKDIR OUT`.
 
 Writes OUT/model.safetensors and OUT/model.onnx, in which every binary filter weight takes
-ceil(log2 U) bits, then reads both back, runs them on the test split and prints what they hold and
-how well they do. WORKDIR is only read; WORKDIR/checkpoints/STEP names an earlier checkpoint.
+ceil(log2 U) bits. Then reads both files, runs them on the test split, and prints their sizes and
+accuracies. WORKDIR is only read; WORKDIR/checkpoints/STEP exports an earlier checkpoint.
 """
 
 import json
@@ -29,17 +29,19 @@ def export(
     """Writes both files and compares them with the checkpoint.
 
     Args:
-        workdir: of the run, or a checkpoint in it.
-        out: a directory, created if absent.
+        workdir: work directory of a run, or a checkpoint in it.
+        out: directory for the files, created if absent.
         dense: how kernels of dense layers are stored, a name in `FORMATS`.
-        data: fields of `DataConfig` that say where the data lie now.
+        data: fields of `DataConfig` that say where the data are now.
 
     Returns:
-        "model"; "parts", what its file is made of, {"filters": {"bytes": ..., "float32_bytes":
-        ...}, ...}, with "header" as the last; and by "checkpoint", "model.safetensors" and
-        "model.onnx": "bytes" on disk; "accuracy", of the last where ONNX Runtime is installed; and
-        of both files "difference", the largest of a logit from the checkpoint's, over the largest
-        logit.
+        "model": the model that was written.
+        "parts": the parts of model.safetensors, {"filters": {"bytes": ..., "float32_bytes": ...},
+            ...}, with "header" last.
+        "checkpoint", "model.safetensors", "model.onnx": for each of them "bytes" on disk and
+            "accuracy". For the two files also "difference": the largest difference of a logit from
+            the checkpoint's, divided by the largest logit. Without ONNX Runtime, "model.onnx" has
+            only "bytes".
 
     Raises:
         InputError: if there is nothing to export, or the data cannot be read.
@@ -114,12 +116,12 @@ def _ratio(float32: int, there: int) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Exports one run."""
     parser = make_parser("export", __doc__)
-    parser.add_argument("workdir", type=pathlib.Path, help="of a run, such as runs/digits")
-    parser.add_argument("out", type=pathlib.Path, help="directory that gets the files")
+    parser.add_argument("workdir", type=pathlib.Path, help="a run, such as runs/digits")
+    parser.add_argument("out", type=pathlib.Path, help="directory for the files")
     parser.add_argument(
         "--dense", default="float32", choices=FORMATS, help="how kernels of dense layers are stored"
     )
-    parser.add_argument("--json", action="store_true", help="print numbers instead of tables")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     add_places(parser)
     options = parser.parse_args(arguments)
     with one_line_errors("export"):

@@ -1,8 +1,8 @@
-"""Looks into a trained network: `python -m mcn_jax.inspect_checkpoint PATH`.
+"""Shows what a trained network holds: `python -m mcn_jax.inspect_checkpoint PATH`.
 
 PATH is the work directory of a run, one of its checkpoints (WORKDIR/checkpoints/STEP), or a
 `.safetensors` file that `mcn_jax.export` wrote. Prints one line per layer and the totals;
---compare, --array, --json and --html show more. Nothing of PATH is changed.
+--compare, --array, --json and --html show more. PATH is only read.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from mcn_jax.workdirs.files import write_atomically, write_bytes_atomically
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Shows one network."""
+    """Shows what one network holds."""
     parser = make_parser("inspect_checkpoint", __doc__)
     parser.add_argument("path", help="work directory, checkpoint or .safetensors file")
-    parser.add_argument("--compare", metavar="OTHER", help="how each layer differs from OTHER's")
+    parser.add_argument("--compare", metavar="OTHER", help="show how layers differ from OTHER's")
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--json", action="store_true", help="print numbers instead of tables")
+    instead.add_argument("--json", action="store_true", help="print JSON instead of tables")
     instead.add_argument(
-        "--html", type=pathlib.Path, metavar="FILE", help="write a page to look at"
+        "--html", type=pathlib.Path, metavar="FILE", help="write an HTML page with pictures"
     )
     instead.add_argument(
         "--array", nargs=2, metavar=("NAME", "FILE.npy"),
@@ -59,7 +59,7 @@ def _show(options: argparse.Namespace) -> None:
     if options.compare:
         description["compare"] = compare(inspect(options.compare), inspected)
     if options.html:
-        from mcn_jax.reports.page import page  # draws, which is slow to import
+        from mcn_jax.reports.page import page  # slow to import, because it draws
 
         write_atomically(options.html, page(inspected, description))
         print(f"{options.html} is written")

@@ -1,7 +1,7 @@
 """Trains and evaluates: `python -m mcn_jax.main --config=configs/digits.py`.
 
-The same command resumes a run that was interrupted. Any field of the config can be set on the
-command line, such as --config.loss.theta=1e-3; mcn_jax/config.py lists them all.
+The same command resumes an interrupted run. Any field of the config can be set on the command
+line, such as --config.loss.theta=1e-3; mcn_jax/config.py lists all fields.
 """
 
 import itertools
@@ -26,10 +26,10 @@ from mcn_jax.training.run import train_and_evaluate
 from mcn_jax.training.stopping import EXIT_CODE, Stopped
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A file in configs/. Its fields are set by --config.FIELD=VALUE."
+    "config", None, "A file in configs/. Set its fields by --config.FIELD=VALUE."
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run's files go; default: runs/ and the name of the config file."
+    "workdir", None, "Directory for the run's files; default: runs/NAME for configs/NAME.py."
 )
 _PROFILE = flags.DEFINE_bool(
     "profile", False, "Write traces of a few training steps to WORKDIR/profile."
@@ -37,17 +37,17 @@ _PROFILE = flags.DEFINE_bool(
 
 
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator_address", None, "HOST:PORT of process 0, in a run of several processes."
+    "coordinator_address", None, "HOST:PORT of process 0 in a run of several processes."
 )
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes the run has.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
 _SEVERAL = flags.DEFINE_bool(
-    "several_hosts", False, "Ask the cluster for the other processes, as on TPU pods."
+    "several_hosts", False, "Find the other processes through the cluster, as on TPU pods."
 )
-_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 
 
 def _check_arguments(arguments: list[str]) -> None:
-    """What absl and ml_collections would answer with a traceback, or not at all."""
+    """Raises InputError for mistakes that absl and ml_collections report badly or not at all."""
     seen = set()
     for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         name, equals, value = argument.partition("=")
@@ -57,7 +57,7 @@ def _check_arguments(arguments: list[str]) -> None:
                 raise InputError(f"config file {path} does not exist; pass one of configs/*.py")
         elif name.startswith("--config."):
             check_field(name.removeprefix("--config."))
-            if name in seen:  # of a tuple, ml_collections would join the two values
+            if name in seen:  # ml_collections would join the values of a tuple
                 raise InputError(f"{name} is given twice")
             seen.add(name)
 
@@ -69,14 +69,14 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except InputError as error:
         sys.exit(error_line("main", error))
     except (flags.Error, AttributeError) as error:
-        # A config file that sets an unknown field is an AttributeError; for one that sets a wrong
-        # type the message holds a traceback, of which the last line says what is wrong.
+        # A config file that sets an unknown field raises AttributeError. If it sets a value of the
+        # wrong type, the message holds a traceback, whose last line says what is wrong.
         lines = str(error).strip().splitlines()
         sys.exit(error_line("main", " ".join(dict.fromkeys((lines[0], lines[-1])))))
 
 
 def _load_config() -> tuple[Config, pathlib.Path]:
-    """The config of this run and its work directory."""
+    """Returns the config of this run and its work directory."""
     if _CONFIG.value is None:
         raise InputError("no config given; pass one, such as --config=configs/digits.py")
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
@@ -87,12 +87,12 @@ def _load_config() -> tuple[Config, pathlib.Path]:
 def _fail(message: str) -> NoReturn:
     print(error_line("main", message), file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
-        os._exit(1)  # an ordinary exit would wait for the other processes, and they for this one
+        os._exit(1)  # an ordinary exit and the other processes would wait for each other
     sys.exit(1)
 
 
 def main(argv: list[str]) -> None:
-    """Runs one training; returns normally or exits with one line and a non-zero code."""
+    """Runs one training; if it does not finish, exits with one line and a non-zero code."""
     try:
         if len(argv) > 1:
             raise InputError(f"unexpected argument {argv[1]!r}; flags begin with --")
@@ -118,12 +118,12 @@ def main(argv: list[str]) -> None:
             raise
         if parallel.peer_is_lost(error):
             _fail(
-                f"process {jax.process_index()} ends, because a step failed, as it does when"
-                f" another process is lost ({first_line(error)}); the same commands go on from the"
+                f"process {jax.process_index()} ends because a step failed, as happens when"
+                f" another process is lost ({first_line(error)}); the same commands resume from the"
                 " last checkpoint"
             )
         traceback.print_exc()
-        _fail(f"process {jax.process_index()} ends by the above {type(error).__name__}")
+        _fail(f"process {jax.process_index()} ends with the {type(error).__name__} above")
 
 
 if __name__ == "__main__":

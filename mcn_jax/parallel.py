@@ -1,9 +1,11 @@
-"""The one file that knows `pmap`: data-parallel steps over all devices of all processes.
+"""Data-parallel steps over all devices of all processes; the only file that uses `pmap`.
 
-State and splits are replicated, batches are sharded, both as arrays with a leading axis of one
-entry a device and exactly the sharding that a pmap'd step returns, so that the step compiles once.
-In a run of several processes these arrays hold the entries of the process's own devices; only what
-the steps reduce over the axis `AXIS` passes from one process to another.
+State and splits are replicated, and batches are sharded. Both are arrays with a leading axis of one
+entry per device. They have exactly the sharding that a pmapped step returns, so the step is
+compiled only once.
+
+With several processes, each process holds the entries of its own devices. Processes exchange only
+what the steps reduce over the axis `AXIS`.
 """
 
 import os
@@ -19,41 +21,47 @@ AXIS = "devices"
 
 
 def local_devices() -> list[jax.Device]:
-    """The devices of this process that share a batch."""
+    """Returns the devices of this process that share a batch."""
     return jax.local_devices()
 
 
 def num_devices() -> int:
-    """The devices of all processes that share a batch; every process has as many."""
+    """Returns the number of devices of all processes; each process has equally many."""
     return len(local_devices()) * jax.process_count()
 
 
 def is_primary() -> bool:
-    """Whether this is the one process of a run that writes files and speaks."""
+    """Returns whether this process is the one that writes files and prints."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until every process of a run has come here."""
+    """Waits until every process of a run has reached the barrier."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def peer_is_lost(error: BaseException) -> bool:
-    """Whether a step or a barrier raised this in a run of several processes, as they do once
-    another process is lost. With devices alone in their process it is a ValueError of Gloo's."""
+    """Returns whether an error of a step or a barrier means that another process is lost.
+
+    JAX raises a JaxRuntimeError. If each process has one device, it is a ValueError of Gloo.
+    """
     return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
 
 
 def from_primary(number: int) -> int:
-    """What the first process knows, on all processes."""
+    """Returns the primary process's number on all processes."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def all_equal(digest: str) -> bool:
-    """Whether every process of a run has the same digest, of at least 16 hexadecimal digits."""
+    """Returns whether all processes of a run have the same digest.
+
+    Args:
+        digest: at least 16 hexadecimal digits, of which 16 are compared.
+    """
     if jax.process_count() == 1:
         return True
     words = np.frombuffer(bytes.fromhex(digest[:16]), np.int32)
@@ -61,20 +69,20 @@ def all_equal(digest: str) -> bool:
 
 
 def anywhere(condition: bool) -> bool:
-    """Whether a condition holds in any process of a run; all of them ask."""
+    """Returns whether a condition holds in any process of a run; all processes must call it."""
     if jax.process_count() == 1:
         return condition
     return bool(multihost_utils.process_allgather(np.bool_(condition)).any())
 
 
 def share(tree: Any, axis: int = 0) -> Any:
-    """This process's part of a global batch: [B, ...] -> [B / processes, ...]."""
+    """Returns this process's part of a global batch: [B, ...] -> [B / processes, ...]."""
     count, index = jax.process_count(), jax.process_index()
     return jax.tree.map(lambda x: np.split(np.asarray(x), count, axis)[index], tree)
 
 
 def host_cores() -> int | None:
-    """Cores of the host that this process may use; None where that is not known."""
+    """Returns how many cores of the host this process may use, or None if unknown."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -83,7 +91,7 @@ def _sharding() -> NamedSharding:
 
 
 def replicate(tree: Any) -> Any:
-    """A copy of every array on every local device: [...] -> [devices, ...]."""
+    """Copies every array to every local device: [...] -> [devices, ...]."""
     num_devices = len(local_devices())
 
     def copies(x):
@@ -94,14 +102,14 @@ def replicate(tree: Any) -> Any:
 
 
 def unreplicate(tree: Any) -> Any:
-    """The first device's copy of every array, as numpy."""
+    """Returns the first device's copy of every array, as NumPy arrays."""
     return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0, ...], tree)
 
 
 def shard(tree: Any, axis: int = 0) -> Any:
     """Divides this process's part of a batch: [B, ...] -> [devices, B / devices, ...].
 
-    With axis=1 it divides each of several: [steps, B, ...] -> [devices, steps, B / devices, ...].
+    With axis=1, it divides a stack: [steps, B, ...] -> [devices, steps, B / devices, ...].
     """
     num_devices = len(local_devices())
 
@@ -113,19 +121,23 @@ def shard(tree: Any, axis: int = 0) -> Any:
 
 
 def parallel(step: Callable[..., Any], *, donate_state: bool) -> Callable[..., Any]:
-    """Maps a step over the devices; all its arguments have a leading device axis.
+    """Maps a step over the devices; all its arguments get a leading device axis.
 
     Args:
-        step: a function of arrays that reduces over the axis `AXIS`.
-        donate_state: let the first argument's buffers be reused; the caller must not read them.
+        step: function of arrays that reduces over the axis `AXIS`.
+        donate_state: whether the first argument's buffers may be reused. The caller must then not
+            read them again.
     """
     donated = (0,) if donate_state else ()
-    # Several processes always take all their devices.
+    # With several processes, each uses all its devices, as pmap does by default.
     devices = local_devices() if jax.process_count() == 1 else None
     return jax.pmap(step, axis_name=AXIS, devices=devices, donate_argnums=donated)
 
 
 def must_await_steps() -> bool:
-    """Several CPU devices share one thread pool: steps that pile up there end in a rendezvous
-    time-out, so each is awaited before the next is dispatched."""
+    """Returns whether each step must finish before the next one is dispatched.
+
+    Several CPU devices share one thread pool. If steps queue up there, they end in a rendezvous
+    time-out.
+    """
     return jax.default_backend() == "cpu" and len(local_devices()) > 1

@@ -1,8 +1,8 @@
-"""Names what images show: `python -m mcn_jax.predict MODEL IMAGE|DIR...`.
+"""Predicts the classes of images: `python -m mcn_jax.predict MODEL IMAGE|DIR...`.
 
-MODEL is a `.safetensors` or `.onnx` file that `mcn_jax.export` wrote, the work directory of a run
-or one of its checkpoints (WORKDIR/checkpoints/STEP). An image of another size than the model's is
-cut to its center and resized.
+MODEL is a `.safetensors` or `.onnx` file that `mcn_jax.export` wrote, the work directory of a run,
+or one of its checkpoints (WORKDIR/checkpoints/STEP). Images that do not have the model's size are
+center-cropped and resized.
 """
 
 import io
@@ -28,10 +28,10 @@ TOP = 5
 
 
 def find_images(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-    """The files among paths, and the images in directories and below them, sorted.
+    """Returns the given files, and the images in and below the given directories, sorted.
 
     Raises:
-        InputError: for a path that does not exist, and a directory without images.
+        InputError: if a path does not exist, or a directory has no images.
     """
     found: list[pathlib.Path] = []
     for path in paths:
@@ -52,10 +52,11 @@ def find_images(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
 
 
 def read_image(path: pathlib.Path, spec: InputImages) -> np.ndarray:
-    """An image as a model takes it: [Y, X, C] uint8.
+    """Reads an image as a model takes it: [Y, X, C] uint8.
 
     Raises:
-        InputError: naming the file, if it cannot be decoded or resized to what the model takes.
+        InputError: if the file cannot be decoded or resized to the model's size. The error names
+            the file.
     """
     try:
         content = path.read_bytes()
@@ -66,8 +67,8 @@ def read_image(path: pathlib.Path, spec: InputImages) -> np.ndarray:
             return image_ops.decode(content, spec.channels)
         if spec.height != spec.width:
             raise InputError(
-                f"{path} has not the {spec.height}x{spec.width} pixels of the model, which are no"
-                " square; resize it"
+                f"{path} does not have the model's {spec.height}x{spec.width} pixels, and images"
+                " are resized only to squares; resize it"
             )
         return image_ops.center_crop(content, spec.channels, spec.height, spec.center_crop)
     except image_ops.UNREADABLE as error:
@@ -79,16 +80,16 @@ def read_image(path: pathlib.Path, spec: InputImages) -> np.ndarray:
 def predictions(
     predictor: Predictor, paths: Sequence[pathlib.Path], batch_size: int
 ) -> Iterator[dict[str, Any]]:
-    """What a model says of each image, in order.
+    """Yields a model's prediction for each image, in order.
 
     Args:
         predictor: the model.
-        paths: of the images.
-        batch_size: images at once; fewer where the network takes fewer.
+        paths: paths of the images.
+        batch_size: number of images per batch; the network may force a smaller one.
 
     Yields:
-        "image": its path; "top": the likeliest classes, at most five, each with "class",
-            "index" and "probability".
+        "image": the path.
+        "top": the likeliest classes, at most five, each with "class", "index" and "probability".
     """
     batch_size = min(batch_size, predictor.most_images, len(paths))
     for start in range(0, len(paths), batch_size):
@@ -114,9 +115,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Predicts the classes of some images."""
     parser = make_parser("predict", __doc__)
     parser.add_argument(
-        "model", help="a .safetensors or .onnx file, a work directory, a checkpoint"
+        "model", help="a .safetensors or .onnx file, a work directory or a checkpoint"
     )
-    parser.add_argument("images", nargs="+", type=pathlib.Path, help="images, directories of them")
+    parser.add_argument("images", nargs="+", type=pathlib.Path, help="images or directories")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     add_batch_size(parser, 64)
     options = parser.parse_args(arguments)
@@ -140,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
                 continue
             best = [f"{entry['class']} {entry['probability']:.1%}" for entry in record["top"]]
             line = f"{record['image']}: {', '.join(best)}"
-            # A path need not be UTF-8, nor the terminal.
+            # Neither paths nor the terminal need be UTF-8.
             shown = line.encode(console.encoding, "backslashreplace").decode(console.encoding)
             console.print(rich.markup.escape(shown))
 

@@ -1,7 +1,7 @@
-"""Compares runs: a table, and figures of their curves, of their filters' health and of sweeps.
+"""Compares runs: prints a table, and draws curves, the health of filters, and sweeps.
 
-Runs that have the same config but for their seed are one row, with mean and standard deviation of
-the accuracy. A run that has not ended is shown as far as it is, and left out of means.
+Runs whose configs differ only in the seed share one row, with the mean and standard deviation of
+their accuracy. A run that has not ended is shown up to its last epoch, and left out of means.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import rich.markup
 
 from mcn_jax.command_line import make_parser, one_line_errors
 from mcn_jax.errors import InputError
-from mcn_jax.reports.runs import group_runs, read_run
+from mcn_jax.reports.runs import group_runs, read_runs
 from mcn_jax.reports.tables import print_table, summary, table, write_report
 from mcn_jax.workdirs.files import write_atomically
 
@@ -24,8 +24,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "report",
         __doc__,
-        epilog="Figures, each as PNG and SVG: curves; health_RUN of the filters of an MCN; theta,"
-        " lambda and\ncenters where these differ among runs that share the rest of their config.",
+        epilog="Figures, each as PNG and SVG: curves; health_RUN for the filters of an MCN; theta,"
+        " lambda or\ncenters for runs that differ in this field only.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -33,25 +33,25 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="WORKDIR",
         type=pathlib.Path,
-        help="of a run, such as runs/digits, or a record of one, such as results/digits_mcn_seed0",
+        help="a run, such as runs/digits, or a file of many runs, such as results/digits.jsonl",
     )
     parser.add_argument(
         "--out",
         metavar="DIR",
         type=pathlib.Path,
         default=pathlib.Path("report"),
-        help="gets report.md and the figures (default: report)",
+        help="directory for report.md and the figures (default: report)",
     )
     parser.add_argument(
-        "--json", metavar="FILE", type=pathlib.Path, help="gets the table's numbers, unrounded"
+        "--json", metavar="FILE", type=pathlib.Path, help="file for the unrounded numbers"
     )
     return parser
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the command; exits with one line and a non-zero code where something is wrong."""
+    """Runs the command; for wrong input, exits with one line and a non-zero code."""
     options = _parser().parse_args(arguments)
-    # Tables are as wide as they are where nobody sees a terminal, in a file for instance.
+    # A file or a pipe has no width of its own, so tables written there get a large one.
     width = None if sys.stdout.isatty() else 250
     console = rich.console.Console(highlight=False, soft_wrap=True, emoji=False, width=width)
     with one_line_errors("report"):
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
             raise InputError(f"--json={options.json}: there is no directory {options.json.parent}")
         if options.json and options.json.is_dir():
             raise InputError(f"--json={options.json} is a directory; name a file")
-        groups = group_runs([read_run(workdir) for workdir in options.workdirs])
+        groups = group_runs([run for workdir in options.workdirs for run in read_runs(workdir)])
         print_table(table(groups), console)
         paths = write_report(groups, options.out)
         if options.json:

@@ -1,6 +1,6 @@
-"""Every random choice of a run as a function of (seed, purpose, step, position in the batch).
+"""Random choices of a run as functions of seed, purpose, step and position in the batch.
 
-Nothing random is stored in a checkpoint, and nothing depends on how many devices share a batch.
+Checkpoints store no random state, and nothing depends on how many devices share a batch.
 """
 
 import enum
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Purpose(enum.IntEnum):
-    """What a random choice is for; each has a stream of its own."""
+    """What a random choice is for; every purpose has its own random stream."""
 
     PARAMETERS = 0
     ORDER = 1
@@ -24,12 +24,12 @@ class Purpose(enum.IntEnum):
 
 
 def run_key(seed: int, purpose: Purpose) -> jax.Array:
-    """The key of one purpose in a run."""
+    """Returns the key of one purpose in a run."""
     return jax.random.fold_in(jax.random.key(seed), int(purpose))
 
 
 def example_keys(seed: int, purpose: Purpose, step: jax.Array, positions: jax.Array) -> jax.Array:
-    """[N] keys for the examples at `positions` [N] of the global batch of a step."""
+    """Returns [N] keys for the examples at `positions` [N] of a step's global batch."""
     step_key = jax.random.fold_in(run_key(seed, purpose), step)
     return jax.vmap(lambda position: jax.random.fold_in(step_key, position))(positions)
 
@@ -37,11 +37,11 @@ def example_keys(seed: int, purpose: Purpose, step: jax.Array, positions: jax.Ar
 def example_generators(
     seed: int, purpose: Purpose, step: int, positions: np.ndarray
 ) -> list[np.random.Generator]:
-    """As `example_keys`, for work on the host."""
+    """Returns NumPy generators, one per position, for work on the host; see `example_keys`."""
     return [np.random.default_rng([seed, purpose, step, position]) for position in positions]
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """A permutation of the training split for an epoch, [num_examples] int32."""
+    """Returns the order of the training split in an epoch, [num_examples] int32."""
     generator = np.random.default_rng([seed, Purpose.ORDER, epoch])
     return generator.permutation(num_examples).astype(np.int32)

@@ -3,30 +3,31 @@
 from collections.abc import Iterable
 from typing import Any
 
-from markdown_tables import read, short_revision
+from markdown_tables import short_revision
+from record_files import read_benchmark
 
 from mcn_jax.ops.costs import multiply_adds
 from mcn_jax.ops.fastest import Shape
 from mcn_jax.reports import runs
 
-# Under results/, of benchmarks that were run on two cores of two machines.
-MACHINES = ("benchmarks", "benchmarks/epyc")
+# Directories under results/benchmarks/. The tables of CPUs show the first machine.
+XEON, EPYC, H100 = "xeon", "epyc", "h100"
+UNNAMED = "unnamed_cpu"  # of records that do not name their CPU
+MACHINES = (XEON, EPYC)
 MEASURED_ON_ALL = ("mcconv", "step", "roofline")
-# More runs of layers on the first machine: that which chose the forms, and a later one.
-TUNING = ("benchmarks/repeated", "mcconv_tuning.json")
-THIRD = ("benchmarks/repeated", "mcconv_third.json")
-# One GPU, measured by benchmarks/gpu.py.
-H100 = "benchmarks/h100"
+# More runs of the layers on the first machine: the run that chose the forms, and a later one.
+TUNING = (XEON, "mcconv", "tuning")
+THIRD = (XEON, "mcconv", "third")
 
 
 def input_table() -> str:
     """What benchmarks/input.py measured."""
-    record = read("benchmarks", "input.json")
+    record = read_benchmark(UNNAMED, "input")
     resident, streamed = record["resident"], record["streamed"]
     seconds, rates = resident["median_seconds"], streamed["median_images_per_second"]
     return benchmark(
         "input",
-        "two ratios and what is asked of them",
+        "what the input costs, and its targets",
         "a | b | a / b | target",
         [
             f"| resident: input function, {1000 * seconds['input function']:.1f} ms"
@@ -37,13 +38,13 @@ def input_table() -> str:
             f" | a bare Pillow loop in as many processes: {rates['bare loop']:.0f} images/s"
             f" | {streamed['ratio']:.2f} | {streamed['target']} |",
         ],
-        root="",
+        machine=UNNAMED,
     )
 
 
 def faults_table() -> str:
     """What benchmarks/faults.py counted."""
-    record = read("benchmarks", "faults.json")
+    record = read_benchmark(UNNAMED, "faults")
     rows = [
         f"| {run['signal']} | {run['kills']} | {_exit_codes(run['exit_codes'])}"
         f" | {run['left_a_checkpoint_half_written']} | {run['resumed_inside_an_epoch']}"
@@ -53,15 +54,15 @@ def faults_table() -> str:
     seconds = [f"{lost['seconds']:.1f}" for lost in record["two_processes"]]
     table = benchmark(
         "faults",
-        "a run on digits, killed and started again",
-        "signal | times | exit codes | a checkpoint was half written | it stood inside an epoch"
-        " | same state and records as the unbroken run",
+        "a run on digits, killed and restarted",
+        "signal | kills | exit codes | left a half-written checkpoint | resumed inside an epoch"
+        " | same state and records as the uninterrupted run",
         rows,
-        root="",
+        machine=UNNAMED,
     )
     return (
-        f"{table}\n\nOf two processes one was killed, {len(seconds)} times: the other ended"
-        f" {', '.join(seconds)} seconds later."
+        f"{table}\n\nIn {len(seconds)} runs of two processes, one process was killed. The other one"
+        f" ended {', '.join(seconds[:-1])} and {seconds[-1]} seconds later."
     )
 
 
@@ -71,7 +72,7 @@ def _exit_codes(counts: dict[str, int]) -> str:
     return ", ".join(f"{code}: {count}" for code, count in codes.items())
 
 
-def benchmark(name: str, what: str, columns: str, lines: Iterable[str], root: str = "../") -> str:
+def benchmark(name: str, what: str, columns: str, lines: Iterable[str], machine: str = XEON) -> str:
     """The table of a benchmark, below where its numbers come from.
 
     Args:
@@ -79,9 +80,9 @@ def benchmark(name: str, what: str, columns: str, lines: Iterable[str], root: st
         what: was measured.
         columns: their names with | between.
         lines: of the table.
-        root: of the project, seen from the document.
+        machine: whose record it is.
     """
-    record = read("benchmarks", f"{name}.json")
+    record = read_benchmark(machine, name)
     on_cpu = record["backend"] == "cpu"
     cores = f"{record['cpu_count']} CPU cores"
     if record.get("cpu"):
@@ -90,7 +91,7 @@ def benchmark(name: str, what: str, columns: str, lines: Iterable[str], root: st
     return "\n".join(
         [
             f"`benchmarks/{name}.py` on {hardware}"
-            f" ([record]({root}results/benchmarks/{name}.json), revision"
+            f" ([record](../results/benchmarks/{machine}/{name}.json), revision"
             f" {short_revision(record['git_revision'])}): {what}",
             "",
             f"| {columns} |",
@@ -107,7 +108,7 @@ def _auto(layer: dict[str, Any]) -> float:
 
 def mcconv_table() -> str:
     """What benchmarks/mcconv.py measured where maps, strides and K are as in most layers."""
-    record = read("benchmarks", "mcconv.json")
+    record = read_benchmark(XEON, "mcconv")
     lines, worst = [], (0.0, "")
     for layer in record["layers"]:
         maps = f"{layer['in_maps']}-{layer['out_maps']}"
@@ -122,17 +123,17 @@ def mcconv_table() -> str:
                 f" | {ratios['factored']:.2f} | {layer['form']}: {auto:.2f} |"
             )
     count = len(record["layers"])
-    after = f"The highest ratio of auto at any of the {count} shapes is {worst[0]:.2f}: {worst[1]}."
+    after = f"The highest ratio of auto over all {count} shapes is {worst[0]:.2f}: {worst[1]}."
     losses = [
         _auto(layer) / min(layer["with gradient"]["over_ordinary"].values())
         for layer in record["layers"]
     ]
     after += (
-        f" With gradients auto takes the slower form at {sum(loss > 1 for loss in losses)} of them,"
-        f" and then at most {max(losses):.2f} of the other's time."
+        f" With gradients, auto takes the slower form at {sum(loss > 1 for loss in losses)} of"
+        f" these shapes. It then needs at most {max(losses):.2f} times the time of the other form."
     )
     what = (
-        "time over that of the ordinary convolution of the same channels,"
+        "time over the time of an ordinary convolution with the same channels,"
         f" {record['dtype']}, medians of {record['repeats']} pairs"
     )
     columns = (
@@ -143,14 +144,14 @@ def mcconv_table() -> str:
     over_direct = max(peak[form] / peak["direct"] for form, peak in peaks)
     after += (
         " Its memory with gradients (arguments, results and temporaries) is at most"
-        f" {over_direct:.2f} of that of the direct form."
+        f" {over_direct:.2f} times the memory of the direct form."
     )
     return f"{benchmark('mcconv', what, columns, lines)}\n\n{after}"
 
 
 def step_table() -> str:
     """What benchmarks/step.py measured."""
-    record = read("benchmarks", "step.json")
+    record = read_benchmark(XEON, "step")
     lines = []
     for network in record["networks"]:
         for name, median in network["median_seconds"].items():
@@ -164,7 +165,7 @@ def step_table() -> str:
     table = benchmark(
         "step",
         f"{record['dtype']}, medians of {counts} turns",
-        "maps | batch | network | time a step | over WRN | temporary memory",
+        "maps | batch | network | time per step | over WRN | temporary memory",
         lines,
     )
     medians = [network["median_seconds"] for network in record["networks"]]
@@ -175,15 +176,16 @@ def step_table() -> str:
         for network, times in zip(record["networks"], medians, strict=True)
     ]
     return (
-        f"{table}\n\nThe MCN's median over that of PyTorch's WRN: {', '.join(over_pytorch)}. The"
-        f" MCN's layers, measured one by one, add up to {', '.join(layers)} of its time."
+        f"{table}\n\nThe MCN's median time over the median time of PyTorch's WRN:"
+        f" {', '.join(over_pytorch)}. The MCN's layers, measured one by one, add up to"
+        f" {', '.join(layers)} of its time."
     )
 
 
 def _mcconv_seconds(network: dict[str, Any]) -> float:
     """What all MCconvs of 20 layers take forward and with gradients, measured one by one."""
     seconds = {}
-    for layer in read("benchmarks", "mcconv.json")["layers"]:
+    for layer in read_benchmark(XEON, "mcconv")["layers"]:
         if layer["planes"] == 4:
             key = layer["in_maps"], layer["out_maps"], layer["size"], layer["stride"]
             median = layer["with gradient"]["median_seconds"][layer["form"]]
@@ -200,7 +202,7 @@ def _convolutions(network: dict[str, Any]) -> list[tuple[int, int, int, int]]:
 
 def roofline_table() -> str:
     """What benchmarks/roofline.py measured."""
-    record = read("benchmarks", "roofline.json")
+    record = read_benchmark(XEON, "roofline")
     peak = record["peak"]
     lines = [
         f"| {layer['in_maps']}-{layer['out_maps']} | {layer['size']}x{layer['size']}"
@@ -222,15 +224,15 @@ def machines_table() -> str:
     """The ratios that are asked for: on the machine of the tables above, on another one, and of
     layers in the run that chose their forms."""
     lines = []
-    for place in MACHINES:
-        layers, steps, peaks = (read(place, f"{name}.json") for name in MEASURED_ON_ALL)
+    for machine in MACHINES:
+        layers, steps, peaks = (read_benchmark(machine, name) for name in MEASURED_ON_ALL)
         over_wrn = [network["over_wrn"]["MCN"] for network in steps["networks"]]
         cells = [f"{ratio:.2f}" for ratio in (*_asked_ratios(layers), *over_wrn)]
-        links = ", ".join(_link(place, f"{name}.json") for name in MEASURED_ON_ALL)
-        machine = f"{layers['cpu']}, {peaks['peak']['flops'] / 1e9:.0f} GFLOP/s"
-        lines.append(f"| {machine} | {' | '.join(cells)} | {links} |")
+        links = ", ".join(_link(machine, name) for name in MEASURED_ON_ALL)
+        name = f"{layers['cpu']}, {peaks['peak']['flops'] / 1e9:.0f} GFLOP/s"
+        lines.append(f"| {name} | {' | '.join(cells)} | {links} |")
     for run, record in (("the run that chose the forms", TUNING), ("a third run", THIRD)):
-        ratios = " | ".join(f"{ratio:.2f}" for ratio in _asked_ratios(read(*record)))
+        ratios = " | ".join(f"{ratio:.2f}" for ratio in _asked_ratios(read_benchmark(*record)))
         lines.append(f"| the first, {run} | {ratios} | | | | {_link(*record)} |")
     return "\n".join(
         [
@@ -243,9 +245,10 @@ def machines_table() -> str:
     )
 
 
-def _link(place: str, name: str) -> str:
-    revision = short_revision(read(place, name)["git_revision"])
-    return f"[{name.removesuffix('.json')}](../results/{place}/{name}) {revision}"
+def _link(machine: str, benchmark: str, run: str = "main") -> str:
+    revision = short_revision(read_benchmark(machine, benchmark, run)["git_revision"])
+    of_run = "" if run == "main" else f" (`{run}`)"
+    return f"[{benchmark}](../results/benchmarks/{machine}/{benchmark}.json){of_run} {revision}"
 
 
 def _asked_ratios(record: dict[str, Any]) -> list[float]:
@@ -261,7 +264,7 @@ def _asked_ratios(record: dict[str, Any]) -> list[float]:
 
 def inference_table() -> str:
     """What benchmarks/inference.py measured."""
-    record = read("benchmarks", "inference.json")
+    record = read_benchmark(XEON, "inference")
     lines = []
     for network in record["networks"]:
         for name, median in network["median_seconds"].items():
@@ -281,7 +284,7 @@ def inference_table() -> str:
 
 def packing_table() -> str:
     """What benchmarks/packing.py measured."""
-    record = read("benchmarks", "packing.json")
+    record = read_benchmark(XEON, "packing")
     lines = [
         f"| {codes['centers']} | {name} | {1e3 * codes['median_seconds'][name]:.0f} ms"
         f" | {over:.2f} |"
@@ -291,7 +294,7 @@ def packing_table() -> str:
     return benchmark(
         "packing",
         f"{record['weights'] / 1e6:.1f} million weights, medians of {record['repeats']} turns",
-        "centers | what | time | over that of NumPy's packbits or unpackbits of as many bits",
+        "centers | what | time | over NumPy's packbits or unpackbits of the same number of bits",
         lines,
     )
 
@@ -300,7 +303,7 @@ def h100_step_table() -> str:
     """Training steps on one H100."""
     lines = []
     for name in ("16-16-32-64_bfloat16", "16-16-32-64_float32", "64-64-128-256_bfloat16"):
-        record = read(H100, f"step_{name}.json")
+        record = read_benchmark(H100, "step", name)
         [network] = record["networks"]
         flop = 2 * network["batch_size"] * sum(
             multiply_adds(Shape(one, two, 4, size, stride), "direct", gradients=True)
@@ -315,7 +318,7 @@ def h100_step_table() -> str:
                 f" | {network['temporary_bytes'][method] / 1e6:,.0f} MB"
                 f" | {network['compile_seconds'][method]:.1f} s | {network['repeats']} |"
             )
-    record = read(H100, "pytorch_16-16-32-64_bfloat16.json")
+    record = read_benchmark(H100, "step", "pytorch_16-16-32-64_bfloat16")
     [network] = record["networks"]
     for method, median in network["median_seconds"].items():
         lines.append(
@@ -341,7 +344,7 @@ def h100_layer_table() -> str:
     """Single layers on one H100."""
     lines = []
     for dtype in ("bfloat16", "float32"):
-        for layer in read(H100, f"mcconv_{dtype}.json")["layers"]:
+        for layer in read_benchmark(H100, "mcconv", dtype)["layers"]:
             shape, cells = Shape.of(layer), []
             for name in ("forward", "with gradient"):
                 over = layer[name]["over_ordinary"]

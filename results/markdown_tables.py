@@ -1,52 +1,86 @@
 """The tables of documents in Markdown, each made from the records under results/."""
 
-import json
-import pathlib
 import statistics
+from typing import NamedTuple
+
+from record_files import RESULTS, config_record, stored_runs
 
 from mcn_jax.reports import runs, tables
-from mcn_jax.reports.runs import group_runs, read_run
+from mcn_jax.reports.runs import group_runs
+from mcn_jax.workdirs.files import read_json
 
-RESULTS = pathlib.Path(__file__).parent
 
-# (data and network, method, accuracy in the paper, names under results/)
+class Row(NamedTuple):
+    """A line of the table of results.
+
+    data: the data set and the network.
+    method: as `mcn_jax.reports.runs.method` names it, or a description if not run.
+    paper: the accuracy of the paper or of the book, in %.
+    record: the run, or SWEEP/PATTERN of runs that differ in their seed; empty if not run.
+    """
+
+    data: str
+    method: str
+    paper: str = ""
+    record: str = ""
+
+
+DIGITS = "digits, 5-10-20-40 maps"
+NARROW_MNIST = "MNIST, 5-10-20-40 maps, shifts"
+NARROW_CIFAR10 = "CIFAR-10, 20 layers, 4-4-8-16 maps, 12 epochs"
+NARROW_CIFAR100 = "CIFAR-100, 20 layers, 4-4-8-16 maps, 8 epochs"
+CIFAR10_70_EPOCHS = "CIFAR-10, 20 layers, 16-16-32-64 maps, 70 epochs"
+CIFAR10_BOOK = "CIFAR-10, 20 layers, 16-16-32-64 maps"
+CIFAR10_PAPER = "CIFAR-10, 34 layers, 64-64-128-256 maps"
+
 ROWS = (
-    ("digits, 5-10-20-40 maps", "MCN", "", tuple(f"digits_mcn_seed{s}" for s in range(3))),
-    ("", "U-MCN", "", tuple(f"digits_umcn_seed{s}" for s in range(3))),
-    ("", "CNN", "", tuple(f"digits_cnn_seed{s}" for s in range(3))),
-    ("MNIST, 5-10-20-40 maps, shifts", "MCN", "", ("mnist_cpu_mcn",)),
-    ("", "U-MCN", "", ("mnist_cpu_umcn",)),
-    ("MNIST, 10-20-40-80 maps, shifts", "MCN", "", ("mnist_cpu_wide_mcn",)),
-    ("MNIST at 28x28, 5 epochs", "MCN", "", ("mnist_28_mcn",)),
-    ("MNIST, 20-40-80-160 maps", "MCN", "99.52", ()),
-    ("CIFAR-10, 20 layers, 4-4-8-16 maps, 12 epochs", "MCN", "", ("cifar10_cpu_mcn",)),
-    ("", "U-MCN", "", ("cifar10_cpu_umcn",)),
-    ("", "WRN", "", ("cifar10_cpu_wrn",)),
-    ("CIFAR-100, 20 layers, 4-4-8-16 maps, 8 epochs", "MCN", "", ("cifar100_cpu_mcn",)),
-    ("", "U-MCN", "", ("cifar100_cpu_umcn",)),
-    (
-        "CIFAR-10, 20 layers, 16-16-32-64 maps, 70 epochs", "MCN", "",
-        ("cifar10_20_70_epochs_mcn",),
-    ),
-    ("", "U-MCN", "", ("cifar10_20_70_epochs_umcn",)),
-    ("CIFAR-10, 20 layers, 16-16-32-64 maps", "MCN", "92.08 (book)", ()),
-    ("", "MCN, then center loss", "92.10 (book)", ()),
-    ("", "U-MCN", "93.69 (book)", ()),
-    ("", "WRN", "95.75 (book)", ()),
-    ("CIFAR-10, 20 layers, 16-32-64-128 maps", "MCN", "93.98 (book)", ()),
-    ("CIFAR-10, 20 layers, 32-64-128-256 maps", "MCN", "95.13 (book)", ()),
-    ("CIFAR-10, 20 layers, 64-64-128-256 maps", "MCN", "95.30 (book)", ()),
-    ("CIFAR-10, 34 layers, 64-64-128-256 maps", "MCN", "95.39", ()),
-    ("", "U-MCN", "95.75", ()),
-    ("CIFAR-100, 34 layers, 64-64-128-256 maps", "MCN", "78.13", ()),
-    ("SVHN, 28 layers, 64-64-128-256 maps", "MCN", "96.87", ()),
-    ("ImageNet-100, 34 layers, 32-64-128-256 maps", "MCN", "83.82", ()),
+    Row(DIGITS, "MCN", record="digits/mcn_seed?"),
+    Row(DIGITS, "U-MCN", record="digits/umcn_seed?"),
+    Row(DIGITS, "CNN", record="digits/cnn_seed?"),
+    Row(NARROW_MNIST, "MCN", record="mnist_cpu_mcn"),
+    Row(NARROW_MNIST, "U-MCN", record="mnist_cpu_umcn"),
+    Row("MNIST, 10-20-40-80 maps, shifts", "MCN", record="mnist_cpu_wide_mcn"),
+    Row("MNIST at 28x28, 5 epochs", "MCN", record="mnist_28_mcn"),
+    Row("MNIST, 20-40-80-160 maps", "MCN", "99.52"),
+    Row(NARROW_CIFAR10, "MCN", record="cifar10_cpu_mcn"),
+    Row(NARROW_CIFAR10, "U-MCN", record="cifar10_cpu_umcn"),
+    Row(NARROW_CIFAR10, "WRN", record="cifar10_cpu_wrn"),
+    Row(NARROW_CIFAR100, "MCN", record="cifar100_cpu_mcn"),
+    Row(NARROW_CIFAR100, "U-MCN", record="cifar100_cpu_umcn"),
+    Row(CIFAR10_70_EPOCHS, "MCN", record="cifar10_20_70_epochs_mcn"),
+    Row(CIFAR10_70_EPOCHS, "U-MCN", record="cifar10_20_70_epochs_umcn"),
+    Row(CIFAR10_BOOK, "MCN", "92.08 (book)"),
+    Row(CIFAR10_BOOK, "MCN, then center loss", "92.10 (book)"),
+    Row(CIFAR10_BOOK, "U-MCN", "93.69 (book)"),
+    Row(CIFAR10_BOOK, "WRN", "95.75 (book)"),
+    Row("CIFAR-10, 20 layers, 16-32-64-128 maps", "MCN", "93.98 (book)"),
+    Row("CIFAR-10, 20 layers, 32-64-128-256 maps", "MCN", "95.13 (book)"),
+    Row("CIFAR-10, 20 layers, 64-64-128-256 maps", "MCN", "95.30 (book)"),
+    Row(CIFAR10_PAPER, "MCN", "95.39"),
+    Row(CIFAR10_PAPER, "U-MCN", "95.75"),
+    Row("CIFAR-100, 34 layers, 64-64-128-256 maps", "MCN", "78.13"),
+    Row("SVHN, 28 layers, 64-64-128-256 maps", "MCN", "96.87"),
+    Row("ImageNet-100, 34 layers, 32-64-128-256 maps", "MCN", "83.82"),
+)
+
+# The rows that the README shows.
+README_RECORDS = (
+    "digits/mcn_seed?", "digits/umcn_seed?", "mnist_cpu_wide_mcn", "cifar10_20_70_epochs_mcn",
+    "cifar10_20_70_epochs_umcn", "cifar10_cpu_mcn", "cifar10_cpu_umcn", "cifar10_cpu_wrn",
 )  # fmt: skip
 
 
-def read(name: str, file: str) -> dict:
-    """One of the JSON files of a record."""
-    return json.loads((RESULTS / name / file).read_text())
+class Cells(NamedTuple):
+    """What the records of a row say, in the words of its table."""
+
+    accuracy: str
+    filter_bits: str
+    smaller: str
+    epochs: str
+    seconds: str
+    hardware: str
+    revisions: str
+    links: str
 
 
 def short_revision(revision: str | None) -> str:
@@ -64,40 +98,76 @@ def hardware(record: dict) -> str:
     return f"{cores} CPU core{'s' if cores > 1 else ''}"
 
 
-def row(data: str, method: str, paper: str, names: tuple[str, ...]) -> str:
-    """One line of the table."""
-    if not names:
-        return f"| {data} | {method} | {paper} | not run | | | | | | |"
+def cells(row: Row, root: str) -> Cells:
+    """The cells of a row that was run; `root` of the project, seen from the document."""
+    members = stored_runs(row.record)
     try:
-        [group] = group_runs(read_run(RESULTS / name) for name in names)
+        [group] = group_runs(members)
     except ValueError as error:
         # Seeds of one cell share everything else.
-        raise SystemExit(f"{', '.join(names)} are not seeds of one config: {error}") from error
-    if runs.method(group.setting) != method:  # the method is what its column says
-        raise SystemExit(f"results/{names[0]} is a {runs.method(group.setting)}, not a {method}")
-    records = [read(name, "config.json") for name in names]
+        raise SystemExit(f"{row.record}: not seeds of one config: {error}") from error
+    if runs.method(group.setting) != row.method:  # the method is what its column says
+        raise SystemExit(f"{row.record} is a {runs.method(group.setting)}, not a {row.method}")
+    sweep, _, is_sweep = row.record.partition("/")
+    names = [run.workdir.name for run in members]
+    file = f"{sweep}.jsonl" if is_sweep else sweep
+    records = [config_record(f"{sweep}/{name}" if is_sweep else name) for name in names]
     accuracies = [100 * accuracy for accuracy in group.results("final_test_accuracy")]
     spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-    ours = f"{statistics.mean(accuracies):.2f}{spread} (n = {len(accuracies)})"
     bits, float_bits = (group.results(n)[0] for n in ("filter_bits", "float32_filter_bits"))
-    seconds = statistics.mean(group.results("wall_seconds"))
-    revisions = sorted({short_revision(record["git_revision"]) for record in records})
-    logs = " ".join(f"[{i}](results/{name})" for i, name in enumerate(names))
-    epochs = group.setting["num_epochs"]
-    return (
-        f"| {data} | {method} | {paper} | {ours} | {bits:,} | {float_bits // bits}x | {epochs}"
-        f" | {seconds:,.0f} s | {hardware(records[0])}; {', '.join(revisions)} | {logs} |"
+    return Cells(
+        accuracy=f"{statistics.mean(accuracies):.2f}{spread} (n = {len(accuracies)})",
+        filter_bits=f"{bits:,}",
+        smaller=f"{float_bits // bits}x",
+        epochs=str(group.setting["num_epochs"]),
+        seconds=f"{statistics.mean(group.results('wall_seconds')):,.0f} s",
+        hardware=hardware(records[0]),
+        revisions=", ".join(sorted({short_revision(r["git_revision"]) for r in records})),
+        links=f"[{file}]({root}results/{file})" + (f" {', '.join(names)}" if is_sweep else ""),
     )
 
 
 def results_table() -> str:
-    """The README's table of finished runs."""
+    """The README's table of some finished runs."""
+    lines, shown = [], ""
+    for row in ROWS:
+        if row.record in README_RECORDS:
+            c = cells(row, root="")
+            lines.append(
+                f"| {'' if row.data == shown else row.data} | {row.method} | {c.accuracy}"
+                f" | {c.filter_bits} | {c.smaller} | {c.hardware} | {c.seconds} | {c.links} |"
+            )
+            shown = row.data
+    return "\n".join(
+        [
+            "| data and network | method | test accuracy, % | filter bits | smaller than float32"
+            " | hardware | time per run | record |",
+            "|---|---|---|---|---|---|---|---|",
+            *lines,
+        ]
+    )
+
+
+def all_results_table() -> str:
+    """The table of all rows, those of the paper that were not run among them."""
+    lines, shown = [], ""
+    for row in ROWS:
+        start = f"| {'' if row.data == shown else row.data} | {row.method} | {row.paper}"
+        shown = row.data
+        if not row.record:
+            lines.append(f"{start} | not run | | | | | | |")
+            continue
+        c = cells(row, root="../")
+        lines.append(
+            f"{start} | {c.accuracy} | {c.filter_bits} | {c.smaller} | {c.epochs} | {c.seconds}"
+            f" | {c.hardware}; {c.revisions} | {c.links} |"
+        )
     return "\n".join(
         [
             "| data and network | method | paper, % | test accuracy, % | filter bits | smaller than"
-            " float32 | epochs | time a run | hardware; revision | records |",
+            " float32 | epochs | time per run | hardware; revision | record |",
             "|---|---|---|---|---|---|---|---|---|---|",
-            *(row(*values) for values in ROWS),
+            *lines,
         ]
     )
 
@@ -105,8 +175,7 @@ def results_table() -> str:
 def sweep_table(pattern: str, *columns: str) -> str:
     """The runs of a sweep in Markdown, these columns of the report's and the results; seeds are
     together."""
-    paths = sorted(RESULTS.glob(pattern))
-    rows = tables.table(group_runs(map(read_run, paths)))
+    rows = tables.table(group_runs(stored_runs(pattern)))
     columns += ("last epoch, %", "filter bits", "epochs", "seeds")
     lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -118,16 +187,16 @@ def exports_table() -> str:
     kinds = ("filters", "M-filters", "centers", "batch norm", "dense layers", "header")
     lines = []
     for name, shown in names.items():
-        record = read("exports", f"{name}.json")
+        record = read_json(RESULTS / "exports" / f"{name}.json")
         parts, file = record["parts"], record["model.safetensors"]
         filters, whole = parts["filters"], sum(part["float32_bytes"] for part in parts.values())
         maps = "-".join(map(str, record["network"]["widths"]))
-        cells = [f"{parts[kind]['bytes']:,}" for kind in kinds]
+        sizes = [f"{parts[kind]['bytes']:,}" for kind in kinds]
         networks = ("checkpoint", "model.safetensors", "model.onnx")
         accuracies = [f"{record[network]['accuracy']:.2%}" for network in networks]
         lines.append(
-            f"| {shown}, {maps} maps, {record['provenance']['epoch']} epochs | {cells[0]}"
-            f" ({filters['float32_bytes'] / filters['bytes']:.1f}x) | {' | '.join(cells[1:])}"
+            f"| {shown}, {maps} maps, {record['provenance']['epoch']} epochs | {sizes[0]}"
+            f" ({filters['float32_bytes'] / filters['bytes']:.1f}x) | {' | '.join(sizes[1:])}"
             f" | {file['bytes']:,} ({whole / file['bytes']:.1f}x)"
             f" | {record['model.onnx']['bytes']:,}"
             f" | {', '.join(accuracies)} |"

@@ -1,43 +1,84 @@
-"""Eight CPU devices, before jax is imported by anything."""
+"""Sets up eight CPU devices before anything imports jax, and shares trained runs."""
 
+import dataclasses
+import fcntl
 import os
 import pathlib
+import shutil
 import signal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
-# Compiled programs are kept between runs of the tests, for processes that tests start, too.
+# Caches compiled programs, down to the smallest, between test runs, for all workers and for the
+# processes that tests start.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache")
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Most of the tests' time is compilation. `make slow` compiles as users do.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
 
+from mcn_jax import parallel
+from mcn_jax.config import BinarizeConfig, DataConfig, LossConfig
+from mcn_jax.data.dataset import open_dataset
+from mcn_jax.training.run import train_and_evaluate
+from small_runs import digits_config
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# A shell has what it starts in the background ignore interrupts, and with it all that tests start.
+# Background jobs of a shell ignore interrupts, and processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs():
-    """Forgets those of a module after it: each maps memory several times, and a process that
-    reaches the kernel's limit of mappings is killed in the middle of the next compilation."""
+    """Clears JAX's caches after a module if the process has many memory mappings.
+
+    Each compiled program has several mappings, and Linux allows a process only 65,530.
+    """
     yield
-    jax.clear_caches()
+    mappings = pathlib.Path("/proc/self/maps")
+    if not mappings.exists() or mappings.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    """Where the tests prepare data sets, once a session."""
-    return str(tmp_path_factory.mktemp("data"))
+def share(tmp_path_factory):
+    """Returns a function that returns the directory `name`.
+
+    `make(directory)` fills it once for all workers of pytest-xdist.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def shared(name, make):
+        directory = root / name
+        with (root / f"{name}.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not directory.exists():
+                making = root / f"{name}.making"
+                shutil.rmtree(making, ignore_errors=True)  # left by a killed worker
+                make(making)
+                making.rename(directory)
+        return directory
+
+    return shared
+
+
+@pytest.fixture(scope="session")
+def data_dir(share):
+    """Returns the data directory with digits, where tests also prepare other data sets."""
+    return str(share("data", lambda directory: open_dataset(DataConfig(data_dir=str(directory)))))
 
 
 def real_archives(file):
-    """The directory of real archives that MCN_JAX_ARCHIVES names, if it holds this file."""
+    """Returns the directory in MCN_JAX_ARCHIVES if it contains this file."""
     directory = os.environ.get("MCN_JAX_ARCHIVES", "")
     if not directory or not pathlib.Path(directory, file).is_file():
         pytest.skip(f"set MCN_JAX_ARCHIVES to a directory of official archives with {file}")
@@ -51,29 +92,49 @@ def mnist_archives():
 
 @pytest.fixture(scope="session")
 def cifar_archives():
-    """Both CIFAR archives, extracted."""
+    """Returns the directory of both extracted CIFAR archives."""
     real_archives("cifar-100-binary/train.bin")
     return real_archives("cifar-10-batches-bin/test_batch.bin")
 
 
+def use_one_device(patch):
+    """Makes `parallel` use only the first device."""
+    patch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:1])
+
+
 @pytest.fixture
 def one_device(monkeypatch):
-    """Makes `parallel` use the first device alone."""
-    from mcn_jax import parallel
-
-    monkeypatch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:1])
+    """Makes `parallel` use only the first device."""
+    use_one_device(monkeypatch)
 
 
 @pytest.fixture(scope="session")
-def report_runs(data_dir, tmp_path_factory):
-    """{name: work directory} of small runs that reports compare, trained once a session."""
-    import dataclasses
+def shared_run(share):
+    """Returns a function that returns the work directory of a run on one device.
 
-    from mcn_jax import parallel
-    from mcn_jax.config import BinarizeConfig, LossConfig
-    from mcn_jax.training.run import train_and_evaluate
-    from small_runs import digits_config
+    The run is trained once for all workers. Tests must copy a work directory before changing it.
+    """
 
+    def run(name, config):
+        def train(directory):
+            with pytest.MonkeyPatch.context() as patch:
+                use_one_device(patch)
+                train_and_evaluate(config, directory)
+
+        return share(name, train)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def digits_run(shared_run, data_dir):
+    """Returns the work directory of `digits_config`: four epochs, the last two binary."""
+    return shared_run("digits_run", digits_config(data_dir))
+
+
+@pytest.fixture(scope="session")
+def report_runs(shared_run, data_dir):
+    """Returns {name: work directory} of small runs that reports compare."""
     base = digits_config(data_dir, num_epochs=2, binarize=BinarizeConfig(start_epoch=0))
     changes = {
         "seed_0": {},
@@ -82,9 +143,7 @@ def report_runs(data_dir, tmp_path_factory):
         "centers_3": {"binarize": BinarizeConfig(start_epoch=0, num_centers=3)},
         "umcn": {"binarize": BinarizeConfig(start_epoch=0, enabled=False)},
     }
-    root = tmp_path_factory.mktemp("report_runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:1])
-        for name, fields in changes.items():
-            train_and_evaluate(dataclasses.replace(base, **fields), root / name)
-    return {name: root / name for name in changes}
+    return {
+        name: shared_run(name, dataclasses.replace(base, **fields))
+        for name, fields in changes.items()
+    }

@@ -1,4 +1,4 @@
-"""Model files of networks that nobody has trained, for tests of what reads them."""
+"""Makes model files of random networks, for tests of readers."""
 
 import dataclasses
 
@@ -15,16 +15,23 @@ CLASSES = 5
 
 
 def random_images(count, model):
-    """Images as a model takes them."""
+    """Returns random images that a model takes."""
     images = model.images
     shape = (count, images.height, images.width, images.channels)
     return np.random.default_rng(1).integers(0, 256, shape, np.uint8)
 
 
 def random_model(num_centers=2, channels=1, size=(16, 16), image_size=0, dense="float32", **fields):
-    """(Model, variables of the network with its own batch norm, its config); batch statistics and
-    batch norm are random, too. `num_centers` 0 leaves filters as they are, `fields` are those of
-    `ModelConfig`."""
+    """Returns (model, variables of the network with its own batch norm, config), all random.
+
+    Args:
+        num_centers: 0 for filters that are not quantized.
+        channels: of the images.
+        size: of the images.
+        image_size: as in `InputImages`.
+        dense: storage format of dense kernels.
+        **fields: fields of `ModelConfig`.
+    """
     fields = {"widths": (2, 3), "dense_features": 16} | fields
     if fields.get("name") == "wide_resnet":
         fields = {"depth": 8} | fields | {"widths": (1, 2, 2, 3)}

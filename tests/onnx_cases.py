@@ -1,4 +1,4 @@
-"""Functions of images, each with a primitive of JAX, and ONNX Runtime to run their graphs."""
+"""Defines functions of images that use JAX primitives, and runs their graphs in ONNX Runtime."""
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ SHAPE = (4, 6, 3)
 
 
 def run(model, images):
-    """The result of a graph, with ONNX Runtime."""
+    """Returns the result of a graph in ONNX Runtime."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     providers = ["CPUExecutionProvider"]
@@ -26,12 +26,18 @@ def random_images(count, shape=SHAPE):
 
 
 def of_floats(function, least=-128, scale=64):
-    """A function of float32, from -2 to 2 with all whole numbers, as one of (tensors, images)."""
+    """Turns a function of float32 into one of (tensors, images).
+
+    Inputs are from -2 to 2, including all whole numbers.
+    """
     return lambda tensors, images: function((images.astype(jnp.float32) + least) / scale)
 
 
 def of_dtype(dtype, function):
-    """A function of integers from -100 or 0 on, or of bool, as one of (tensors, images)."""
+    """Turns a function of integers or bool into one of (tensors, images).
+
+    Signed integers start at -100, unsigned ones at 0.
+    """
     least = 100 if jnp.issubdtype(dtype, jnp.signedinteger) else 0
 
     def of_images(tensors, images):

@@ -1,6 +1,6 @@
-"""The equations of Wang et al. 2018 in numpy and loops, written from the paper, not from the code.
+"""Implements the equations of Wang et al. 2018 with numpy and loops.
 
-The tests' only use of it is as the other side of a comparison.
+They are written from the paper, not from the code. Tests compare the code with them.
 """
 
 import itertools
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def nearest(value, centers):
-    """Eq. 6 for any number of centers; at equal distance the higher one."""
+    """Eq. 6 for any number of centers: the nearest one, and the higher one at equal distance."""
     best = centers[0]
     for center in centers[1:]:
         if not abs(value - best) < abs(value - center):
@@ -22,7 +22,7 @@ def binary(latent, centers):
 
 
 def brute_force_kmeans(values, num_centers):
-    """The least sum of squares over every way to cut the sorted values into clusters."""
+    """Returns the least sum of squares over all ways to cut the sorted values into clusters."""
     ordered = np.sort(np.ravel(values))
     best = np.inf
     for cuts in itertools.combinations(range(1, len(ordered)), num_centers - 1):
@@ -32,7 +32,7 @@ def brute_force_kmeans(values, num_centers):
 
 
 def quantization_cost(values, centers):
-    """Sum of squared distances to the nearest center."""
+    """Returns the sum of squared distances to the nearest center."""
     return (np.abs(np.ravel(values)[:, None] - np.asarray(centers)[None, :]).min(1) ** 2).sum()
 
 
@@ -47,7 +47,7 @@ def reconstruct(filters, m):
 
 
 def padding_of(size, taps, stride, padding):
-    """(before, output size) of one axis, TensorFlow's rule for SAME."""
+    """Returns (padding before, output size) of one axis, with TensorFlow's rule for SAME."""
     if padding == "VALID":
         return 0, (size - taps) // stride + 1
     out = -(-size // stride)
@@ -55,7 +55,7 @@ def padding_of(size, taps, stride, padding):
 
 
 def windows(x, taps, stride, padding):
-    """Every (output y, output x, input patch) with zeros outside the image, as index triples."""
+    """Yields (output y, output x, tap y, tap x, input y, input x) for all taps inside the image."""
     before_y, out_y = padding_of(x.shape[1], taps, stride, padding)
     before_x, out_x = padding_of(x.shape[2], taps, stride, padding)
     for oy, ox, ty, tx in itertools.product(range(out_y), range(out_x), range(taps), range(taps)):
@@ -76,7 +76,7 @@ def correlate(x, q, stride=1, padding="SAME"):
 
 
 def correlate_gradients(x, q, cotangent, stride=1, padding="SAME"):
-    """dL/dF and dL/dQ for a given dL/doutput."""
+    """Returns dL/dF and dL/dQ for a given dL/doutput."""
     dx, dq = np.zeros_like(x), np.zeros_like(q)
     for oy, ox, ty, tx, y, x_ in windows(x, q.shape[0], stride, padding):
         dx[:, y, x_] += cotangent[:, oy, ox] @ q[ty, tx].T

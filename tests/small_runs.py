@@ -1,4 +1,4 @@
-"""Small but real runs that several test files share."""
+"""Trains small but real runs that several test files share."""
 
 import dataclasses
 from typing import NamedTuple
@@ -28,7 +28,7 @@ STEPS_PER_EPOCH = 44
 
 
 def digits_config(data_dir="", **changes):
-    """A narrow two-layer MCN on digits; `changes` are fields of `Config`."""
+    """Returns the config of a narrow two-layer MCN on digits; `changes` are fields of `Config`."""
     config = Config(
         batch_size=32,
         num_epochs=4,
@@ -51,10 +51,10 @@ def random_split(examples=64, size=16, seed=0):
 
 
 def train_step_arguments(config, quantized, image_shape, axis_name=None):
-    """The keyword arguments of `train_step`, without a data set."""
+    """Returns the keyword arguments of `train_step`, without a data set."""
     facts = DATASETS[config.data.name]
     channels = image_shape[2]
-    classes = facts.classes or 10  # of an image folder, any number
+    classes = facts.classes or 10  # any number for an image folder
     plan = plan_of(config, classes, image_shape)
     schedule = (config.optimizer, STEPS_PER_EPOCH, config.num_epochs)
     return {
@@ -73,7 +73,7 @@ def train_step_arguments(config, quantized, image_shape, axis_name=None):
 
 
 def step_arguments(config, quantized, axis_name=None, image_size=16, channels=1):
-    """(initial state, keyword arguments of `train_step`)."""
+    """Returns (initial state, keyword arguments of `train_step`)."""
     image_shape = (image_size, image_size, channels)
     arguments = train_step_arguments(config, quantized, image_shape, axis_name)
     model = models.make_model(config, arguments["model"].num_classes, quantized=quantized)
@@ -83,14 +83,14 @@ def step_arguments(config, quantized, axis_name=None, image_size=16, channels=1)
 
 
 def restored(checkpoints, step, template):
-    """The state, from the end of an epoch, that a checkpoint holds."""
+    """Restores the state of a checkpoint from the end of an epoch."""
     state, progress = from_saved_tree(checkpoints.restore(step, saved_tree(template)))
     assert progress is None
     return state
 
 
 def planned(name, family, state=(), **params):
-    """A layer of a plan by hand, from its parameters; the others of its sizes are not asked for."""
+    """Returns a planned layer with these parameters; its other sizes are left empty."""
     shapes = {leaf: np.shape(value) for leaf, value in params.items()}
     return PlannedLayer(
         name=name, family=family, params=shapes, state=dict(state), in_shape=(), out_shape=()
@@ -98,7 +98,7 @@ def planned(name, family, state=(), **params):
 
 
 def relative_distance(a, b):
-    """||a - b|| / ||b||, and 0 where both are zero."""
+    """Returns ||a - b|| / ||b||, or 0 if both are zero."""
     norm = np.linalg.norm(np.asarray(b, np.float64))
     distance = np.linalg.norm(np.asarray(a, np.float64) - np.asarray(b, np.float64))
     return distance / norm if norm else distance
@@ -112,6 +112,6 @@ class Loaded(NamedTuple):
 
 
 def load(**config):
-    """Prepares, opens and reads a data set; `config` are fields of `DataConfig`."""
+    """Prepares and reads a data set; `config` are fields of `DataConfig`."""
     dataset = open_dataset(DataConfig(**config))
     return Loaded(dataset.train.read_all(), dataset.test.read_all())

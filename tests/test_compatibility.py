@@ -1,7 +1,7 @@
-"""What version 0.1 wrote can still be resumed, evaluated, inspected, exported, used and compared.
+"""Tests that all commands still work with the runs and model files of version 0.1.
 
-tests/fixtures/v0_1 holds two runs that have ended, their model files, and one that was stopped
-inside its second epoch; expected.json beside them, what that version made of them.
+tests/fixtures/v0_1 has two finished runs, their model files, and a run that was stopped inside its
+second epoch. Its expected.json has the results of version 0.1 for these runs and files.
 """
 
 import json
@@ -25,21 +25,21 @@ EXPECTED = json.loads((FIXTURES / "expected.json").read_text())
 FLAGS = EXPECTED["resume"]["flags"]
 IMAGES = [FIXTURES / name for name in EXPECTED["images"]]
 RUNS = ("mcn", "umcn", "stopped")
-TOLERANCE = 1e-5  # of a logit, over the largest
+TOLERANCE = 1e-5  # error of a logit over the largest logit
 
-# Fields that had their defaults when the fixtures were made: at the top, and in groups.
+# Some fields that had their defaults when the fixtures were made, inside groups and outside.
 OPTIONAL = ("steps_per_dispatch", "data.mixup", "model.stem", "optimizer.name")
 
 
 def copied(name, tmp_path):
-    """A fixture's files elsewhere; of a model file, its path there."""
+    """Copies the files of a fixture; returns the path of the copied directory or model file."""
     run, *file = pathlib.PurePath(name).parts
     shutil.copytree(FIXTURES / run, tmp_path / run)
     return tmp_path.joinpath(run, *file)
 
 
 def change_config(workdir, change):
-    """Has `change` do something to the config of config.json."""
+    """Applies `change` to the config in config.json."""
     path = workdir / "config.json"
     record = json.loads(path.read_text())
     change(record["config"])
@@ -61,20 +61,20 @@ def with_unknown(config):
 
 
 def printed(capsys, main, *arguments):
-    """What a command prints."""
+    """Returns what a command prints."""
     capsys.readouterr()
     main([str(argument) for argument in arguments])
     return capsys.readouterr().out
 
 
 def evaluated(capsys, path, data_dir):
-    # Before it there may be a line on data that are being prepared.
+    # A line about data that are being prepared may precede it.
     out = printed(capsys, evaluate.main, path, "--json", "--data_dir", data_dir)
     return json.loads(out.splitlines()[-1])
 
 
 def resume(workdir, data_dir):
-    """Runs the command that made the fixture, on one device as then."""
+    """Runs the command that made the fixture, on one device as before."""
     flags = "--xla_force_host_platform_device_count=1"
     return subprocess.run(
         [sys.executable, "-m", "mcn_jax.main", *FLAGS,
@@ -85,13 +85,13 @@ def resume(workdir, data_dir):
 
 
 def epochs(workdir):
-    """The records of whole epochs."""
+    """Returns the records of complete epochs."""
     records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [record for record in records if record["kind"] == "epoch"]
 
 
 def assert_alike(found, expected, place=""):
-    """All that is expected is there; there may be more. Floats may differ in their last bits."""
+    """Checks that everything expected is found. More may be found; floats differ slightly."""
     if isinstance(expected, dict):
         for name, value in expected.items():
             assert name in found, f"{place}.{name}"
@@ -107,8 +107,11 @@ def assert_alike(found, expected, place=""):
 
 
 def assert_same_logits(lines, expected):
-    """`predict --json` prints probabilities of the five likeliest classes: their logarithms are
-    logits, but for a constant of each image. The other five are seen only in their sum."""
+    """Compares the output of `predict --json` with logits.
+
+    It has the probabilities of the five likeliest classes. Their logarithms are the logits plus a
+    constant per image. The other five classes only show in the sum.
+    """
     assert len(lines) == len(expected)
     for line, logits in zip(lines, np.array(expected), strict=True):
         top = json.loads(line)["top"]
@@ -118,18 +121,18 @@ def assert_same_logits(lines, expected):
         found = np.log([entry["probability"] for entry in top])
         difference = (found - found[0]) - (logits[indices] - logits[indices[0]])
         assert np.abs(difference).max() <= TOLERANCE * np.abs(logits).max()
-        # With the constant: the probabilities of all ten classes sum to one.
+        # The constant is known, because the probabilities of all ten classes sum to one.
         whole = np.log(np.exp(logits - logits.max()).sum()) + logits.max()
         np.testing.assert_allclose(found, logits[indices] - whole, rtol=0, atol=1e-4)
 
 
 def assert_usable(path, name, data_dir, tmp_path, capsys):
-    """All that can be done with a run or a model file, but for training, gives what it gave."""
+    """Checks that all commands except training give the same results for a run or model file."""
     expected = EXPECTED["fixtures"][name]
     found = evaluated(capsys, path, data_dir)
     assert (found["examples"], found["accuracy"]) == (360, expected["evaluate"]["accuracy"])
     assert found["confusion"] == expected["evaluate"]["confusion"]
-    calibration = expected["evaluate"]["calibration_error"]  # of every logit of all test images
+    calibration = expected["evaluate"]["calibration_error"]  # covers every logit of all test images
     assert found["calibration_error"] == pytest.approx(calibration, rel=1e-4)
     lines = printed(capsys, predict.main, path, *IMAGES, "--json").splitlines()
     assert_same_logits(lines, expected["logits"])
@@ -159,7 +162,7 @@ def assert_same_tensors(out, before):
 
 
 def compare_with_onnx_runtime(path, expected):
-    """Every logit, by a graph without this package."""
+    """Compares every logit of an ONNX graph, without this package."""
     onnxruntime = pytest.importorskip("onnxruntime")
     images = np.stack([np.asarray(Image.open(image))[..., None] for image in IMAGES])
     [logits] = onnxruntime.InferenceSession(path).run(None, {"images": images})
@@ -237,12 +240,12 @@ def test_a_stopped_run_goes_on(case, removed, data_dir, tmp_path, capsys):
     assert ended.returncode == 0, ended.stderr
     assert expected["said"] in ended.stdout.splitlines()
     result = json.loads((workdir / "result.json").read_text())
-    # On another machine sums are rounded in another order: two of the 360 test images.
+    # Other machines sum in another order, which may change two of the 360 test images.
     for name in ("final_test_accuracy", "best_test_accuracy"):
         assert result[name] == pytest.approx(expected["result"][name], abs=2 / 360 + 1e-9)
     for name in ("filter_bits", "float32_filter_bits", "test_examples", "seed", "class_names"):
         assert result[name] == expected["result"][name]
-    # It ends where the run ended that was not stopped.
+    # It ends like the run that was not stopped.
     (first, last), whole = epochs(workdir), epochs(FIXTURES / "mcn")
     assert (first["step"], last["step"]) == (89, expected["final_step"])
     times = ("wall_seconds", "images_per_second")
@@ -259,7 +262,7 @@ def test_a_stopped_run_goes_on(case, removed, data_dir, tmp_path, capsys):
     )
     assert found.keys() == exported.keys()
     for name, tensor in exported.items():
-        if name.endswith("/bits"):  # at most one weight has gone to the other center
+        if name.endswith("/bits"):  # at most one weight has the other center
             assert np.bitwise_count(found[name] ^ tensor).sum() <= 1
         else:
             np.testing.assert_allclose(found[name], tensor, rtol=1e-2, atol=1e-3, err_msg=name)

@@ -61,7 +61,7 @@ def test_unknown_fields_and_wrong_types_are_named(path, value, message):
 
 
 def test_a_missing_field_or_group_takes_its_default():
-    """A run of an older version lacks the fields that came after it."""
+    """Runs of older versions do not have the fields that were added later."""
     changed = Config(
         seed=3, model=ModelConfig(depth=28), optimizer=OptimizerConfig(learning_rate=0.3)
     )
@@ -110,19 +110,19 @@ def test_what_is_not_a_group_of_fields_is_named():
         (Config(data=DataConfig(test_fraction=1.0)), "config.data.test_fraction=1.0 must lie in"),
         (
             Config(data=DataConfig(name="image_folder")),
-            "config.data.image_size=0 leaves the images of image_folder as they are",
+            "config.data.image_size=0 must be set for image_folder",
         ),
         (
             Config(data=DataConfig(min_crop_area=0.08)),
-            "config.data.min_crop_area=0.08 takes parts of large images; those of digits are",
+            "config.data.min_crop_area=0.08 is for images that differ in size, unlike those of",
         ),
         (
             Config(data=DataConfig(min_crop_area=0.08, pipeline="resident")),
-            "config.data.pipeline='resident' cannot take random parts of images",
+            "config.data.pipeline='resident' cannot crop images at random",
         ),
         (
             Config(data=DataConfig(mixup=0.2), loss=LossConfig(center_loss_weight=0.1)),
-            "config.data.mixup=0.2 leaves images without a class of their own",
+            "config.data.mixup=0.2 mixes images of two classes",
         ),
         (
             Config(data=DataConfig(image_size=24)),
@@ -130,19 +130,19 @@ def test_what_is_not_a_group_of_fields_is_named():
         ),
         (
             Config(data=DataConfig(center_crop=0.5)),
-            "config.data.center_crop=0.5 cuts images that differ in size; those of digits are",
+            "config.data.center_crop=0.5 is for images that differ in size, unlike those of digits",
         ),
         (
             Config(data=DataConfig(root="/x")),
-            "config.data.root='/x' means nothing to digits; leave it out",
+            "config.data.root='/x' is not used by digits; leave it out",
         ),
         (
             Config(data=DataConfig(cutout=33)),
-            "config.data.cutout=33 is more than the 32x32 pixels of an image",
+            "config.data.cutout=33 is larger than an image of 32x32 pixels",
         ),
         (
             Config(data=DataConfig(crop_padding=400)),
-            "config.data.crop_padding=400 is more than the 32x32 pixels",
+            "config.data.crop_padding=400 is larger than an image of 32x32",
         ),
         (
             Config(data=DataConfig(mixup=0.2), batch_size=33),
@@ -171,7 +171,7 @@ def test_what_is_not_a_group_of_fields_is_named():
         ),
         (
             Config(model=ModelConfig(widths=(1,) * 6)),
-            "config.model.widths=(1, 1, 1, 1, 1, 1) has more layers than images of 32 pixels",
+            "config.model.widths=(1, 1, 1, 1, 1, 1) has too many layers for images of 32",
         ),
         (Config(model=ModelConfig(dropout_rate=1.0)), "config.model.dropout_rate=1.0 must lie in"),
         (Config(dtype="float16"), "config.dtype='float16' must be one of float32"),

@@ -1,4 +1,4 @@
-"""The reader of model files in NumPy alone."""
+"""Tests the NumPy-only reader of model files."""
 
 import pathlib
 import re
@@ -58,7 +58,7 @@ def test_the_reader_needs_numpy_alone():
 
 
 def test_nothing_is_read_with_pickle():
-    """Checkpoints, models and data load without it: it can run what a file says."""
+    """Pickle can run code from a file, so checkpoints, models and data must load without it."""
     package = READER.parents[1]
     for directory in ("mcn_jax", "examples", "launch", "results", "benchmarks", "configs"):
         for path in (package / directory).rglob("*.py"):

@@ -1,4 +1,4 @@
-"""launch/local.sh and launch/slurm.sh, with programs of a few lines in place of what they start."""
+"""Tests launch/local.sh and launch/slurm.sh with short programs in place of training."""
 
 import os
 import pathlib
@@ -30,7 +30,7 @@ def launch(script, *arguments, cwd, **environment):
 
 
 def local(tmp_path, of_process):
-    """launch/local.sh with processes that each do what a dictionary says."""
+    """Runs launch/local.sh with processes that run the commands of a dictionary."""
     cases = "\n".join(f"*--process_id={i}) {text};;" for i, text in of_process.items())
     python = program(tmp_path / "python", f'echo "$*"\ncase "$*" in\n{cases}\nesac')
     return launch(
@@ -72,8 +72,8 @@ def test_the_environment_of_the_checkout_is_used(tmp_path):
     assert output == b"the one of .venv\n"
 
 
-# What a process does a good while after the other has ended. If the machine stands still meanwhile,
-# only one of the short sleeps is over when it goes on.
+# Waits until the other process has ended, and then for a while. Many short sleeps are used, because
+# if the machine pauses, only one of them ends early.
 AFTERWARDS = "until [ -e ended ]; do sleep 0.1; done; for _ in {1..30}; do sleep 0.1; done;"
 
 
@@ -91,13 +91,13 @@ AFTERWARDS = "until [ -e ended ]; do sleep 0.1; done; for _ in {1..30}; do sleep
             3,
             "process 1 was lost first (code 3)",
         ),
-        # Before the last has started.
+        # A process is lost before the last one has started.
         (
             {0: ": > ended; kill -9 $$"} | dict.fromkeys(range(1, 20), f"{AFTERWARDS} exit 1"),
             137,
             "process 0 was lost first (code 137)",
         ),
-        # At once, as processes abort when the runtime tells them that another is lost.
+        # All processes abort at once, as when the runtime tells them that another is lost.
         (dict.fromkeys(range(4), "kill -ABRT $$"), 134, "was lost first (code 134)"),
     ],
 )
@@ -106,7 +106,7 @@ def test_the_last_line_says_how_processes_ended(tmp_path, of_process, code, mess
     result = local(tmp_path, of_process)
     assert result.returncode == code
     assert message in result.stderr.splitlines()[-1]
-    assert time.monotonic() - start < 45  # nothing holds the output open
+    assert time.monotonic() - start < 45  # no process holds the output open
 
 
 def test_sigterm_reaches_all_processes(tmp_path):

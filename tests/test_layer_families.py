@@ -1,6 +1,6 @@
-"""A layer family defined in this file and added to the table works wherever a layer of ours does.
+"""Tests that a new layer family works in all commands as soon as it is in the table.
 
-The toy is a convolution with ternary weights: -1, 0 or 1 times one scale per layer.
+The toy family is a convolution with ternary weights: -1, 0 or 1 times one scale per layer.
 """
 
 import dataclasses
@@ -30,18 +30,21 @@ from small_runs import STEPS_PER_EPOCH, digits_config
 
 TIMES = ("wall_seconds", "images_per_second")
 
-# The toy, all that a layer builder writes.
+# The toy family: everything that the author of a layer writes.
 
 
 def ternary(weights):
-    """sign(w) * s where |w| exceeds 0.7 of the mean magnitude, else 0; s is the mean of those."""
+    """Returns sign(w) * s where |w| exceeds 0.7 times the mean magnitude, else 0.
+
+    s is the mean magnitude of the weights that exceed it.
+    """
     kept = jnp.abs(weights) > 0.7 * jnp.mean(jnp.abs(weights))
     scale = jnp.sum(jnp.where(kept, jnp.abs(weights), 0)) / jnp.maximum(jnp.sum(kept), 1)
     return jnp.where(kept, jnp.sign(weights), 0).astype(jnp.int8), scale
 
 
 class TernaryConv(nn.Module):
-    """A 3x3 convolution, straight through the quantization in the backward pass."""
+    """A 3x3 convolution with a straight-through estimator for the quantization."""
 
     out_maps: int
     planes: int
@@ -103,7 +106,7 @@ TERNARY = Family(
 
 @pytest.fixture(scope="module", autouse=True)
 def toy_in_the_table():
-    """The one line that a layer builder adds to the package."""
+    """Adds the one line that the author of a layer adds to the package."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(LAYERS, "ternary", TERNARY)
         yield
@@ -114,18 +117,14 @@ def toy_config(data_dir, **changes):
     model = ModelConfig(
         conv="ternary", widths=(4, 8, 16), planes=2, dense_features=32, dropout_rate=0.2
     )
-    # The loss of MCconv's filters is no concern of the toy.
+    # The filter loss of MCconv must not affect the toy.
     return dataclasses.replace(config, model=model, loss=LossConfig(theta=0.5))
 
 
 @pytest.fixture(scope="module")
-def toy_run(data_dir, tmp_path_factory):
-    """The work directory of a run on digits, on one device."""
-    workdir = tmp_path_factory.mktemp("ternary") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mcn_jax.parallel.local_devices", lambda: jax.local_devices()[:1])
-        train_and_evaluate(toy_config(data_dir, num_epochs=12), workdir)
-    return workdir
+def toy_run(data_dir, shared_run):
+    """Returns the work directory of a run on digits, on one device."""
+    return shared_run("ternary", toy_config(data_dir, num_epochs=12))
 
 
 def result_of(workdir):
@@ -142,11 +141,6 @@ def test_it_learns_digits_with_three_values_per_layer(toy_run, tmp_path):
     binarized = [record["binarized"] for record in records if record["kind"] == "epoch"]
     assert binarized == [False] + 11 * [True]
     assert "m_min" not in records[0]
-
-
-@pytest.fixture
-def one_device(monkeypatch):
-    monkeypatch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:1])
 
 
 def test_it_resumes_bit_for_bit(data_dir, tmp_path, monkeypatch, one_device):
@@ -197,7 +191,7 @@ def test_eight_devices_compute_what_one_computes(data_dir, tmp_path, monkeypatch
     )
     for name in ("softmax_loss", "gradient_norm", "parameter_norm"):
         assert eight[1][name] == pytest.approx(one[1][name], rel=1e-5), name
-    # Sums are rounded in another order, so a weight beside a threshold may fall to either side.
+    # Sums are rounded in another order, so a weight near a threshold may get another value.
     for step in range(2, 11):
         assert eight[step]["softmax_loss"] == pytest.approx(one[step]["softmax_loss"], rel=1e-4)
         assert eight[step]["parameter_norm"] == pytest.approx(one[step]["parameter_norm"], rel=1e-5)
@@ -239,7 +233,7 @@ def test_its_files_agree_with_the_checkpoint(toy_run, tmp_path, capsys):
 
 
 def predictor_kernel(out, name):
-    """The kernel that convolves in the network of a model file."""
+    """Returns the kernel of a convolution in the network of a model file."""
     model = predictor.model_file.read_model(out / "model.safetensors")
     return np.asarray(model.unpacked(model.tensors)[name]["kernel"])
 

@@ -1,6 +1,8 @@
-"""The command line as a user sees it: real processes, exit codes and the last line."""
+"""Tests the command line as a user sees it: real processes, exit codes and the last line."""
 
+import functools
 import gzip
+import importlib.util
 import json
 import os
 import pathlib
@@ -13,6 +15,8 @@ import time
 import numpy as np
 import pytest
 
+import processes
+from mcn_jax.__main__ import COMMANDS
 from mcn_jax.config import from_config_dict
 from mcn_jax.data.mnist import FILES
 from mcn_jax.layers import binary_filters
@@ -31,20 +35,7 @@ SHORT = (*SMALL, "--config.num_epochs=2")
 KILLABLE = (*SMALL, "--config.num_epochs=8")
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "mcn_jax.main", *arguments]
-
-
-def environment(devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "XLA_FLAGS": flags, "COLUMNS": "100"}
-
-
-def run(*arguments, devices=1):
-    return subprocess.run(
-        command(*arguments),
-        cwd=ROOT, env=environment(devices), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+run = functools.partial(processes.run, "mcn_jax.main")
 
 
 @pytest.fixture
@@ -80,7 +71,7 @@ def test_a_run_prints_its_accuracy_and_the_same_command_ends_at_once(data_flag, 
         ([DIGITS, "--config.loss.theta=-1"], 1, "config.loss.theta=-1.0 must not be negative"),
         (
             [DIGITS, "--config.batch_size=100"], 8,
-            "config.batch_size=100 is not divisible by the 8 devices; the nearest sizes that are:"
+            "config.batch_size=100 is not divisible by the 8 devices; the nearest valid sizes:"
             " 96 and 104",
         ),
         (
@@ -93,7 +84,7 @@ def test_a_run_prints_its_accuracy_and_the_same_command_ends_at_once(data_flag, 
         (["--config={tmp}/../wrong_type.py"], 1, "int"),
         ([DIGITS, "--config.model.widths=(2,4)", "--config.model.widths=(3,)"], 1, "given twice"),
         ([DIGITS, "--config.model.input_planes=rgbx"], 1, "needs 3 channels and planes=4"),
-        ([DIGITS, "--config.model.widths=(2,2,2,2,2,2)"], 1, "more layers than images of 32"),
+        ([DIGITS, "--config.model.widths=(2,2,2,2,2,2)"], 1, "too many layers for images of 32"),
         ([DIGITS, "--config.binarize.num_centers=200"], 1, "exceeds the 180 weights"),
         ([DIGITS, "--config.seed=4294967296"], 1, "config.seed=4294967296 must be below 2^32"),
         ([DIGITS, "--config.seed=one"], 1, "--config.seed=one"),
@@ -166,11 +157,18 @@ def test_digits_reach_98_percent_with_four_binary_layers(data_flag, tmp_path):
     assert all(len(np.unique(values)) == 2 for values in filters.values())
 
 
-def test_help_names_the_flags():
-    result = run("--help")
-    assert "--config" in result.stdout
-    assert "--workdir" in result.stdout
-    assert "configs/digits.py" in result.stdout
+def test_help_names_the_flags_and_the_commands():
+    command = [sys.executable, "-m", "mcn_jax.main", "--help"]
+    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    for named in ("--config", "--workdir", "configs/digits.py"):
+        assert named in text
+    listed = processes.run("mcn_jax").stdout
+    for name in COMMANDS:
+        assert f"python -m mcn_jax.{name} " in listed
+        assert importlib.util.find_spec(f"mcn_jax.{name}") is not None
+    wrong = processes.run("mcn_jax", "predict")
+    assert wrong.returncode == 2
+    assert "run python -m mcn_jax.predict" in wrong.stderr
 
 
 @pytest.mark.slow
@@ -179,8 +177,9 @@ def test_a_killed_process_ends_where_the_uninterrupted_one_ends(data_flag, tmp_p
     assert whole.returncode == 0, whole.stderr
     arguments = (*KILLABLE, data_flag, f"--workdir={tmp_path}/killed")
     process = subprocess.Popen(
-        command(*arguments),
-        cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, "-m", "mcn_jax.main", *arguments],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
     )  # fmt: skip
     checkpoints, deadline = tmp_path / "killed" / "checkpoints", time.monotonic() + 300
     try:

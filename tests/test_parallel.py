@@ -1,4 +1,4 @@
-"""One device and eight, and how often a step is compiled."""
+"""Compares one device with eight, and counts how often a step is compiled."""
 
 import functools
 
@@ -20,7 +20,7 @@ WIDE_RESNET = ModelConfig(
 
 
 def train(config, quantized, steps):
-    """The state after some steps of `parallel.parallel(train_step)` on `local_devices()`."""
+    """Returns the state after steps of `parallel.parallel(train_step)` on `local_devices()`."""
     state, arguments = step_arguments(config, quantized, axis_name=parallel.AXIS)
     step = parallel.parallel(functools.partial(train_step, **arguments), donate_state=True)
     state = parallel.replicate(state)

@@ -1,4 +1,4 @@
-"""Sweeps: what their arguments mean, and real ones on Ray Tune whose parts are killed."""
+"""Tests the arguments of sweeps, and real sweeps on Ray Tune whose processes are killed."""
 
 import contextlib
 import csv
@@ -130,7 +130,7 @@ def test_a_record_that_a_killed_driver_left_is_whole_or_not_gone_on_with(name, t
     directory = tmp_path / "first"
     assert not sweep.restorable(directory)
     directory.mkdir()
-    (directory / "tuner.pkl").write_bytes(pickle.dumps({}))  # which is written before the others
+    (directory / "tuner.pkl").write_bytes(pickle.dumps({}))  # it is written first
     assert not sweep.restorable(directory)
     for time_of_day in ("09-00-00", "10-00-00"):
         state = directory / f"experiment_state-2026-01-01_{time_of_day}.json"
@@ -199,17 +199,17 @@ def test_a_trial_that_fails_is_tried_again_by_the_same_command_alone(data_dir, t
     state.write_text(state.read_text()[:100])
     third = run()
     assert third.returncode == 0, third.stderr
-    assert "is not whole and is now first_damaged_1; the trials go on" in third.stderr
+    assert "is incomplete and was renamed to first_damaged_1; the trials resume" in third.stderr
     assert (out / "ray" / "first_damaged_1" / state.name).stat().st_size == 100
     assert rows_of(out) == rows
     assert (held / "metrics.jsonl").read_bytes() == metrics
 
 
 def kill_session(leader):
-    """Kills a driver and what it has started: Ray's workers leave its group, not its session."""
+    """Kills a driver and its descendants: Ray's workers leave its group, but not its session."""
     deadline = time.monotonic() + 60
     while True:
-        leader.poll()  # of whom nothing is left then
+        leader.poll()  # reaps it if it has ended
         listed = subprocess.check_output(["ps", "-A", "-o", "pid=,stat="], text=True)
         alive = False
         for pid, state in map(str.split, listed.splitlines()):
@@ -225,7 +225,7 @@ def kill_session(leader):
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts a command whose output goes to tmp_path/output; what still runs ends with the test."""
+    """Starts commands with output in tmp_path/output, and kills them at the end of the test."""
     started = []
 
     def start(arguments):
@@ -247,7 +247,7 @@ def start(tmp_path):
 def test_a_sweep_survives_the_death_of_a_trial_and_of_its_driver(data_dir, tmp_path, start):
     out = tmp_path / "sweep"
     output = tmp_path / "output"
-    # All trials of a stage at once on any machine: one that has died waits for none of the others.
+    # All trials of a stage run at once on any machine, so a killed trial need not wait for others.
     sweep_command = command(
         data_dir, out, "--seeds=0,1", "--cpus_per_trial=0.25", "--then_config=configs/digits.py",
         "--then_grid", "loss.center_loss_weight=1e-3,1e-2", num_epochs=8,
@@ -265,7 +265,7 @@ def test_a_sweep_survives_the_death_of_a_trial_and_of_its_driver(data_dir, tmp_p
     wait_for(lambda: saved_steps(first / "checkpoints"), driver)  # seven epochs are left
     holder = (first / "lock").read_text()
     os.kill(int(holder.split()[1]), signal.SIGKILL)  # the training process of a trial
-    wait_for(lambda: (first / "lock").read_text() != holder, driver)  # goes on in another process
+    wait_for(lambda: (first / "lock").read_text() != holder, driver)  # resumes in another process
     os.kill(driver.pid, signal.SIGKILL)
     kill_session(driver)
     metrics = first / "metrics.jsonl"

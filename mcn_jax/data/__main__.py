@@ -1,7 +1,8 @@
 """Prepares, verifies and shows a data set: `python -m mcn_jax.data digits`.
 
-Every example of every split is read and decoded, its label checked; counts, class balance and pixel
-statistics are printed, and a contact sheet of images before and after augmentation is drawn.
+The command reads and decodes every example of every split and checks its label. It prints the
+number of examples, the class balance and pixel statistics. It draws a contact sheet of images
+before and after augmentation.
 """
 
 import argparse
@@ -23,30 +24,30 @@ from mcn_jax.data.facts import DATASETS
 from mcn_jax.data.prepare import prepared_builder
 from mcn_jax.errors import InputError
 
-MANY_SIZES = 224  # pixels, to which images are resized where they differ in size
+MANY_SIZES = 224  # pixels; images that differ in size are resized to this height and width
 SHOWN_CLASSES = 20
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("data", __doc__, epilog="--list names the data sets.", allow_abbrev=False)
-    parser.add_argument("name", nargs="?", help="a data set: see --list; or one in --data_dir")
-    parser.add_argument("--list", action="store_true", help="list the data sets and end")
+    parser.add_argument("name", nargs="?", help="a data set from --list, or one in --data_dir")
+    parser.add_argument("--list", action="store_true", help="list the data sets and exit")
     texts = {
-        "archive_dir": "official archives, extracted or not; downloads them if empty",
-        "data_dir": "where prepared data sets are kept",
-        "root": "image_folder: holds a folder a class, or train and test folders of these",
-        "test_fraction": "image_folder without a test folder: share of each class",
-        "split_seed": "image_folder without a test folder: which images those are",
-        "wnids_file": "imagenet100: the classes, a wnid a line",
-        "train_split": "in TFDS's notation; of a set in --data_dir that has other splits",
-        "test_split": "likewise",
-        "image_size": f"as in a run; 0: as stored, {MANY_SIZES} where images differ in size",
+        "archive_dir": "directory of the official archives, extracted or not; empty downloads them",
+        "data_dir": "directory of prepared data sets",
+        "root": "image_folder: directory with a folder per class, or with train and test folders",
+        "test_fraction": "image_folder without a test folder: test share of each class",
+        "split_seed": "image_folder without a test folder: seed of the choice of test images",
+        "wnids_file": "imagenet100: file of the classes, one wnid per line",
+        "train_split": "in TFDS's notation, for a set in --data_dir with other splits",
+        "test_split": "in the same notation",
+        "image_size": f"as in a run; 0: as stored, or {MANY_SIZES} if images differ in size",
     }
     for field in dataclasses.fields(DataConfig):
         if field.name in texts:
             parser.add_argument(
                 f"--{field.name}",
-                f"--config.data.{field.name}",  # as messages and configs spell it
+                f"--config.data.{field.name}",  # as errors and configs spell it
                 dest=field.name,
                 type=type(field.default),
                 default=field.default,
@@ -56,15 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sheet", metavar="FILE", help="the contact sheet, a PNG file (default: NAME.png here)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the augmentations on the sheet")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the augmentations shown")
     return parser
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the command; exits with one line and a non-zero code where something is wrong."""
+    """Runs the command; exits with one line and a non-zero code if something is wrong."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    # Tables are as wide as they are where nobody sees a terminal, in a file for instance.
+    # Without a terminal, rich would wrap tables at 80 columns.
     width = None if sys.stdout.isatty() else 160
     console = rich.console.Console(highlight=False, soft_wrap=True, emoji=False, width=width)
     if options.list:
@@ -81,7 +82,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _check(config: DataConfig, sheet: pathlib.Path, seed: int) -> None:
-    """What can be wrong before any work."""
+    """Raises InputError for wrong arguments, before any work."""
     if not 0 < config.test_fraction < 1:
         raise InputError(f"--test_fraction={config.test_fraction} must lie in (0, 1)")
     if not 0 <= seed < 2**32:
@@ -119,7 +120,7 @@ def _show(
     if not config.image_size and "image" in features and None in features["image"].shape:
         config = dataclasses.replace(config, image_size=MANY_SIZES)
     dataset = open_dataset(config)
-    # Of other people's sets only what a run would read: some splits there have no labels.
+    # Data sets prepared by others may have splits without labels, so only a run's splits are read.
     names = builder.info.splits if config.name in DATASETS else (
         config.train_split, config.test_split
     )  # fmt: skip
@@ -139,7 +140,7 @@ def _show(
             counts[name], pixels[name] = _read(examples, progress, task)
 
     console.print(rich.markup.escape(f"{config.name} in {builder.data_path}"))
-    table = rich.table.Table("split", "examples", "images a class", "mean of pixels", "std")
+    table = rich.table.Table("split", "examples", "images per class", "mean of pixels", "std")
     for name, per_class in counts.items():
         few, many = per_class.min(), per_class.max()
         mean, std = (" ".join(f"{x:.4f}" for x in values) for values in pixels[name])
@@ -166,7 +167,11 @@ def _show(
 def _read(
     examples: Examples, progress: rich.progress.Progress, task: rich.progress.TaskID
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Reads a whole split: examples of each class, and mean and standard deviation of pixels."""
+    """Reads a whole split.
+
+    Returns:
+        The number of examples of each class, and mean and standard deviation of the pixels.
+    """
     per_class = np.zeros(examples.classes, int)
     counts = np.zeros((examples.shape[2], 256), int)
     for images, labels in examples.chunks():

@@ -1,6 +1,6 @@
-"""Official archives, in a directory of the user's or downloaded: finding, reading, checking.
+"""Official archives, downloaded or in a directory of the user: finding, reading and checking them.
 
-Content is checked against its SHA-256 wherever it comes from, and nothing is extracted to the
+The content of every archive is compared with its official checksum, and nothing is extracted to the
 disk.
 """
 
@@ -32,8 +32,11 @@ HASHED_AT_ONCE = 2**20  # bytes
 class OfficialFile:
     """A file as its makers publish it.
 
-    size: bytes; None where nobody says. algorithm, digest: hashlib's name, and what it gives in
-    hexadecimal digits.
+    Attributes:
+        name: name of the file.
+        size: size in bytes; None if it is not published.
+        algorithm: hashlib's name of the checksum algorithm.
+        digest: the checksum in hexadecimal digits.
     """
 
     name: str
@@ -42,23 +45,25 @@ class OfficialFile:
     digest: str
 
 
-# A base of builders, no data set of its own.
+# Not registered, because it is not a data set itself.
 class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """A TFDS builder that reads official archives from a directory, or downloads them."""
+    """TFDS builder that reads official archives from a directory, or downloads them."""
 
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, archive_dir: str = "", **kwargs: Any):
-        """Args:
-        archive_dir: directory with the official archives; "" downloads them.
-        **kwargs: of the base class.
+        """Sets up the builder.
+
+        Args:
+            archive_dir: directory with the official archives; "" downloads them.
+            **kwargs: arguments of the base class.
         """
         self.archive_dir = archive_dir
         super().__init__(**kwargs)
 
 
 def existing_directory(path: str) -> pathlib.Path:
-    """The directory that `--config.data.archive_dir` names.
+    """Returns the directory that `--config.data.archive_dir` names.
 
     Raises:
         InputError: if it does not exist.
@@ -73,27 +78,27 @@ def existing_directory(path: str) -> pathlib.Path:
 
 
 def damaged(path: pathlib.Path | str, error: Exception) -> InputError:
-    """The error for an archive that cannot be unpacked, one of `DAMAGED`."""
+    """Makes the error for an archive that cannot be unpacked, caused by one of `DAMAGED`."""
     return InputError(
-        f"{path} is truncated or damaged ({error}); replace it by the official archive"
+        f"{path} is truncated or damaged ({error}); replace it with the official archive"
     )
 
 
 def check_content(path: pathlib.Path | str, content: bytes, size: int, sha256: str) -> None:
-    """Compares extracted content with what the official file holds.
+    """Compares extracted content with the official file's size and checksum.
 
     Args:
-        path: where it comes from, for the message.
-        content: extracted.
-        size: expected, bytes.
-        sha256: expected, of the content.
+        path: where the content comes from, for the error.
+        content: extracted bytes.
+        size: expected number of bytes.
+        sha256: expected checksum of the content.
 
     Raises:
-        InputError: naming the file.
+        InputError: if they differ; the error names the file.
     """
     if len(content) != size:
         raise InputError(
-            f"{path} holds {len(content)} bytes where {size} are expected; replace it by the"
+            f"{path} holds {len(content)} bytes where {size} are expected; replace it with the"
             " official file"
         )
     if hashlib.sha256(content).hexdigest() != sha256:
@@ -106,13 +111,13 @@ def check_sizes(files: Mapping[pathlib.Path, OfficialFile]) -> dict[pathlib.Path
     """Compares the sizes of files with the official ones, which takes no time.
 
     Args:
-        files: path -> what should be there.
+        files: path -> the official file expected there.
 
     Returns:
-        path -> size, bytes.
+        path -> size in bytes.
 
     Raises:
-        InputError: naming the first file that differs or cannot be read.
+        InputError: if a file differs or cannot be read; the error names the first.
     """
     sizes = {}
     for path, official in files.items():
@@ -129,15 +134,15 @@ def check_sizes(files: Mapping[pathlib.Path, OfficialFile]) -> dict[pathlib.Path
 
 
 def check_official(files: Mapping[pathlib.Path, OfficialFile]) -> None:
-    """Compares whole files with the official ones: first the sizes of all, then the content.
+    """Compares whole files with the official ones: first all sizes, then the checksums.
 
-    Files are read in pieces. On a terminal a bar shows how far that is.
+    Files are read in pieces. On a terminal, a bar shows the progress.
 
     Args:
-        files: path -> what should be there.
+        files: path -> the official file expected there.
 
     Raises:
-        InputError: naming the first file that differs or cannot be read.
+        InputError: if a file differs or cannot be read; the error names the first.
     """
     sizes = check_sizes(files)
     with rich.progress.Progress(
@@ -149,7 +154,7 @@ def check_official(files: Mapping[pathlib.Path, OfficialFile]) -> None:
     ) as progress:
         for path, official in files.items():
             task = progress.add_task(f"checking {path.name}", total=sizes[path])
-            # As a checksum MD5 is good enough, also where it is barred from cryptography.
+            # Systems that forbid MD5 for cryptography still allow it as a checksum.
             digest = hashlib.new(official.algorithm, usedforsecurity=False)
             try:
                 with path.open("rb") as file:
@@ -167,7 +172,7 @@ def check_official(files: Mapping[pathlib.Path, OfficialFile]) -> None:
 
 
 def unreadable(path: pathlib.Path | str, error: OSError) -> InputError:
-    """The error for a file that the system does not let us read."""
+    """Makes the error for a file that the operating system refuses to read."""
     return InputError(f"{path} cannot be read ({error.strerror or error}); make it readable")
 
 
@@ -175,15 +180,15 @@ def unreadable(path: pathlib.Path | str, error: OSError) -> InputError:
 def open_tar(
     path: pathlib.Path, *, compressed: bool = False, file: IO[bytes] | None = None
 ) -> Iterator[tarfile.TarFile]:
-    """Opens a tar archive, for as long as the block lasts.
+    """Opens a tar archive for the duration of a `with` block.
 
     Args:
-        path: of the archive.
-        compressed: whether gzip is expected around it.
-        file: the archive, if it does not lie at `path` but in another archive.
+        path: path of the archive.
+        compressed: whether it is compressed with gzip.
+        file: the open archive, if it is not a file at `path` but inside another archive.
 
     Raises:
-        InputError: naming the archive, if it proves damaged in the block.
+        InputError: if the archive turns out to be damaged inside the block; the error names it.
     """
     try:
         with tarfile.open(path, "r:gz" if compressed else "r:", fileobj=file) as archive:
@@ -193,50 +198,54 @@ def open_tar(
 
 
 def regular_files(archive: tarfile.TarFile, path: pathlib.Path) -> Iterator[tarfile.TarInfo]:
-    """The regular files in a tar archive, in order.
+    """Yields the regular files in a tar archive, in order.
 
     Args:
-        archive: open.
-        path: of the archive, for the message.
+        archive: open archive.
+        path: path of the archive, for the error.
 
     Raises:
-        InputError: naming the archive, if it holds anything whose path is absolute or leaves its
-            folder.
-        tarfile.ReadError: if it is damaged.
+        InputError: if a path in the archive is absolute or leaves its folder; the error names the
+            archive.
+        tarfile.ReadError: if the archive is damaged.
     """
     for member in archive:
         if member.name.startswith("/") or ".." in pathlib.PurePosixPath(member.name).parts:
             raise InputError(
-                f"{path} holds the path {member.name!r}, which no official archive does;"
-                " replace it by the official archive"
+                f"{path} holds the path {member.name!r}, which is absolute or leaves its folder;"
+                " replace it with the official archive"
             )
         if member.isfile():
             yield member
-    # Python takes a cut or overwritten header for the end, where there are zeros or nothing.
+    # Python takes a truncated or overwritten header for the end of the archive. The true end is a
+    # block of zeros or the end of the file.
     file = archive.fileobj
-    if file is not None and not isinstance(file, gzip.GzipFile):  # which has a checksum
+    if file is not None and not isinstance(file, gzip.GzipFile):  # gzip has its own checksum
         file.seek(archive.offset)
         if any(file.read(tarfile.BLOCKSIZE)):
             raise tarfile.ReadError("unexpected end of data")
 
 
 def open_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    """A regular file in a tar archive, opened where it lies."""
+    """Opens a regular file inside a tar archive, without extracting it."""
     file = archive.extractfile(member)
     assert file is not None  # a regular file always opens
     return file
 
 
 def read_tar(path: pathlib.Path, names: Sequence[str]) -> dict[str, bytes]:
-    """The content of some members of a compressed tar archive.
+    """Reads some members of a compressed tar archive.
 
     Args:
-        path: of the archive.
-        names: of the members, with their folder.
+        path: path of the archive.
+        names: names of the members, including their folder.
+
+    Returns:
+        name -> content.
 
     Raises:
-        InputError: naming the archive, if it is damaged, lacks a member, or holds one whose path is
-            absolute or leaves its folder.
+        InputError: if the archive is damaged or lacks a member, or if a path in it is absolute or
+            leaves its folder; the error names the archive.
     """
     contents = {}
     with open_tar(path, compressed=True) as archive:
@@ -245,17 +254,17 @@ def read_tar(path: pathlib.Path, names: Sequence[str]) -> dict[str, bytes]:
                 contents[member.name] = open_member(archive, member).read()
     for name in names:
         if name not in contents:
-            raise InputError(f"{path} has no {name}; replace it by the official archive")
+            raise InputError(f"{path} has no {name}; replace it with the official archive")
     return contents
 
 
 def mat_shapes(path: pathlib.Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and MATLAB class of each variable of a MATLAB file, without reading their values.
+    """Reads shape and MATLAB class of each variable of a MATLAB file, without the values.
 
     Raises:
-        InputError: naming the file, if it is no MATLAB file.
+        InputError: if it is not a MATLAB file; the error names the file.
     """
-    # For a damaged file scipy raises nearly anything, an UnboundLocalError of its own, too.
+    # SciPy raises many kinds of errors for damaged files, even an UnboundLocalError.
     try:
         with path.open("rb") as file:
             return {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(file)}
@@ -266,29 +275,29 @@ def mat_shapes(path: pathlib.Path) -> dict[str, tuple[tuple[int, ...], str]]:
 def read_mat(
     path: pathlib.Path, name: str, *, file: IO[bytes] | None = None, squeeze: bool = False
 ) -> np.ndarray:
-    """One variable of a MATLAB file.
+    """Reads one variable of a MATLAB file.
 
     Args:
-        path: of the file.
-        name: of the variable.
-        file: where to read it, if it does not lie at `path` but in an archive.
+        path: path of the file.
+        name: name of the variable.
+        file: the open file, if it is not at `path` but inside an archive.
         squeeze: whether axes of length one are dropped everywhere.
 
     Raises:
-        InputError: naming the file, if it is no MATLAB file or has no such variable.
+        InputError: if it is not a MATLAB file or lacks the variable; the error names the file.
     """
     try:
         with file or path.open("rb") as opened:
             found = scipy.io.loadmat(opened, variable_names=[name], squeeze_me=squeeze)
-    except Exception as error:  # as above
+    except Exception as error:  # as in `mat_shapes`
         raise _no_mat(path, error) from error
     if name not in found:
-        raise InputError(f"{path} has no variable {name}; replace it by the official file")
+        raise InputError(f"{path} has no variable {name}; replace it with the official file")
     return found[name]
 
 
 def _no_mat(path: pathlib.Path, error: Exception) -> InputError:
     reason = (str(error) or type(error).__name__).splitlines()[0]
     return InputError(
-        f"{path} cannot be read as a MATLAB file ({reason}); replace it by the official file"
+        f"{path} cannot be read as a MATLAB file ({reason}); replace it with the official file"
     )

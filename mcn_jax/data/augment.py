@@ -11,15 +11,17 @@ from mcn_jax.config import DataConfig
 from mcn_jax.data.batches import Batch, Split
 from mcn_jax.seeds import Purpose
 
-Keys = Callable[[Purpose], jax.Array]  # purpose -> a random key for each example
+Keys = Callable[[Purpose], jax.Array]  # purpose -> one random key per example
 
 
 class Inputs(NamedTuple):
-    """What a training step computes its loss of.
+    """What a training step computes its loss from.
 
-    images: [N, Y, X, C], normalised. labels: [N].
-    other_labels: [N], of the images that are mixed in; None without mixup.
-    shares: [N] in [0, 1], of `labels` in each mixed image; None without mixup.
+    Attributes:
+        images: [N, Y, X, C], normalised.
+        labels: [N].
+        other_labels: [N], labels of the mixed-in images; None without mixup.
+        shares: [N] in [0, 1], share of `labels` in each mixed image; None without mixup.
     """
 
     images: jax.Array
@@ -38,17 +40,18 @@ def training_inputs(
     std: tuple[float, ...],
     dtype: jnp.dtype,
 ) -> Inputs:
-    """The input of a training step: every augmentation that the config asks for, in this order:
-    shift, flip, colours, normalisation, cutout, mixup.
+    """Applies the config's augmentations to a training batch.
+
+    Their order is shift, flip, colours, normalisation, cutout, mixup.
 
     Args:
-        split: on the device.
-        batch: of this device.
-        keys: random keys of the batch's examples.
-        config: of the data.
-        mean: of each channel of the pixels in [0, 1].
-        std: likewise.
-        dtype: of the result.
+        split: split on the device.
+        batch: this device's part of the batch.
+        keys: purpose -> random keys of the batch's examples.
+        config: config of the data.
+        mean: mean of each channel, for pixels in [0, 1].
+        std: standard deviation of each channel, for pixels in [0, 1].
+        dtype: dtype of the result.
     """
     images, labels = split.images[batch.indices], split.labels[batch.indices]
     if config.crop_padding:
@@ -67,8 +70,10 @@ def training_inputs(
 
 
 def random_crop(images: jax.Array, keys: jax.Array, padding: int) -> jax.Array:
-    """Zero-pads every image on all sides and crops it back at a random place: shifts of up to
-    `padding` pixels, every one of the (2 * padding + 1)^2 equally likely.
+    """Zero-pads every image on all sides and crops it back at a random position.
+
+    So images are shifted by up to `padding` pixels; all (2 * padding + 1)^2 shifts are equally
+    likely.
 
     Args:
         images: [N, Y, X, C], of any dtype.
@@ -96,14 +101,15 @@ def random_flip(images: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def color_jitter(images: jax.Array, keys: jax.Array, strength: float) -> jax.Array:
-    """Changes brightness, contrast and, of colour images, saturation, in this order.
+    """Changes brightness and contrast, and the saturation of colour images, in this order.
 
-    Each is a mixture with factor f, uniform in [1 - strength, 1 + strength]: f * image +
-    (1 - f) * other, where other is black, the image's mean gray level, and the gray image
-    (0.299 R + 0.587 G + 0.114 B). After each, values are clipped to [0, 255].
+    Each change mixes an image with another one: f * image + (1 - f) * other. The factor f is
+    uniform in [1 - strength, 1 + strength]. The other image is black for brightness, the image's
+    mean gray level for contrast, and the gray image (0.299 R + 0.587 G + 0.114 B) for saturation.
+    Values are clipped to [0, 255] after each change.
 
     Args:
-        images: [N, Y, X, C], 0 to 255, floating.
+        images: [N, Y, X, C], 0 to 255, floating point.
         keys: [N] random keys.
         strength: in [0, 1].
     """
@@ -125,7 +131,7 @@ def _mixed(images: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def _gray(images: jax.Array) -> jax.Array:
-    """[N, Y, X, 1]"""
+    """Returns the gray images, [N, Y, X, 1]."""
     if images.shape[-1] == 1:
         return images
     weights = jnp.array([0.299, 0.587, 0.114], images.dtype)
@@ -135,19 +141,20 @@ def _gray(images: jax.Array) -> jax.Array:
 def normalise(
     images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: jnp.dtype
 ) -> jax.Array:
-    """Pixels 0 to 255, [N, Y, X, C], to (pixel / 255 - mean) / std, of `dtype`."""
+    """Computes (pixel / 255 - mean) / std in `dtype` for pixels 0 to 255, [N, Y, X, C]."""
     mean_111C, std_111C = (jnp.asarray(x, dtype).reshape(1, 1, 1, -1) for x in (mean, std))
     return (images.astype(dtype) / 255 - mean_111C) / std_111C
 
 
 def cutout(images: jax.Array, keys: jax.Array, size: int) -> jax.Array:
-    """Sets a square of every image to zero, the mean once images are normalised; its center is any
-    pixel, so a part of it may lie outside (DeVries and Taylor 2017).
+    """Sets a square of every image to zero, which is the mean of normalised images.
+
+    The square's center is any pixel, so part of it may lie outside (DeVries and Taylor 2017).
 
     Args:
         images: [N, Y, X, C].
         keys: [N] random keys.
-        size: of a side, pixels.
+        size: side of the square, pixels.
     """
     height, width = images.shape[1:3]
 
@@ -162,17 +169,17 @@ def cutout(images: jax.Array, keys: jax.Array, size: int) -> jax.Array:
 
 
 def mixup(images: jax.Array, labels: jax.Array, keys: jax.Array, alpha: float) -> Inputs:
-    """Adds to every image that of its neighbour: share * image + (1 - share) * neighbour, the
-    shares drawn from Beta(alpha, alpha) (Zhang et al. 2018).
+    """Mixes every image with its neighbour: share * image + (1 - share) * neighbour.
 
-    Neighbours are the examples 2i and 2i + 1 of the batch, which is in random order: so they are on
-    the same device, however many there are.
+    The shares are drawn from Beta(alpha, alpha) (Zhang et al. 2018). Neighbours are the examples 2i
+    and 2i + 1 of the batch, whose order is random. So they are on the same device for any number of
+    devices.
 
     Args:
         images: [N, Y, X, C], N even.
         labels: [N].
         keys: [N] random keys.
-        alpha: of the Beta distribution, > 0.
+        alpha: parameter of the Beta distribution, > 0.
     """
     shares = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys).astype(images.dtype)
 

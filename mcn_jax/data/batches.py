@@ -1,14 +1,16 @@
-"""What passes from the data to the steps."""
+"""The data structures that pass batches to the steps."""
 
 from typing import Any, NamedTuple
 
-Array = Any  # of numpy where the host makes it, of jax inside a step
+Array = Any  # NumPy on the host, jax inside a step
 
 
 class Split(NamedTuple):
     """Examples on the device: a whole split, or a streamed batch.
 
-    images: [S, Y, X, C] uint8. labels: [S] int32.
+    Attributes:
+        images: [S, Y, X, C] uint8.
+        labels: [S] int32.
     """
 
     images: Array
@@ -18,7 +20,9 @@ class Split(NamedTuple):
 class Batch(NamedTuple):
     """One device's part of a training batch.
 
-    indices: [N] int32, rows of the split. positions: [N] int32, places in the global batch.
+    Attributes:
+        indices: [N] int32, rows of the split.
+        positions: [N] int32, positions in the global batch.
     """
 
     indices: Array
@@ -28,7 +32,9 @@ class Batch(NamedTuple):
 class EvalBatch(NamedTuple):
     """One device's part of an evaluation batch.
 
-    indices: [N] int32, rows of the split. mask: [N] bool, False for padding.
+    Attributes:
+        indices: [N] int32, rows of the split.
+        mask: [N] bool, False for padding.
     """
 
     indices: Array

@@ -1,4 +1,4 @@
-"""What a run's `DataConfig` may say."""
+"""Checks of a run's `DataConfig`."""
 
 from mcn_jax.config import DataConfig
 from mcn_jax.data.facts import DATASETS, check_stored_shape
@@ -6,14 +6,14 @@ from mcn_jax.data.prepare import check_name
 from mcn_jax.data.sources import SOURCES
 from mcn_jax.errors import require, require_one_of
 
-OWN_FIELDS = ("root", "test_fraction", "split_seed", "wnids_file")  # of single data sets
+OWN_FIELDS = ("root", "test_fraction", "split_seed", "wnids_file")  # used by some data sets
 
 
 def check_data(config: DataConfig) -> None:
-    """Checks every value of a config, as far as it can be told without opening the data.
+    """Checks every value of a config, as far as possible without opening the data.
 
     Raises:
-        InputError: naming the first wrong value and what is allowed.
+        InputError: if a value is wrong; the error names the first, and what is allowed.
     """
     check_name(config)
     require_one_of("data.pipeline", config.pipeline, ("auto", *SOURCES))
@@ -32,7 +32,7 @@ def check_data(config: DataConfig) -> None:
         not (config.min_crop_area and config.pipeline == "resident"),
         "data.pipeline",
         config.pipeline,
-        "cannot take random parts of images; use 'streamed', or config.data.min_crop_area=0",
+        "cannot crop images at random; use 'streamed', or set config.data.min_crop_area=0",
     )
     facts = DATASETS.get(config.name)
     if facts is None:
@@ -43,7 +43,7 @@ def check_data(config: DataConfig) -> None:
             name in facts.fields or value == getattr(DataConfig, name),
             f"data.{name}",
             value,
-            f"means nothing to {config.name}; leave it out, or name another data set",
+            f"is not used by {config.name}; leave it out, or choose another data set",
         )
     check_stored_shape(config, facts.image_shape)
 
@@ -56,5 +56,5 @@ def check_augmentation(config: DataConfig, height: int, width: int) -> None:
             value <= min(height, width),
             f"data.{name}",
             value,
-            f"is more than the {height}x{width} pixels of an image; lower it",
+            f"is larger than an image of {height}x{width} pixels; lower it",
         )

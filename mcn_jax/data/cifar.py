@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 from their official binary archives, as TFDS builders.
 
-The Python versions of the archives hold pickles, which can run code when they are loaded; they are
-refused.
+The Python versions of the archives are refused, because they hold pickles, which can run code when
+they are loaded.
 """
 
 import dataclasses
@@ -41,9 +41,12 @@ CIFAR100_FINE_NAMES = """
 class Archive:
     """An official binary archive.
 
-    url: of the compressed tar file. folder: inside it. pickles: what its Python version unpacks
-    to. labels: names of the label bytes that begin a record. files: split -> (name, records,
-    SHA-256) of every file, in order.
+    Attributes:
+        url: URL of the compressed tar file.
+        folder: the folder inside it.
+        pickles: the folder inside the Python version of the archive.
+        labels: names of the label bytes at the start of a record.
+        files: split -> (name, number of records, SHA-256) of every file, in order.
     """
 
     url: str
@@ -106,7 +109,7 @@ CIFAR100 = Archive(
 
 
 class _Cifar(archives.ArchiveBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """What the two data sets share. Subclasses name their archive and their labels."""
+    """Common parts of the two data sets; subclasses define archive and label names."""
 
     ARCHIVE: Archive
     LABEL_NAMES: dict[str, list[str]]
@@ -142,7 +145,7 @@ class _Cifar(archives.ArchiveBuilder, skip_registration=True):  # type: ignore[c
         labels = self.ARCHIVE.labels
         content = np.frombuffer(b"".join(batches), np.uint8)
         for row, record in enumerate(content.reshape(-1, len(labels) + PIXELS)):
-            # A record holds the red plane, then green and blue.
+            # After the labels, a record holds the red plane, then green and blue.
             image = record[len(labels) :].reshape(3, 32, 32).transpose(1, 2, 0)
             example = {"image": np.ascontiguousarray(image)}
             yield row, example | {name: int(record[i]) for i, name in enumerate(labels)}
@@ -156,7 +159,7 @@ class Cifar10(_Cifar):
 
 
 class Cifar100(_Cifar):
-    """60,000 colour images of 32x32 in 100 classes, and in 20 coarse ones (Krizhevsky 2009)."""
+    """60,000 colour images of 32x32 in 100 classes and 20 coarse classes (Krizhevsky 2009)."""
 
     ARCHIVE = CIFAR100
     LABEL_NAMES = {  # noqa: RUF012 -- as above
@@ -166,10 +169,10 @@ class Cifar100(_Cifar):
 
 
 def read_directory(directory: pathlib.Path, archive: Archive) -> dict[str, bytes]:
-    """The files of an archive, from a directory that holds it, extracted or not.
+    """Reads the files of an archive from a directory that holds it, extracted or not.
 
     Raises:
-        InputError: naming what is missing, damaged, or a pickle.
+        InputError: if something is missing, damaged or a pickle; the error names it.
     """
     name = archive.url.rsplit("/", 1)[1]
     for folder in (directory / archive.folder, directory):
@@ -196,7 +199,7 @@ def read_directory(directory: pathlib.Path, archive: Archive) -> dict[str, bytes
 
 
 def read_archive(path: pathlib.Path, archive: Archive) -> dict[str, bytes]:
-    """The files of an archive, from its compressed tar file, checked."""
+    """Reads and checks the files of an archive in its compressed tar file."""
     names = [name for files in archive.files.values() for name, _, _ in files]
     members = archives.read_tar(path, [f"{archive.folder}/{name}" for name in names])
     contents = {name: members[f"{archive.folder}/{name}"] for name in names}

@@ -14,13 +14,15 @@ from mcn_jax.data.batches import Batch, Split
 from mcn_jax.data.dataset import Dataset
 from mcn_jax.seeds import Purpose, example_generators, example_keys
 
-ROWS = 8  # examples, of as many classes as there are
+ROWS = 8  # examples on the sheet
 MIN_CROP_AREA = 0.08
 
 
 def augmentations(size: int) -> dict[str, DataConfig]:
-    """Name -> a config that asks for this augmentation alone, at a strength in common use for
-    images of `size` pixels."""
+    """Returns {title: config with only this augmentation}.
+
+    Strengths are those in common use for images of `size` pixels.
+    """
     return {
         f"crop_padding={size // 8}": DataConfig(crop_padding=size // 8),
         "flip": DataConfig(flip=True),
@@ -31,14 +33,14 @@ def augmentations(size: int) -> dict[str, DataConfig]:
 
 
 def columns(dataset: Dataset, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """What the sheet shows.
+    """Computes the images on the sheet.
 
     Args:
-        dataset: open.
-        seed: of the random choices.
+        dataset: open data set.
+        seed: seed of the random choices.
 
     Returns:
-        labels [N], and title -> [N, Y, X, C] images from 0 to 1.
+        Labels [N], and {title: images [N, Y, X, C] from 0 to 1}.
     """
     rows = spread_rows(dataset)
     positions = jnp.arange(len(rows))
@@ -66,7 +68,7 @@ def columns(dataset: Dataset, seed: int) -> tuple[np.ndarray, dict[str, np.ndarr
 
 
 def spread_rows(dataset: Dataset) -> np.ndarray:
-    """An even number of rows of the training split, the first of as many classes as possible."""
+    """Returns an even number of training rows, from as many classes as possible."""
     first_rows: list[int] = []
     seen: set[int] = set()
     others: list[int] = []
@@ -81,12 +83,12 @@ def spread_rows(dataset: Dataset) -> np.ndarray:
 
 
 def draw(dataset: Dataset, path: pathlib.Path, seed: int = 0) -> None:
-    """Writes the sheet: a row an example, a column an augmentation.
+    """Draws the sheet, with one row per example and one column per augmentation.
 
     Args:
-        dataset: open.
-        path: of the PNG file.
-        seed: of the random choices.
+        dataset: open data set.
+        path: path of the PNG file.
+        seed: seed of the random choices.
     """
     labels, shown = columns(dataset, seed)
     size = (1.5 * len(shown) + 1.2, 1.5 * len(labels) + 0.4)

@@ -1,4 +1,4 @@
-"""A data set that is open for reading: its splits as sequences, and what a run needs to know."""
+"""A data set opened for reading: its splits as sequences, and what a run needs to know."""
 
 import collections
 import concurrent.futures
@@ -21,20 +21,21 @@ from mcn_jax.data.prepare import prepared_builder, readable
 from mcn_jax.errors import InputError
 
 STATISTICS_IMAGES = 1024
-# At most so many examples, and bytes of their images, are read at once.
+# Upper bounds for reading at once: number of examples, and bytes of their images.
 CHUNK, CHUNK_BYTES = 256, 2**26
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Examples:
-    """One split, read by row. It can be sent to another process.
+    """One split, read by row; it can be sent to another process.
 
-    source: of TFDS, its images not decoded.
-    encoded: whether they are files in memory (JPEG, PNG and so on) rather than arrays.
-    path: where the data set is prepared.
-    shape: (Y, X, C) as stored, (None, None, C) where images differ in size.
-    classes: number of labels.
-    config: of the data.
+    Attributes:
+        source: TFDS data source, without decoding of images.
+        encoded: whether images are stored as encoded files (such as JPEG or PNG) instead of arrays.
+        path: directory of the prepared data set.
+        shape: (Y, X, C) as stored, or (None, None, C) if images differ in size.
+        classes: number of classes.
+        config: config of the data.
     """
 
     source: Any
@@ -49,7 +50,7 @@ class Examples:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(Y, X, C) as `read` returns them."""
+        """Shape (Y, X, C) of the images that `read` returns."""
         height, width, channels = self.shape
         size = self.config.image_size
         return (size or height or 0, size or width or 0, channels)
@@ -57,18 +58,18 @@ class Examples:
     def read(
         self, rows: np.ndarray, generators: Sequence[np.random.Generator] | None = None
     ) -> Split:
-        """Some examples, all of one size.
+        """Reads some examples and brings their images to one size.
 
         Args:
             rows: [N] row numbers.
-            generators: one for each; given, a random part of every image is taken instead of its
-                center, for which `shape` must leave the size open.
+            generators: one random generator per row. If given, a random part of each image is taken
+                instead of its center. This needs a data set whose images differ in size.
 
         Returns:
-            images [N, Y, X, C] uint8 and labels [N] int32.
+            Images [N, Y, X, C] uint8 and labels [N] int32.
 
         Raises:
-            InputError: if a record is damaged, or its label is out of range.
+            InputError: if a record is damaged or its label is out of range.
         """
         with readable(self.config.name, self.path):
             examples = self.source.__getitems__([int(row) for row in rows])
@@ -80,7 +81,7 @@ class Examples:
         wrong = labels[(labels < 0) | (labels >= self.classes)]
         if wrong.size:
             raise InputError(
-                f"data set {self.config.name} in {self.path} has the label {wrong[0]}, and"
+                f"data set {self.config.name} in {self.path} has the label {wrong[0]}, but only"
                 f" {self.classes} classes; prepare it again"
             )
         return Split(pixels, labels)
@@ -96,17 +97,19 @@ class Examples:
 
     @property
     def chunk_size(self) -> int:
-        """How many examples `chunks` reads at once."""
+        """Number of examples that `chunks` reads at once."""
         return max(1, min(CHUNK, CHUNK_BYTES // math.prod(self.image_shape)))
 
     def chunks(self) -> Iterator[Split]:
-        """The whole split in order, some examples at a time, decoded by several threads, which
-        Pillow allows."""
+        """Yields the whole split in order, some examples at a time.
+
+        Several threads decode the images, because Pillow releases Python's global lock.
+        """
         threads = (parallel.host_cores() or 1) if self.encoded else 1
         size = self.chunk_size
         parts = iter(np.split(np.arange(len(self)), range(size, len(self), size)))
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            # No more than the threads can work on, because the split may not fit the memory.
+            # One task per thread at most, because the split may not fit into memory.
             ahead = collections.deque(
                 pool.submit(self.read, rows) for rows in itertools.islice(parts, threads)
             )
@@ -116,7 +119,7 @@ class Examples:
                 yield done
 
     def read_all(self) -> Split:
-        """The whole split."""
+        """Reads the whole split."""
         return Split(*(np.concatenate(parts) for parts in zip(*self.chunks(), strict=True)))
 
 
@@ -124,10 +127,14 @@ class Examples:
 class Dataset:
     """An open data set.
 
-    class_names: in the order of the labels.
-    full_name: of TFDS; that of an image folder belongs to its files' names, sizes and times.
-    mean, std: of each channel, of pixels divided by 255.
-    train, test: the splits that the config names.
+    Attributes:
+        class_names: names of the classes in the order of the labels.
+        full_name: TFDS's name of the prepared data set. For an image folder, it identifies the
+            names, sizes and times of its files.
+        mean: mean of each channel, for pixels divided by 255.
+        std: standard deviation of each channel, for pixels divided by 255.
+        train: the split that the config names as `train_split`.
+        test: the split that the config names as `test_split`.
     """
 
     class_names: tuple[str, ...]
@@ -139,12 +146,14 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(Y, X, C) as the model sees them."""
+        """Shape (Y, X, C) of an image at the input of the model."""
         return self.train.image_shape
 
     def description(self) -> dict[str, Any]:
-        """What config.json records of the data: enough to tell whether they have changed, and to
-        prepare an image as the run did."""
+        """Returns what config.json records about the data.
+
+        This is enough to detect that the data have changed, and to prepare an image as the run did.
+        """
         return {
             "train_examples": len(self.train),
             "test_examples": len(self.test),
@@ -157,13 +166,13 @@ class Dataset:
 
 
 def open_dataset(config: DataConfig) -> Dataset:
-    """Prepares a data set where that has not been done, and opens it.
+    """Opens a data set, and prepares it first if that has not been done.
 
     Args:
-        config: of the data, validated.
+        config: validated config of the data.
 
     Raises:
-        InputError: if it cannot be prepared or read, or is not one of labelled images.
+        InputError: if it cannot be prepared or read, or does not consist of labelled images.
     """
     builder = prepared_builder(config)
     train = open_examples(builder, config, config.train_split)
@@ -193,23 +202,23 @@ def open_examples(builder: tfds.core.DatasetBuilder, config: DataConfig, split: 
     """Opens one split of a prepared data set.
 
     Args:
-        builder: from `prepared_builder`.
-        config: of the data.
-        split: in TFDS's notation.
+        builder: builder from `prepared_builder`.
+        config: config of the data.
+        split: the split in TFDS's notation.
 
     Raises:
-        InputError: if there is no such split, or it does not hold images of one label each.
+        InputError: if the split does not exist, or does not hold images with one label each.
     """
     features = builder.info.features
     found = list(features) if isinstance(features, tfds.features.FeaturesDict) else []
     if "image" not in found or "label" not in found:
         raise InputError(
-            f"data set {config.name} has the features {', '.join(found)}; image and label are"
-            " needed"
+            f"data set {config.name} has the features {', '.join(found)}; a data set needs image"
+            " and label"
         )
     image, label = features["image"], features["label"]
     if not isinstance(label, tfds.features.ClassLabel):
-        raise InputError(f"the labels of data set {config.name} are no ClassLabel, but {label}")
+        raise InputError(f"the labels of data set {config.name} must be a ClassLabel, not {label}")
     shape = image.shape
     if (
         type(image) not in (tfds.features.Image, tfds.features.Tensor)
@@ -218,12 +227,12 @@ def open_examples(builder: tfds.core.DatasetBuilder, config: DataConfig, split: 
         or shape[2] not in images.MODES
     ):
         raise InputError(
-            f"the images of data set {config.name} are {image}; arrays or encoded images of uint8"
-            " with 1 or 3 channels are needed"
+            f"the images of data set {config.name} are {image}; they must be uint8 arrays or"
+            " encoded images with 1 or 3 channels"
         )
     encoded = isinstance(image, tfds.features.Image)
     if None in shape and not encoded:
-        raise InputError(f"the images of data set {config.name} are arrays of different sizes")
+        raise InputError(f"the images of data set {config.name} are arrays that differ in size")
     check_stored_shape(config, shape)
     decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
     path = pathlib.Path(builder.data_path)
@@ -252,7 +261,7 @@ def _wrong_split(builder: tfds.core.DatasetBuilder, config: DataConfig, split: s
     remedy = "set config.data.train_split and config.data.test_split"
     if absent:
         remedy = (
-            f"to have {absent[0]}, delete {builder.data_path} and prepare it with its archive in"
+            f"to add {absent[0]}, delete {builder.data_path} and prepare it with its archive in"
             " --config.data.archive_dir"
         )
     return (
@@ -262,7 +271,7 @@ def _wrong_split(builder: tfds.core.DatasetBuilder, config: DataConfig, split: s
 
 
 def _shared_examples(builder: tfds.core.DatasetBuilder, config: DataConfig) -> int:
-    """How many examples are in both splits."""
+    """Counts the examples that are in both splits."""
 
     def ranges(split: str) -> list[tuple[str, int, int]]:
         return [
@@ -279,26 +288,33 @@ def _shared_examples(builder: tfds.core.DatasetBuilder, config: DataConfig) -> i
 
 
 def pixel_statistics(examples: Examples) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of pixels divided by 255, over at most 1,024
-    examples that are evenly spread over the split, as evaluation prepares them."""
+    """Computes mean and standard deviation of each channel, for pixels divided by 255.
+
+    They are taken over at most 1,024 examples, evenly spread over the split and prepared as in
+    evaluation.
+    """
     rows = np.unique(np.linspace(0, len(examples) - 1, STATISTICS_IMAGES).round().astype(int))
     parts = np.array_split(rows, -(-len(rows) // 32))
     counts = [histograms(examples.read(part).images) for part in parts]
     mean, std = mean_and_std(np.sum(counts, axis=0))
-    # Four digits, so that the last bits of a sum do not tell one machine from another; a channel
-    # that never changes is not divided by zero.
+    # Four digits, so rounding errors do not differ between machines. A constant channel gets a
+    # standard deviation of 1, because it is a divisor.
     mean, std = mean.round(4), std.round(4)
     return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
 
 
 def histograms(images: np.ndarray) -> np.ndarray:
-    """How often each channel of images [N, Y, X, C] uint8 has each value: [C, 256]."""
+    """Counts the values of each channel of images [N, Y, X, C] uint8: [C, 256]."""
     channels = np.moveaxis(images, -1, 0)
     return np.stack([np.bincount(values.ravel(), minlength=256) for values in channels])
 
 
 def mean_and_std(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation [C] of values divided by 255, from their histograms [C, 256]."""
+    """Computes mean and standard deviation [C] of values divided by 255.
+
+    Args:
+        counts: [C, 256] histograms of the values.
+    """
     values, shares = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
     mean = shares @ values
     return mean, np.sqrt(np.sum(shares * (values - mean[:, None]) ** 2, axis=1))

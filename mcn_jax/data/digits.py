@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits bundled with scikit-learn, as a TFDS builder. No network."""
+"""The 1,797 handwritten digits bundled with scikit-learn, as a TFDS builder; no download."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,13 +10,13 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 TEST_IMAGES = 360
-SPLIT_SEED = 0  # part of the data set's definition: every run sees the same split
+SPLIT_SEED = 0  # part of the data set's definition: every run has the same split
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
     """Scans of 8x8 gray levels (Alpaydin and Kaynak 1998), enlarged to 32x32.
 
-    Of each class the same share, one fifth, is in the test split.
+    The test split holds one fifth of every class.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -53,6 +53,6 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def enlarged(scan: np.ndarray) -> np.ndarray:
-    """[8, 8] gray levels 0 to 16 -> [32, 32, 1] uint8, bilinear."""
+    """Enlarges [8, 8] gray levels 0 to 16 to [32, 32, 1] uint8, bilinearly."""
     pixels = Image.fromarray(np.round(scan * (255 / 16)).astype(np.uint8))
     return np.asarray(pixels.resize((32, 32), Image.Resampling.BILINEAR))[..., None]

@@ -1,4 +1,4 @@
-"""The data sets that have a builder here, and what is known of each without reading it."""
+"""The data sets with a builder in this package, and what is known without reading them."""
 
 import dataclasses
 
@@ -16,17 +16,19 @@ from mcn_jax.errors import require
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetFacts:
-    """What is known of a data set without reading it.
+    """What is known about a data set without reading it.
 
-    builder: the class of its TFDS builder.
-    fields: of `DataConfig` that the builder takes as arguments.
-    summary: what it is, one line.
-    examples: of each split; none where they depend on the user's files.
-    classes: their number; None where it depends on the user's files.
-    image_shape: (Y, X, C) as stored; (None, None, C) where images differ in size.
-    mean, std: of each channel, of pixels divided by 255; None where they are computed when the set
-        is opened, see `mcn_jax.data.dataset.pixel_statistics`.
-    statistics: where mean and std come from.
+    Attributes:
+        builder: class of its TFDS builder.
+        fields: fields of `DataConfig` that the builder takes as arguments.
+        summary: description in one line.
+        examples: number of examples of each split; empty if they depend on the user's files.
+        classes: number of classes; None if it depends on the user's files.
+        image_shape: (Y, X, C) as stored; (None, None, C) if images differ in size.
+        mean: mean of each channel, for pixels divided by 255. None if it is computed when the data
+            set is opened, see `mcn_jax.data.dataset.pixel_statistics`.
+        std: standard deviation of each channel, likewise.
+        statistics: where mean and std come from.
     """
 
     builder: type[tfds.core.GeneratorBasedBuilder]
@@ -71,7 +73,7 @@ DATASETS = {
     ),
     "cifar100": DatasetFacts(
         builder=Cifar100,
-        summary="small colour images, with 20 coarse labels, too (Krizhevsky 2009)",
+        summary="small colour images, also with 20 coarse labels (Krizhevsky 2009)",
         examples={"train": 50000, "test": 10000},
         classes=100,
         image_shape=(32, 32, 3),
@@ -80,7 +82,7 @@ DATASETS = {
     ),
     "svhn_cropped": DatasetFacts(
         builder=SvhnCropped,
-        summary="house numbers, one digit an image (Netzer et al. 2011)",
+        summary="house numbers, one digit per image (Netzer et al. 2011)",
         examples={"train": 73257, "test": 26032, "extra": 531131},
         classes=10,
         image_shape=(32, 32, 3),
@@ -102,7 +104,7 @@ DATASETS = {
     "image_folder": DatasetFacts(
         builder=ImageFolder,
         fields=("root", "test_fraction", "split_seed"),
-        summary="images of your own, a folder a class, under --config.data.root",
+        summary="your own images, one folder per class, under --config.data.root",
         examples={},
         classes=None,
         image_shape=(None, None, 3),
@@ -114,35 +116,35 @@ DATASETS = {
 
 
 def check_stored_shape(config: DataConfig, shape: tuple[int | None, ...]) -> None:
-    """Checks that what the config says of the images' size fits how they are stored.
+    """Checks that the config's fields about image size fit the stored images.
 
     Args:
-        config: of the data.
-        shape: (Y, X, C) as stored, with None where images differ in size.
+        config: config of the data.
+        shape: (Y, X, C) as stored, with None if images differ in size.
 
     Raises:
-        InputError: naming the field.
+        InputError: if a field does not fit; the error names the field.
     """
     differ = None in shape
     require(
         bool(config.image_size) or not differ,
         "data.image_size",
         config.image_size,
-        f"leaves the images of {config.name} as they are, and they differ in size; name the height"
-        " and width that they are resized to",
+        f"must be set for {config.name}, whose images differ in size; choose the height and width"
+        " to resize them to",
     )
     require(
         differ or not config.min_crop_area,
         "data.min_crop_area",
         config.min_crop_area,
-        f"takes parts of large images; those of {config.name} are all of one size: use"
+        f"is for images that differ in size, unlike those of {config.name}; use"
         " config.data.crop_padding",
     )
     require(
         differ or config.center_crop == 1,
         "data.center_crop",
         config.center_crop,
-        f"cuts images that differ in size; those of {config.name} are all of one size: use 1",
+        f"is for images that differ in size, unlike those of {config.name}; use 1",
     )
     if not differ and config.image_size:
         height, width = shape[:2]
@@ -150,5 +152,5 @@ def check_stored_shape(config: DataConfig, shape: tuple[int | None, ...]) -> Non
             max(height or 0, width or 0) <= config.image_size,
             "data.image_size",
             config.image_size,
-            f"is smaller than the images of {height}x{width}; use 0 to leave them as stored",
+            f"is smaller than the images of {height}x{width}; use 0 to keep them as stored",
         )

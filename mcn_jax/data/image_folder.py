@@ -1,4 +1,4 @@
-"""A folder of the user's own images as a TFDS builder: a folder a class."""
+"""A folder of the user's own images, with one folder per class, as a TFDS builder."""
 
 import hashlib
 import io
@@ -25,10 +25,11 @@ Files = dict[str, list[pathlib.Path]]  # class -> its images, sorted
 class ImageFolder(tfds.core.GeneratorBasedBuilder):
     """Images in `ROOT/train/CLASS/*` and `ROOT/test/CLASS/*`, or in `ROOT/CLASS/*`.
 
-    Where there is no test folder, the same share of every class is taken for testing, at random
-    with a seed of its own. Files are stored as they are; each is decoded once to see that it can
-    be. What is prepared belongs to the names, sizes and times of the files below ROOT: when these
-    change, the folder is prepared again, beside what was there before.
+    Without a test folder, the same share of every class is taken for testing, chosen at random with
+    `split_seed`. Files are stored unchanged; each is decoded once to check that it can be read.
+
+    The prepared data set is identified by the names, sizes and times of the files below ROOT. When
+    they change, the folder is prepared again; the earlier data set is kept.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -36,14 +37,17 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
     def __init__(
         self, *, root: str, test_fraction: float = 0.2, split_seed: int = 0, **kwargs: Any
     ):
-        """Args:
-        root: the folder.
-        test_fraction: share of each class for testing where there is no test folder, in (0, 1).
-        split_seed: of the choice of these.
-        **kwargs: of the base class.
+        """Finds the images.
+
+        Args:
+            root: the folder.
+            test_fraction: share of each class for testing if there is no test folder, in (0, 1).
+            split_seed: seed of the choice of these images.
+            **kwargs: arguments of the base class.
 
         Raises:
-            InputError: naming the folder, if it does not hold images in class folders.
+            InputError: if the folder does not hold images in class folders; the error names the
+                folder.
         """
         self._splits = find_splits(root, test_fraction, split_seed)
         self._classes = sorted(self._splits["train"])
@@ -60,7 +64,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="images of the user's own, a folder a class",
+            description="the user's own images, one folder per class",
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 3)),
@@ -88,23 +92,23 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
 
 def find_splits(root: str, test_fraction: float, split_seed: int) -> dict[str, Files]:
-    """The images of "train" and "test" by class.
+    """Finds the images of "train" and "test" by class.
 
-    A folder "test" is taken before one of validation images.
+    A folder "test" has precedence over a folder of validation images.
 
     Raises:
-        InputError: naming the folder, if there are none, a class is empty, or the splits have
-            different classes.
+        InputError: if there are no class folders, a class is empty, or the splits have different
+            classes; the error names the folder.
     """
     if not root:
         raise InputError(
-            "config.data.root='' names no folder; pass the one that holds a folder a class as"
+            "config.data.root='' names no folder; pass a directory with one folder per class as"
             " --config.data.root"
         )
     directory = pathlib.Path(root).expanduser()
     if not directory.is_dir():
-        raise InputError(f"config.data.root={root!r} is no directory")
-    # A folder of this name that holds images itself is a class, of vehicles for instance.
+        raise InputError(f"config.data.root={root!r} is not a directory")
+    # A folder with such a name but without class folders may be a class: a train is also a vehicle.
     folders = {path.name.lower(): path for path in _folders(directory) if _folders(path)}
     train = next((folders[name] for name in TRAIN_FOLDERS if name in folders), None)
     test = next((folders[name] for name in TEST_FOLDERS if name in folders), None)
@@ -115,7 +119,7 @@ def find_splits(root: str, test_fraction: float, split_seed: int) -> dict[str, F
             if path.name.lower() in TEST_FOLDERS:
                 raise InputError(
                     f"{path} has no class folders; put its images into {path}/CLASS, or rename it"
-                    " to have a part of the training images for testing"
+                    " to take a part of the training images for testing"
                 )
         return _cut(train, class_files(train), test_fraction, split_seed)
     splits = {"train": class_files(train), "test": class_files(test)}
@@ -129,10 +133,11 @@ def find_splits(root: str, test_fraction: float, split_seed: int) -> dict[str, F
 
 
 def class_files(directory: pathlib.Path) -> Files:
-    """class -> its image files, for a directory that holds a folder a class.
+    """Returns class -> its image files, for a directory with one folder per class.
 
     Raises:
-        InputError: naming the folder, if it has fewer than two classes, or one has no images.
+        InputError: if there are fewer than two classes, or a class has no images; the error names
+            the folder.
     """
     files = {folder.name: image_files(folder) for folder in _folders(directory)}
     for name, paths in files.items():
@@ -143,8 +148,8 @@ def class_files(directory: pathlib.Path) -> Files:
             )
     if len(files) < 2:
         raise InputError(
-            f"{directory} has {len(files)} class folders, at least two are needed; images belong in"
-            f" {directory}/CLASS, or in {directory}/train/CLASS and {directory}/test/CLASS"
+            f"{directory} has {len(files)} class folders, at least two are needed; put images into"
+            f" {directory}/CLASS, or into {directory}/train/CLASS and {directory}/test/CLASS"
         )
     return files
 
@@ -163,7 +168,7 @@ def _cut(
     for label, (name, paths) in enumerate(sorted(files.items())):
         if len(paths) < 2:
             raise InputError(
-                f"class folder {directory / name} has one image, of which none is left for testing;"
+                f"class folder {directory / name} has one image, so none is left for testing;"
                 " add images, or make train and test folders"
             )
         tests = min(max(round(test_fraction * len(paths)), 1), len(paths) - 1)

@@ -1,4 +1,4 @@
-"""Some classes of ILSVRC-2012, from its official archives or class folders, as a TFDS builder."""
+"""Some classes of ILSVRC-2012 as a TFDS builder, from official archives or class folders."""
 
 import collections
 import hashlib
@@ -33,7 +33,7 @@ FILES = {
         digest="fa75699e90414af021442c21a62c3abf",
     ),
 }
-FOLDERS = {"train": "train", "test": "val"}  # of class folders, as torchvision extracts them
+FOLDERS = {"train": "train", "test": "val"}  # names of the folders that torchvision extracts to
 NEEDED = (
     f"{FILES['train'].name}, {FILES['test'].name} and {FILES['devkit'].name}, or class folders"
     " train/WNID and val/WNID"
@@ -44,7 +44,7 @@ VALIDATION_IMAGES = 50000
 VALIDATION_IMAGES_OF_A_CLASS = 50
 
 WNIDS_FILE = pathlib.Path(__file__).with_name("imagenet100_wnids.txt")
-WNID = re.compile(r"n\d{8}", re.ASCII)  # WordNet's number of a noun
+WNID = re.compile(r"n\d{8}", re.ASCII)  # WordNet's identifier of a noun
 DIGEST_DIGITS = 12
 
 WNIDS_FIELD = "--config.data.wnids_file"
@@ -53,23 +53,24 @@ Images = Iterator[tuple[str, pathlib.Path, bytes]]  # (wnid, path as shown, enco
 
 
 class ImageNet100(archives.ArchiveBuilder):
-    """100 classes of ILSVRC-2012 (Russakovsky et al. 2015), or those that a file names.
+    """100 classes of ILSVRC-2012 (Russakovsky et al. 2015), or the classes listed in a file.
 
-    The split "test" is the official validation set. Images are stored as they are; each is decoded
-    once to see that it can be. What is prepared belongs to the list of classes: another list is
-    prepared beside it.
+    The split "test" is the official validation set. Images are stored unchanged; each is decoded
+    once to check that it can be read. Every list of classes is prepared as a data set of its own.
     """
 
-    name = "imagenet100"  # TFDS would make it image_net100
+    name = "imagenet100"  # TFDS would choose image_net100
 
     def __init__(self, *, wnids_file: str = "", **kwargs: Any):
-        """Args:
-        wnids_file: the classes, see `read_wnids`; "" takes the package's.
-        **kwargs: of the base class.
+        """Reads the list of classes.
+
+        Args:
+            wnids_file: file of the classes, see `read_wnids`; "" takes the package's list.
+            **kwargs: arguments of the base class.
 
         Raises:
-            InputError: naming the file, if that does not list classes; naming the development kit,
-                if class names are wanted from it and it is damaged.
+            InputError: if the file is not a list of classes, or if class names are needed from the
+                development kit and it is damaged; the error names the file.
         """
         self._wnids_file = pathlib.Path(wnids_file).expanduser() if wnids_file else WNIDS_FILE
         self._classes = read_wnids(self._wnids_file)
@@ -92,7 +93,7 @@ class ImageNet100(archives.ArchiveBuilder):
 
     def _label_feature(self) -> tfds.features.ClassLabel:
         if self.data_path.exists():
-            # TFDS restores the names that were prepared, and refuses to if there are others.
+            # TFDS restores the prepared names, and raises an error if others are set.
             return tfds.features.ClassLabel(num_classes=len(self._classes))
         known: dict[str, str] = {}
         if self.archive_dir and not all(self._classes.values()):
@@ -112,7 +113,7 @@ class ImageNet100(archives.ArchiveBuilder):
         sources = find_sources(directory)
         official = {path: FILES[key] for key, path in sources.items() if path.is_file()}
         wnids = list(self._classes)
-        # Hashing takes minutes: what is quick to see comes first.
+        # Hashing takes minutes, so the quick checks come first.
         archives.check_sizes(official)
         train, test = sources["train"], sources["test"]
         read_train = train_archive if train in official else class_folders
@@ -132,25 +133,25 @@ class ImageNet100(archives.ArchiveBuilder):
 
 
 def read_wnids(path: pathlib.Path) -> dict[str, str]:
-    """wnid -> name of the class, "" where there is none, in the order of the labels.
+    """Reads wnid -> class name, "" if none is given, in the order of the labels.
 
     Args:
-        path: of a text file with a wnid a line, such as n02012849, and a name after a space if one
-            is wanted. From # on a line is a comment.
+        path: path of a text file with one wnid (WordNet identifier) per line, such as n02012849. A
+            class name may follow after a space. A # begins a comment.
 
     Raises:
-        InputError: naming the file and the line, if there are fewer than two classes, one is named
-            twice, or a line is something else.
+        InputError: if there are fewer than two classes, a class is named twice, or a line is not a
+            wnid; the error names the file and the line.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read ({error.strerror}); pass a file with a wnid a line as"
+            f"{path} cannot be read ({error.strerror}); pass a file with one wnid per line as"
             f" {WNIDS_FIELD}"
         ) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text in UTF-8; write a wnid a line there") from error
+        raise InputError(f"{path} is not UTF-8 text; write one wnid per line") from error
     classes: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
         wnid, _, name = line.partition("#")[0].strip().partition(" ")
@@ -158,7 +159,7 @@ def read_wnids(path: pathlib.Path) -> dict[str, str]:
             continue
         if not WNID.fullmatch(wnid):
             raise InputError(
-                f"{path}, line {number}: {wnid!r} is no wnid, which is an n and eight digits;"
+                f"{path}, line {number}: {wnid!r} is not a wnid, which is an n and eight digits;"
                 " correct it"
             )
         if wnid in classes:
@@ -170,15 +171,17 @@ def read_wnids(path: pathlib.Path) -> dict[str, str]:
 
 
 def class_names(classes: dict[str, str], known: dict[str, str]) -> list[str]:
-    """A name of its own for each class: the given one, else the known one, else the wnid; followed
-    by the wnid where several classes would share it.
+    """Returns a unique name for each class.
+
+    The name is the given one, otherwise the known one, otherwise the wnid. If several classes would
+    share a name, their wnids are appended.
 
     Args:
         classes: wnid -> given name or "".
-        known: wnid -> name, of some classes.
+        known: wnid -> name, for some classes.
     """
     names = {wnid: name or known.get(wnid, wnid) for wnid, name in classes.items()}
-    # Again, because a given name may be what another becomes.
+    # Repeated, because a name with its wnid may equal a given name.
     while len(set(names.values())) < len(names):
         counts = collections.Counter(names.values())
         names = {w: f"{name} {w}" if counts[name] > 1 else name for w, name in names.items()}
@@ -186,11 +189,17 @@ def class_names(classes: dict[str, str], known: dict[str, str]) -> list[str]:
 
 
 def find_sources(directory: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Where the images are: "train" and "test" -> an archive, or a folder of class folders where
-    that is not there; "devkit" -> the development kit, if the test archive needs it.
+    """Finds the archives or folders of the images.
+
+    Args:
+        directory: the user's archive directory.
+
+    Returns:
+        "train" and "test" -> an archive, or a folder of class folders if the archive is missing;
+        "devkit" -> the development kit, if the test archive needs it.
 
     Raises:
-        InputError: naming the first archive that is not there, nor its class folders.
+        InputError: if neither an archive nor its folder exists; the error names the first.
     """
     sources = {}
     for split, keys in (("train", ("train",)), ("test", ("test", "devkit"))):
@@ -210,34 +219,34 @@ def find_sources(directory: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def class_folders(directory: pathlib.Path, wnids: list[str], expected: int | None = None) -> Images:
-    """The images in directory/WNID/*, sorted.
+    """Returns the images in directory/WNID/*, sorted.
 
     Args:
-        directory: of the class folders; others than those of `wnids` do not matter.
+        directory: the folder of the class folders; folders of other classes are ignored.
         wnids: the classes.
-        expected: images of each; None for any number but 0.
+        expected: number of images per class; None for any number but 0.
 
     Raises:
-        InputError: at once, naming the class folder, if it is not there or lacks images; when
-            it is read, naming an image that cannot be.
+        InputError: at once, if a class folder is missing or lacks images; the error names the
+            folder. While reading, if an image cannot be read; the error names the image.
     """
     files = {}
     for wnid in wnids:
         folder = directory / wnid
         if not folder.is_dir():
             raise InputError(
-                f"class folder {folder} is not there; extract the images of this class there, or"
-                f" take it out of {WNIDS_FIELD}"
+                f"class folder {folder} does not exist; extract the images of this class there, or"
+                f" remove it from {WNIDS_FIELD}"
             )
         files[wnid] = image_files(folder)
         if not files[wnid]:
             raise InputError(
-                f"class folder {folder} has no images; extract those of this class there again"
+                f"class folder {folder} has no images; extract the images of this class again"
             )
         if expected not in (None, len(files[wnid])):
             raise InputError(
                 f"class folder {folder} has {len(files[wnid])} images where {expected} are"
-                " expected; extract those of this class there again"
+                " expected; extract the images of this class again"
             )
     return _folder_images(files)
 
@@ -253,21 +262,21 @@ def _folder_images(files: dict[str, list[pathlib.Path]]) -> Images:
 
 
 def train_archive(path: pathlib.Path, wnids: list[str]) -> Images:
-    """The images in WNID.tar in a tar archive, in its order.
+    """Returns the images in the WNID.tar files inside a tar archive, in its order.
 
     Args:
-        path: of the archive.
+        path: path of the archive.
         wnids: the classes; others are skipped.
 
     Raises:
-        InputError: naming the archive; at once, if it is none or lacks a class; when it is read, if
-            it is damaged or a class has no images.
+        InputError: at once, if it is not an archive or lacks a class. While reading, if it is
+            damaged or a class has no images. The error names the archive.
     """
     with archives.open_tar(path) as archive:
         found = {member.name for member in archives.regular_files(archive, path)}
     for wnid in wnids:
         if f"{wnid}.tar" not in found:
-            raise InputError(f"{path} has no {wnid}.tar; take {wnid} out of {WNIDS_FIELD}")
+            raise InputError(f"{path} has no {wnid}.tar; remove {wnid} from {WNIDS_FIELD}")
     return _train_images(path, {f"{wnid}.tar": wnid for wnid in wnids})
 
 
@@ -288,28 +297,28 @@ def _train_images(path: pathlib.Path, wnids: dict[str, str]) -> Images:
                     images += 1
             if not images:
                 raise InputError(
-                    f"{class_path} has no images; replace {path} by the official archive"
+                    f"{class_path} has no images; replace {path} with the official archive"
                 )
 
 
 def validation_archive(path: pathlib.Path, devkit_path: pathlib.Path, wnids: list[str]) -> Images:
-    """The images of some classes in the archive of validation images, in its order.
+    """Returns the images of some classes in the archive of validation images, in its order.
 
     Args:
-        path: of the archive.
-        devkit_path: of the development kit, which knows their classes.
+        path: path of the archive.
+        devkit_path: path of the development kit, which lists the images' classes.
         wnids: the classes; images of others are skipped.
 
     Raises:
-        InputError: naming the archive; at once, if the development kit is damaged or has no images
-            of a class; when it is read, if the archive is damaged or lacks an image.
+        InputError: at once, if the development kit is damaged or has no images of a class. While
+            reading, if the archive is damaged or lacks an image. The error names the archive.
     """
     devkit = read_devkit(devkit_path)
     found = set(devkit.validation_wnids)
     for wnid in wnids:
         if wnid not in found:
             raise InputError(
-                f"{devkit_path} has no validation images of {wnid}; take {wnid} out of"
+                f"{devkit_path} has no validation images of {wnid}; remove {wnid} from"
                 f" {WNIDS_FIELD}"
             )
     chosen = {
@@ -329,13 +338,15 @@ def _validation_images(path: pathlib.Path, wnids: dict[str, str]) -> Images:
                 yield wnids[member.name], path / member.name, content
                 missing.discard(member.name)
     if missing:
-        raise InputError(f"{path} has no {min(missing)}; replace it by the official archive")
+        raise InputError(f"{path} has no {min(missing)}; replace it with the official archive")
 
 
 class Devkit(NamedTuple):
-    """What the development kit knows.
+    """Contents of the development kit.
 
-    names: wnid -> the first of its words. validation_wnids: of each validation image, in order.
+    Attributes:
+        names: wnid -> the first of its words.
+        validation_wnids: wnid of each validation image, in order.
     """
 
     names: dict[str, str]
@@ -346,10 +357,10 @@ def read_devkit(path: pathlib.Path) -> Devkit:
     """Reads the development kit.
 
     Args:
-        path: of the compressed tar archive.
+        path: path of the compressed tar archive.
 
     Raises:
-        InputError: naming the file, if that is damaged, or holds something else.
+        InputError: if it is damaged or not the development kit; the error names the file.
     """
     archives.check_official({path: FILES["devkit"]})
     contents = archives.read_tar(path, [SYNSETS, GROUND_TRUTH])
@@ -365,19 +376,19 @@ def read_devkit(path: pathlib.Path) -> Devkit:
                 wnids[int(synset["ILSVRC2012_ID"])] = wnid
     except (IndexError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path / SYNSETS} is no list of synsets ({error}); replace {path} by the official"
+            f"{path / SYNSETS} is not a list of synsets ({error}); replace {path} with the official"
             " archive"
         ) from error
     ids = contents[GROUND_TRUTH].decode("ascii", "replace").split()
     if len(ids) != VALIDATION_IMAGES:
         raise InputError(
             f"{path / GROUND_TRUTH} has {len(ids)} lines where {VALIDATION_IMAGES} are expected;"
-            f" replace {path} by the official archive"
+            f" replace {path} with the official archive"
         )
     for number, text in enumerate(ids, start=1):
         if not text.isdecimal() or int(text) not in wnids:
             raise InputError(
-                f"{path / GROUND_TRUTH}, line {number}: {text!r} is the ILSVRC2012_ID of no class;"
-                f" replace {path} by the official archive"
+                f"{path / GROUND_TRUTH}, line {number}: {text!r} is not the ILSVRC2012_ID of a"
+                f" class; replace {path} with the official archive"
             )
     return Devkit(names, [wnids[int(text)] for text in ids])

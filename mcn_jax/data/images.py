@@ -1,5 +1,8 @@
-"""Images with Pillow, on the host: decoding, the center crop of evaluation and the random crop of
-training. For sets whose images differ in size; the others are augmented inside the step."""
+"""Decoding and cropping of images with Pillow, on the host.
+
+The crops are for data sets whose images differ in size. Images of equal size are augmented inside
+the step.
+"""
 
 import io
 import math
@@ -11,20 +14,20 @@ from PIL import Image
 
 from mcn_jax.errors import InputError
 
-MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's mode, which every image is converted to
+MODES = {1: "L", 3: "RGB"}  # channels -> mode of Pillow for the converted image
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
-# What Pillow raises for a file that is no image, is truncated or claims an absurd size.
+# Pillow's errors for files that are not images, are truncated or claim an absurd size.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
-# Of EXIF data and transparency, which are not used; what is wrong with pixels is an exception.
+# These warnings are about EXIF data and transparency, which are not used. Damaged pixels raise.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-Box = tuple[float, float, float, float]  # left, upper, right, lower, pixels of the whole image
+Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels of the whole image
 
 
 def image_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The images in a folder, by their suffix, sorted; hidden files are left out."""
+    """Returns the image files in a folder, by suffix and sorted, without hidden files."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -33,10 +36,15 @@ def image_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def check_readable(content: bytes, name: str) -> None:
-    """Decodes an image, at a fraction of its size where the format can, and drops the pixels.
+    """Decodes an image and drops the pixels, at a fraction of its size if the format allows that.
+
+    Args:
+        content: the encoded image.
+        name: name of the file, for the error.
 
     Raises:
-        InputError: naming the file, if that fails.
+        InputError: if decoding fails or the image has more than 8 bits per channel; the error names
+            the file.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -49,25 +57,25 @@ def check_readable(content: bytes, name: str) -> None:
         ) from error
     if mode[0] in "IF":
         raise InputError(
-            f"{name} has more than 8 bits a channel (Pillow's mode {mode}), which would be clipped;"
+            f"{name} has more than 8 bits per channel (Pillow's mode {mode}) and would be clipped;"
             " convert it"
         )
 
 
 def decode(content: bytes, channels: int) -> np.ndarray:
-    """An encoded image as [Y, X, channels] uint8; gray, palette and CMYK are converted."""
+    """Decodes an image to [Y, X, channels] uint8; converts gray, palette and CMYK images."""
     with Image.open(io.BytesIO(content)) as image:
         return _pixels(image.convert(MODES[channels]))
 
 
 def center_crop(content: bytes, channels: int, size: int, share: float) -> np.ndarray:
-    """The center of an image, for evaluation.
+    """Crops the center of an image and resizes it, for evaluation.
 
     Args:
         content: the encoded image.
         channels: 1 or 3.
         size: height and width of the result, pixels.
-        share: side of the square that is cut out, as a share of the image's shorter side.
+        share: side of the cropped square as a share of the image's shorter side.
 
     Returns:
         [size, size, channels] uint8.
@@ -82,19 +90,19 @@ def center_crop(content: bytes, channels: int, size: int, share: float) -> np.nd
 def random_crop(
     content: bytes, channels: int, size: int, min_area: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """A random part of an image, resized to a square.
+    """Crops a random part of an image and resizes it to a square.
 
-    Ten times a share of the area, uniform in [min_area, 1], and an aspect ratio,
-    log-uniform in [3/4, 4/3], are drawn; the first rectangle that fits is placed uniformly.
-    If none does, it is the largest one at the center with an allowed ratio (Szegedy et al. 2015, as
-    commonly implemented).
+    Ten rectangles are drawn, each from a share of the area, uniform in [min_area, 1], and an aspect
+    ratio, log-uniform in [3/4, 4/3]. The first rectangle that fits is placed uniformly. If none
+    fits, the result is the largest centered rectangle with an allowed ratio (Szegedy et al. 2015,
+    as commonly implemented).
 
     Args:
         content: the encoded image.
         channels: 1 or 3.
         size: height and width of the result, pixels.
         min_area: in (0, 1].
-        generator: for the random choices.
+        generator: random generator.
 
     Returns:
         [size, size, channels] uint8.
@@ -105,7 +113,7 @@ def random_crop(
 
 
 def random_box(width: int, height: int, min_area: float, generator: np.random.Generator) -> Box:
-    """The rectangle of `random_crop`, whole pixels."""
+    """Draws the rectangle of `random_crop`, in whole pixels."""
     shares = generator.uniform(min_area, 1, 10)
     ratios = np.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3), 10))
     places = generator.uniform(size=2)
@@ -126,7 +134,7 @@ def random_box(width: int, height: int, min_area: float, generator: np.random.Ge
 def _resized(image: Image.Image, box: Box, channels: int, size: int) -> np.ndarray:
     width, height = image.size
     left, upper, right, lower = box
-    # JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, as long as the part is not enlarged.
+    # JPEG can be decoded at 1/2, 1/4 or 1/8 of its size; never smaller than the result needs.
     enough = (width * size / (right - left), height * size / (lower - upper))
     image.draft(MODES[channels], (math.ceil(enough[0]), math.ceil(enough[1])))
     image = image.convert(MODES[channels])
@@ -140,8 +148,12 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def padded_to(images: np.ndarray, size: int) -> np.ndarray:
-    """Zero-pads [N, Y, X, C] on all sides to [N, size, size, C], which is not smaller; size 0
-    leaves it as it is."""
+    """Zero-pads [N, Y, X, C] on all sides to [N, size, size, C].
+
+    Args:
+        images: [N, Y, X, C].
+        size: at least Y and X; 0 leaves the images unchanged.
+    """
     if not size:
         return images
     height, width = images.shape[1:3]

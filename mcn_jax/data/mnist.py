@@ -14,7 +14,7 @@ from mcn_jax.errors import InputError
 
 URL = "https://storage.googleapis.com/cvdf-datasets/mnist"
 
-# (split, kind) -> name of the extracted file, the shape it holds and the SHA-256 of its content.
+# (split, kind) -> name, shape and SHA-256 of the uncompressed file.
 FILES = {
     ("train", "images"): (
         "train-images-idx3-ubyte",
@@ -40,7 +40,7 @@ FILES = {
 
 
 class Mnist(archives.ArchiveBuilder):
-    """60,000 and 10,000 handwritten digits of 28x28 gray pixels (LeCun et al. 1998)."""
+    """60,000 training and 10,000 test digits, 28x28 gray pixels (LeCun et al. 1998)."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -75,11 +75,12 @@ class Mnist(archives.ArchiveBuilder):
 
 
 def find_archives(directory: pathlib.Path) -> dict[tuple[str, str], pathlib.Path]:
-    """The four files of MNIST, as archives or extracted, in `directory` or in torchvision's
-    MNIST/raw below it.
+    """Finds the four files of MNIST, compressed or not.
+
+    The search covers `directory` and its subfolder MNIST/raw, where torchvision puts them.
 
     Raises:
-        InputError: naming the first file that is not there.
+        InputError: if a file is missing; the error names the first.
     """
     folders = (directory, directory / "MNIST" / "raw")
     found = {}
@@ -99,15 +100,15 @@ def read_idx(path: pathlib.Path, shape: tuple[int, ...], sha256: str) -> np.ndar
     """Reads an IDX file of unsigned bytes, compressed or not.
 
     Args:
-        path: of the file; compressed if it begins as gzip does.
-        shape: expected.
-        sha256: of the extracted content.
+        path: path of the file; a file that begins like gzip is decompressed.
+        shape: expected shape.
+        sha256: checksum of the decompressed content.
 
     Returns:
         A uint8 array of that shape.
 
     Raises:
-        InputError: naming the file, if it is truncated or its content is not the official one.
+        InputError: if the file is truncated or not the official one; the error names the file.
     """
     content = path.read_bytes()
     if content[:2] == b"\x1f\x8b":

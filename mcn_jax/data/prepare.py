@@ -1,4 +1,4 @@
-"""Preparing a data set as ArrayRecord where that has not been done, and finding one that is."""
+"""Preparation of data sets as ArrayRecord files, and opening of prepared ones."""
 
 import contextlib
 import errno
@@ -22,22 +22,23 @@ DOWNLOAD_ERRORS: tuple[type[Exception], ...] = (
     tfds.download.download_manager.NonMatchingChecksumError,
     tfds.download.util.DownloadError,
 )
-# What TFDS and ArrayRecord raise for missing, truncated and malformed files.
+# Errors of TFDS and ArrayRecord for missing, truncated and malformed files.
 READ_ERRORS = (OSError, RuntimeError, ValueError, json_format.Error)
 DISK_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 
 
 def prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
-    """The builder of a prepared data set, which is prepared first where that has not been done.
+    """Returns the builder of a prepared data set, and prepares the data set if necessary.
 
-    A data set is written into a directory of its own that is renamed at the end, so whatever
-    happens on the way, it is there as a whole or not at all.
+    A data set is written to a temporary directory that is renamed at the end. So it exists either
+    complete or not at all, even if the process is killed.
 
     Args:
-        config: `name`, `data_dir` and what the builder takes.
+        config: config of the data; `name`, `data_dir` and the fields that the builder takes are
+            used.
 
     Raises:
-        InputError: if it cannot be prepared, or what is there is damaged.
+        InputError: if the data set cannot be prepared, or the prepared one is damaged.
     """
     if config.name not in DATASETS:
         with readable(config.name, _found_directory(config)):
@@ -55,11 +56,11 @@ def prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
             try:
                 _prepare(builder, config)
             except OSError as error:
-                # If another process has prepared it meanwhile, what is there is whole, too. TFDS
-                # looks for it before it renames, and one that comes between makes that fail.
+                # Another process may have completed the same data set just before TFDS renames
+                # its directory. Then the renaming fails, and that data set is used.
                 if not (isinstance(error, FileExistsError) or error.errno == errno.ENOTEMPTY):
                     raise
-        # Without its sources, which a worker process or a later run may not have.
+        # This builder does not need the archives, which may be missing in a later run.
         builder = tfds.builder_from_directory(str(path))
         for split, examples in facts.examples.items():
             if split in builder.info.splits:
@@ -73,15 +74,17 @@ def prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
 
 
 def check_name(config: DataConfig) -> None:
-    """Raises InputError unless the data set has a builder here, or is prepared in `data_dir`."""
+    """Raises InputError unless the data set has a builder here or is prepared in `data_dir`."""
     if config.name not in DATASETS:
         _found_directory(config)
 
 
 def _found_directory(config: DataConfig) -> pathlib.Path:
-    """Of a data set that somebody else has prepared: NAME or NAME/CONFIG, and :VERSION.
+    """Finds the directory of a data set that another program prepared with TFDS.
 
-    Not by TFDS's search, which looks among its own builders and so imports them all.
+    The config names it as NAME or NAME/CONFIG, optionally followed by :VERSION.
+
+    TFDS's own search is not used, because it imports all of TFDS's builders.
     """
     data_dir = pathlib.Path(config.data_dir).expanduser()
     folder, _, version = config.name.partition(":")
@@ -118,7 +121,7 @@ def _prepare(builder: tfds.core.DatasetBuilder, config: DataConfig) -> None:
         force_checksums_validation=True, try_download_gcs=False
     )
     try:
-        # Without its own words on sizes that it does not know.
+        # Hides TFDS's message about the download size, which TFDS does not know.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(download_config=download_config)
     except DOWNLOAD_ERRORS as error:
@@ -128,24 +131,24 @@ def _prepare(builder: tfds.core.DatasetBuilder, config: DataConfig) -> None:
             " --config.data.archive_dir"
         ) from error
     except (OSError, RuntimeError) as error:
-        # ArrayRecord's errors have no number, but the words of the operating system.
+        # ArrayRecord's errors have no errno, only the operating system's text.
         reasons = [reason for reason in DISK_FULL if reason in str(error)]
         if not reasons:
             raise
         raise InputError(
             f"data set {config.name} does not fit on the disk of {config.data_dir} ({reasons[0]});"
-            " nothing of it was kept: make room there, or name another directory as"
+            " nothing of it was kept; free space there, or pass another directory as"
             " --config.data.data_dir"
         ) from error
 
 
 @contextlib.contextmanager
 def readable(name: str, path: pathlib.Path) -> Iterator[None]:
-    """Turns what TFDS and ArrayRecord raise for damaged files into an InputError.
+    """Turns the errors of TFDS and ArrayRecord for damaged files into an InputError.
 
     Args:
-        name: of the data set.
-        path: where it is prepared.
+        name: name of the data set.
+        path: directory where it is prepared.
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""Where the steps get their batches: splits that live on the devices, or a stream of workers.
+"""Sources of the steps' batches: splits that stay on the devices, or a stream from workers.
 
-Both give the same batches as functions of (seed, epoch, step), so a run may be resumed anywhere,
-and on the other one. A streamed batch reaches the step as a split of its own whose rows stand in
-order; the step does not know the difference.
+Both return the same batches, as functions of (seed, epoch, step). So a run can resume at any step,
+and with the other source. A streamed batch reaches the step as a small split whose rows are in
+order, so the step treats both alike.
 """
 
 import collections
@@ -24,39 +24,44 @@ from mcn_jax.errors import InputError
 from mcn_jax.ops.chunks import greatest_divisor
 from mcn_jax.seeds import Purpose, epoch_order, example_generators
 
-RESIDENT_BYTES = 2e9  # of a split, on all devices that share a memory
-ENDLESS = 2**48  # elements
-PLACED_AHEAD = 2  # streamed batches that are on their way to the devices while a step runs
+RESIDENT_BYTES = 2e9  # largest resident split, over all devices that share memory
+ENDLESS = 2**48  # elements of a stream whose end no run reaches
+PLACED_AHEAD = 2  # streamed batches in transfer to the devices while a step runs
 
 
 class Source(Protocol):
     """Batches on the devices, as arguments of the mapped steps.
 
     Attributes:
-        together: training batches that are given at a time.
+        together: number of training batches per dispatch.
     """
 
     together: int
 
     def train_batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Split, Batch]]:
-        """The whole batches of an epoch from the `first` on; examples beyond the last one wait for
-        the next epoch. Where several are given at a time, they have an axis of steps behind that of
-        devices; InputError if `first` lies between two such times."""
+        """Yields the full batches of an epoch from batch `first` on, `together` at a time.
+
+        Examples after the last full batch are left out in this epoch. If `together` is more than 1,
+        the arrays have an axis of steps after the axis of devices.
+
+        Raises:
+            InputError: if `first` is not a multiple of `together`.
+        """
 
     def test_batches(self, epoch: int) -> Iterator[tuple[Split, EvalBatch]]:
-        """The test split, every example in one batch; read after the training of `epoch`."""
+        """Yields every example of the test split once, after the training of `epoch`."""
 
     def close(self) -> None:
         """Ends worker processes."""
 
 
 def make_source(config: Config, dataset: Dataset) -> Source:
-    """The source that `config.data.pipeline` names, or the one that fits the size of the data."""
+    """Makes the source for `config.data.pipeline`; "auto" chooses by the size of the data."""
     return SOURCES[source_name(config, dataset)](config, dataset)
 
 
 def source_name(config: Config, dataset: Dataset) -> str:
-    """ "resident" or "streamed"."""
+    """Returns "resident" or "streamed"."""
     if config.data.pipeline != "auto":
         return config.data.pipeline
     copies = len(parallel.local_devices()) if jax.default_backend() == "cpu" else 1
@@ -65,7 +70,7 @@ def source_name(config: Config, dataset: Dataset) -> str:
 
 
 class ResidentSource:
-    """Both splits on every device as uint8; a step gets row numbers."""
+    """Keeps both splits on every device as uint8; a step receives row numbers."""
 
     def __init__(self, config: Config, dataset: Dataset):
         """Reads both splits."""
@@ -78,12 +83,12 @@ class ResidentSource:
         self._test = parallel.replicate(dataset.test.read_all())
 
     def train_batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Split, Batch]]:
-        """See `Source`."""
+        """Yields training batches; see `Source`."""
         config = self._config
         if first % self.together:
             raise InputError(
-                f"the checkpoint stands after {first} steps of its epoch, which this run takes"
-                f" {self.together} at a time; resume with --config.steps_per_dispatch=1"
+                f"the checkpoint was saved after {first} steps of its epoch, but this run takes"
+                f" {self.together} steps at a time; resume with --config.steps_per_dispatch=1"
             )
         positions = np.arange(config.batch_size, dtype=np.int32)
         for dispatched in range(first, self._steps, self.together):
@@ -98,60 +103,62 @@ class ResidentSource:
                 yield self._train, parallel.shard(parallel.share(stacked, axis=1), axis=1)
 
     def test_batches(self, epoch: int) -> Iterator[tuple[Split, EvalBatch]]:
-        """See `Source`."""
+        """Yields test batches; see `Source`."""
         del epoch
         size = self._config.eval_batch_size
         for batch in eval_batches(self._examples[1], size, parallel.num_devices()):
             yield self._test, parallel.shard(parallel.share(batch))
 
     def close(self) -> None:
-        """See `Source`."""
+        """Does nothing, as there are no worker processes."""
 
 
 class StreamedSource:
-    """Examples read, decoded and cropped by Grain's worker processes.
+    """Streams examples that Grain's worker processes read, decode and crop.
 
-    One stream runs through all that a run reads, the test split after every epoch included, so
-    that the workers start once. Asked for another place than its next, it starts anew there.
-    Each process of a run on several hosts reads its own part of every batch.
+    One stream covers everything that a run reads, including the test split after every epoch. So
+    the workers start only once. If batches are requested out of sequence, the stream restarts
+    there.
+
+    With several processes, each process reads its own part of every batch.
     """
 
     together = 1
 
     def __init__(self, config: Config, dataset: Dataset):
-        """Starts nothing yet."""
+        """Prepares the stream without starting workers."""
         self._config = config
         self._read = _BatchReader(config, dataset.train, dataset.test)
         self._next = -1
         self._stream: Any = None
 
     def train_batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Split, Batch]]:
-        """See `Source`."""
+        """Yields training batches; see `Source`."""
         reader = self._read
         return self._placed(epoch * reader.per_epoch + first, reader.train_steps - first)
 
     def test_batches(self, epoch: int) -> Iterator[tuple[Split, EvalBatch]]:
-        """See `Source`."""
+        """Yields test batches; see `Source`."""
         reader = self._read
         start = epoch * reader.per_epoch + reader.train_steps
         return self._placed(start, reader.per_epoch - reader.train_steps)
 
     def _placed(self, start: int, count: int) -> Iterator[Any]:
-        """`count` elements of the stream from `start`, placed on the devices ahead of their use."""
+        """Yields `count` elements from `start`, placed on the devices ahead of their use."""
         if start != self._next:
             self.close()
             self._stream = iter(self._elements(start))
         placed: collections.deque[Any] = collections.deque()
         for _ in range(count):
-            self._next = -1  # a consumer that stops on the way leaves the stream at no known place
+            self._next = -1  # unknown if the consumer stops early
             try:
                 element = next(self._stream)
-            except RuntimeError as error:  # of Grain, whose workers raise what is wrong with data
+            except RuntimeError as error:  # raised by Grain itself; workers raise InputErrors
                 raise InputError(
                     f"a process that reads the data has ended ({str(error).splitlines()[0]}); if"
                     " memory is short, lower config.data.workers; the same command resumes"
                 ) from error
-            # Copied, so that the memory shared with the workers is free again at once.
+            # Copied, to release the memory shared with the workers at once.
             placed.append(parallel.shard(jax.tree.map(np.array, element)))
             if len(placed) > PLACED_AHEAD:
                 yield placed.popleft()
@@ -160,10 +167,10 @@ class StreamedSource:
 
     def _elements(self, start: int) -> grain.IterDataset:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain's workers read them
-        # Without an end that anybody reaches: there, Grain would leave shared memory behind.
+            flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
+        # Grain does not release shared memory at the end of a stream, so no run reaches the end.
         elements = grain.MapDataset.range(start, ENDLESS).map(self._read)
-        # Batches are large: each worker holds one in its hands and one in its buffer.
+        # Batches are large, so each worker holds only two: one in progress and one in its buffer.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         workers = self._config.data.workers or parallel.host_cores() or 1
         return elements.to_iter_dataset(options).mp_prefetch(
@@ -172,21 +179,27 @@ class StreamedSource:
         )
 
     def close(self) -> None:
-        """See `Source`."""
+        """Ends worker processes; see `Source`."""
         if self._stream is not None:
             self._stream.close()
         self._stream, self._next = None, -1
 
 
 def _ignore_signals(worker: int, workers: int) -> None:
-    """In a worker: signals to the whole process group are for the run, which ends its workers."""
+    """Makes a worker ignore SIGINT and SIGTERM.
+
+    Signals to the whole process group are meant for the run, which ends its workers itself.
+    """
     del worker, workers
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def default_steps_per_dispatch() -> int:
-    """On a CPU a step takes longer than to ask for it."""
+    """Returns 1 on a CPU and 32 elsewhere.
+
+    On a CPU a step takes longer than its dispatch, so there is nothing to gain.
+    """
     return 1 if jax.default_backend() == "cpu" else 32
 
 
@@ -197,8 +210,10 @@ SOURCES: dict[str, Callable[[Config, Dataset], Source]] = {
 
 
 class _BatchReader:
-    """Reads the stream's elements, in a worker: those of an epoch are its training batches and,
-    after them, the batches of the test split."""
+    """Reads elements of the stream, in a worker.
+
+    The elements of an epoch are its training batches, followed by the batches of the test split.
+    """
 
     def __init__(self, config: Config, train: Examples, test: Examples):
         self.config = config
@@ -222,7 +237,7 @@ class _BatchReader:
         return self._test_batch(self.tests[step - self.train_steps])
 
     def _share(self, batch: np.ndarray) -> np.ndarray:
-        """The part of a global batch that this process reads."""
+        """Returns the part of a global batch that this process reads."""
         return np.split(batch, self.processes)[self.process]
 
     def _train_batch(self, epoch: int, step: int) -> tuple[Split, Batch]:
@@ -244,13 +259,19 @@ class _BatchReader:
         return Split(images, labels), EvalBatch(self._in_order(rows), mask)
 
     def _in_order(self, rows: np.ndarray) -> np.ndarray:
-        """Row numbers of each device's own part."""
+        """Returns the row numbers within each device's own part."""
         return np.tile(np.arange(len(rows) // self.devices, dtype=np.int32), self.devices)
 
 
 def train_rows(config: Config, num_examples: int, epoch: int, step: int) -> np.ndarray:
-    """[batch_size] int32, the rows of a global training batch; `step` counts from the epoch's
-    first."""
+    """Returns the rows of a global training batch, [batch_size] int32.
+
+    Args:
+        config: config of the run.
+        num_examples: size of the training split.
+        epoch: epoch, from 0.
+        step: step within the epoch, from 0.
+    """
     order = _epoch_order(config.seed, epoch, num_examples)
     return order[step * config.batch_size :][: config.batch_size]
 
@@ -259,15 +280,15 @@ _epoch_order = functools.lru_cache(maxsize=1)(epoch_order)
 
 
 def eval_batches(num_examples: int, batch_size: int, num_devices: int) -> Iterator[EvalBatch]:
-    """Batches in order, all of one size: the last is padded with row 0 and a mask of False.
+    """Yields batches in order, all of one size; the last is padded with row 0 and mask False.
 
     Args:
-        num_examples: of the split, at least 1.
-        batch_size: any; rounded up to a multiple of the devices.
-        num_devices: that share a batch.
+        num_examples: size of the split, at least 1.
+        batch_size: any size; rounded up to a multiple of `num_devices`.
+        num_devices: number of devices that share a batch.
 
     Yields:
-        Global batches, whose length the devices divide.
+        Global batches, whose length is divisible by `num_devices`.
     """
     batch_size = -(-min(batch_size, num_examples) // num_devices) * num_devices
     for start in range(0, num_examples, batch_size):

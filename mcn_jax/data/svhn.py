@@ -1,4 +1,4 @@
-"""SVHN's cropped digits from their official MATLAB files, as a TFDS builder."""
+"""The cropped digits of SVHN from their official MATLAB files, as a TFDS builder."""
 
 import pathlib
 from collections.abc import Iterator
@@ -30,18 +30,19 @@ FILES = {
     ),
 }
 EXAMPLES = {"train": 73257, "test": 26032, "extra": 531131}
-OPTIONAL = "extra"  # the paper does without it
+OPTIONAL = "extra"  # the paper does not use it
 
-# MATLAB's classes of numbers, which leave out characters, truth values, cells and structs.
+# MATLAB's numeric classes; it also has characters, logical values, cells and structs.
 NUMBERS = """
     uint8 uint16 uint32 uint64 int8 int16 int32 int64 single double
 """.split()
 
 
 class SvhnCropped(archives.ArchiveBuilder):
-    """House numbers cut to one digit, 32x32 colour pixels (Netzer et al. 2011).
+    """House numbers cropped to one digit, 32x32 colour pixels (Netzer et al. 2011).
 
-    The split "extra" is there if its file was: downloads fetch it, a directory may lack it.
+    The split "extra" exists if its file was available: downloads include it, a directory may lack
+    it.
     """
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -62,25 +63,25 @@ class SvhnCropped(archives.ArchiveBuilder):
         else:
             urls = {split: f"{URL}/{file.name}" for split, file in FILES.items()}
             paths = {split: pathlib.Path(path) for split, path in dl_manager.download(urls).items()}
-        # All that can be wrong is found before the first example is written.
+        # All checks come before the first example is written.
         archives.check_official({path: FILES[split] for split, path in paths.items()})
         for split, path in paths.items():
             check_variables(path, EXAMPLES[split])
         return {split: self._generate_examples(path) for split, path in paths.items()}
 
     def _generate_examples(self, path: pathlib.Path) -> Iterator[tuple[int, Any]]:
-        # Read here, so that no more than one split is in memory.
+        # Read here, so only one split is in memory at a time.
         images, labels = archives.read_mat(path, "X"), archives.read_mat(path, "y")
         for row, label in enumerate(labels[:, 0]):
             image = np.ascontiguousarray(images[..., row])
-            yield row, {"image": image, "label": int(label) % 10}  # the digit 0 is labelled 10
+            yield row, {"image": image, "label": int(label) % 10}  # SVHN labels the digit 0 as 10
 
 
 def find_files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
-    """split -> its file in `directory`; without "extra" if that is not there.
+    """Returns split -> its file in `directory`; without "extra" if that file is missing.
 
     Raises:
-        InputError: naming the first file that is not there.
+        InputError: if another file is missing; the error names the first.
     """
     paths = {split: directory / file.name for split, file in FILES.items()}
     for split, path in list(paths.items()):
@@ -95,15 +96,16 @@ def find_files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def check_variables(path: pathlib.Path, examples: int) -> None:
-    """Looks for X [32, 32, 3, N] uint8 and y [N, 1] from 1 to 10 in a MATLAB file, without reading
-    the images.
+    """Checks the variables of a MATLAB file without reading its images.
+
+    It must hold X [32, 32, 3, N] uint8 and y [N, 1] with values from 1 to 10.
 
     Args:
-        path: of the file.
+        path: path of the file.
         examples: N.
 
     Raises:
-        InputError: naming the file and what it holds instead.
+        InputError: if it holds something else; the error names the file and what it holds.
     """
     found = archives.mat_shapes(path)
     expected = {"X": ((32, 32, 3, examples), ["uint8"]), "y": ((examples, 1), NUMBERS)}
@@ -112,12 +114,12 @@ def check_variables(path: pathlib.Path, examples: int) -> None:
         if found_shape != shape or kind not in kinds:
             raise InputError(
                 f"{path} holds {name} as {kind} of shape {list(found_shape)} where {kinds[0]} of"
-                f" shape {list(shape)} is expected; replace it by the official file"
+                f" shape {list(shape)} is expected; replace it with the official file"
             )
     labels = archives.read_mat(path, "y")
     wrong = labels[~np.isin(labels, np.arange(1, 11))]
     if wrong.size:
         raise InputError(
-            f"{path} has the label {wrong[0]} where 1 to 10 are expected; replace it by the"
+            f"{path} has the label {wrong[0]} where 1 to 10 are expected; replace it with the"
             " official file"
         )

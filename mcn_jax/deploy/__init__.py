@@ -1,1 +1,1 @@
-"""What leaves the house: model files, ONNX graphs, and the predictor that runs them."""
+"""Writes and reads model files, exports ONNX graphs, and predicts with trained networks."""

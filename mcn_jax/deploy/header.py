@@ -1,4 +1,4 @@
-"""What a model file says of its network and images, and the checks of an untrusted header."""
+"""Describes the network and images of a model file, and checks untrusted headers."""
 
 import contextlib
 import dataclasses
@@ -19,29 +19,30 @@ from mcn_jax.models.heads import HEADS
 from mcn_jax.models.plan import Plan, plan_of, specs
 from mcn_jax.ops.packing import MAX_CENTERS
 
-# What a file may ask for.
+# The most that a file may request.
 MAX_SIZE, MAX_PLANES, MAX_CLASSES, MAX_NAME = 2048, 64, 2**20, 300
-MAX_DEPTH, MAX_TENSORS = 200, 1_024  # a network that deep has 1,001
-MAX_LAYER_BYTES = 2**28  # of what a layer makes of one image, of the filters it convolves with
+MAX_DEPTH, MAX_TENSORS = 200, 1_024  # a network of depth 200 has 1,001 tensors
+MAX_LAYER_BYTES = 2**28  # for a layer's input or output of one image, and for its filters
 BASE_FIELDS = ("model.name", "model.conv", "model.widths", "model.pooling", "model.head")
 
 
 class Network(NamedTuple):
     """The architecture in a model file.
 
-    config: of the run, or from a header, where fields that the file lacks have their defaults.
-    quantized: whether layers that can be quantized store quantized weights.
+    Attributes:
+        config: the run's config. If it was read from a header, missing fields have their defaults.
+        quantized: whether quantizable layers store quantized weights.
     """
 
     config: Config
     quantized: bool
 
     def plan(self, num_classes: int, image_shape: tuple[int, int, int]) -> Plan:
-        """Its layers, see `plan_of`."""
+        """Returns the layers of the network; see `plan_of`."""
         return plan_of(self.config, num_classes, image_shape)
 
     def to_json(self) -> dict[str, Any]:
-        """The "network" of a header: what the architecture has, and the options of its parts."""
+        """Returns the "network" of a header: the architecture and the options of its parts."""
         flat = flatten(self.config)
         fields = {name: flat[name] for name in _fields(self.config.model)}
         if not self.quantized:
@@ -52,13 +53,13 @@ class Network(NamedTuple):
 
 
 def _fields(model: ModelConfig) -> tuple[str, ...]:
-    """The fields of a config that a header must hold."""
+    """Returns the config fields that a header must have."""
     own = (*models.MODELS[model.name].options, *HEADS[model.head].options)
     return (*BASE_FIELDS, *(f"model.{name}" for name in own), *LAYERS[model.conv].options)
 
 
 def _known_fields() -> dict[str, str]:
-    """Maps every field that a header may hold to its group in a config."""
+    """Returns {field: its group in a config} for every field that a header may have."""
     options = [f"model.{name}" for model in models.MODELS.values() for name in model.options]
     options += [f"model.{name}" for head in HEADS.values() for name in head.options]
     options += [name for family in LAYERS.values() for name in family.options]
@@ -68,13 +69,17 @@ def _known_fields() -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputImages:
-    """What the network takes: images of uint8.
+    """The uint8 images that a network takes.
 
-    height, width, channels: of an image.
-    image_size: height and width that images are zero-padded to, half of it on each side; 0 leaves
-        them as they are.
-    center_crop: share of the shorter side of an image of any size that is cut out and resized.
-    mean, std: of each channel, of pixels divided by 255.
+    Attributes:
+        height: pixels in y, before padding.
+        width: pixels in x, before padding.
+        channels: 1 or 3.
+        image_size: height and width that images are zero-padded to, with half of the padding on
+            each side; 0 for no padding.
+        center_crop: side of the center crop that is resized, as a share of the shorter side.
+        mean: mean of each channel, for pixels divided by 255.
+        std: standard deviation of each channel, for pixels divided by 255.
     """
 
     height: int
@@ -87,12 +92,16 @@ class InputImages:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(Y, X, C) as the network sees an image."""
+        """The shape (Y, X, C) of an image after padding."""
         return (self.image_size or self.height, self.image_size or self.width, self.channels)
 
 
 def class_names_from_json(names: Any) -> tuple[str, ...]:
-    """The "class_names" of a header; raises InputError if they are none, or cannot be printed."""
+    """Returns the "class_names" of a header.
+
+    Raises:
+        InputError: if they are not a list of printable names.
+    """
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError("its class_names are not a list of names")
     for name in names:
@@ -101,8 +110,11 @@ def class_names_from_json(names: Any) -> tuple[str, ...]:
 
 
 def full_name_from_json(provenance: Any) -> str | None:
-    """The full name of the data in the "provenance" of a header, None if it has none; raises
-    InputError if it cannot be printed."""
+    """Returns the data set's full name from the "provenance" of a header, or None if missing.
+
+    Raises:
+        InputError: if the name is not printable.
+    """
     data = provenance.get("data") if isinstance(provenance, dict) else None
     name = data.get("full_name") if isinstance(data, dict) else None
     if name is not None:
@@ -118,7 +130,11 @@ def _check_printable(field: str, name: Any) -> None:
 
 
 def images_from_json(values: Any) -> InputImages:
-    """The "images" of a header; raises InputError naming what is wrong with them."""
+    """Returns the "images" of a header.
+
+    Raises:
+        InputError: naming the field that is wrong.
+    """
     images = _from_json(InputImages, values, "images")
     for name in ("height", "width"):
         _limit(f"images.{name}", getattr(images, name), 1, MAX_SIZE)
@@ -132,7 +148,7 @@ def images_from_json(values: Any) -> InputImages:
         numbers = getattr(images, name)
         if len(numbers) != images.channels or not all(map(math.isfinite, numbers)):
             raise InputError(f"images.{name}={numbers} is not one number per channel")
-    # Images are normalised in float32, where these may be zero or infinite.
+    # Images are normalised in float32, where finite float64 numbers may become 0 or infinite.
     with np.errstate(over="ignore"):
         mean, std = np.float32(images.mean), np.float32(images.std)
     if not np.isfinite(mean).all():
@@ -145,16 +161,16 @@ def images_from_json(values: Any) -> InputImages:
 def network_from_json(
     values: Any, images: InputImages, classes: int, tensors: int, num_bytes: int
 ) -> Network:
-    """The "network" of a header, every size bounded before memory is taken for it.
+    """Returns the "network" of a header, and checks every size before memory is allocated.
 
-    A field that is missing takes its default, which means what older versions did.
+    A missing field takes its default, which gives the behavior of older versions.
 
     Args:
-        values: of the header.
-        images: that it takes.
+        values: the header's "network".
+        images: the images that the network takes.
         classes: number of logits.
         tensors: number of tensors in the file.
-        num_bytes: of all tensors together.
+        num_bytes: size of all tensors together.
 
     Raises:
         InputError: naming what is wrong.
@@ -164,7 +180,9 @@ def network_from_json(
     network = _network(values, tensors)
     model, family = network.config.model, LAYERS[network.config.model.conv]
     if network.quantized and not family.quantizes:
-        raise InputError(f"network.conv={model.conv} has no quantized weights, and the file has")
+        raise InputError(
+            f"network.conv={model.conv} does not support quantized weights, but the file has them"
+        )
     height, width, channels = images.shape
     with _named_as_here():
         models.MODELS[model.name].check_image_size(model, height, width)
@@ -180,7 +198,7 @@ def network_from_json(
 
 
 def _network(values: Any, tensors: int) -> Network:
-    """The network of a header, its numbers bounded and its names known."""
+    """Returns the network of a header, with its names and the range of its numbers checked."""
     if not isinstance(values, dict):
         raise InputError("its network is not an object")
     known = _known_fields()
@@ -201,7 +219,7 @@ def _network(values: Any, tensors: int) -> Network:
         }
     )
     model, num_centers = config.model, values.get("num_centers", 0)
-    quantized = values.get("quantized", bool(num_centers))  # version 0.1 said it by num_centers
+    quantized = values.get("quantized", bool(num_centers))  # version 0.1 has only num_centers
     if type(quantized) is not bool:
         raise InputError(f"network.quantized={quantized!r:.100} must be true or false")
     _limit("network.planes", model.planes, 1, MAX_PLANES)
@@ -222,7 +240,7 @@ def _network(values: Any, tensors: int) -> Network:
 
 @contextlib.contextmanager
 def _named_as_here() -> Iterator[None]:
-    """Lets errors about fields of a config name the fields of the header."""
+    """Rewrites errors about config fields so that they name the header's fields."""
     try:
         yield
     except InputError as error:
@@ -231,13 +249,13 @@ def _named_as_here() -> Iterator[None]:
 
 
 def layer_bytes(plan: Plan, images: InputImages) -> int:
-    """The most bytes that any layer takes or makes of one image, in float32."""
+    """Returns the bytes of the largest layer input or output of one image, in float32."""
     shapes = [images.shape, *(s for layer in plan for s in (layer.in_shape, layer.out_shape))]
     return 4 * max(math.prod(shape) for shape in shapes)
 
 
 def _most_filter_bytes(plan: Plan) -> int:
-    """The bytes of the largest kernel that a layer convolves with, in float32."""
+    """Returns the bytes of the largest kernel that a layer convolves with, in float32."""
     convolutions = [layer for layer in plan if layer.family.filters is not None]
     sizes = [math.prod(shape) for layer in convolutions for shape in layer.params.values()]
     sizes += [
@@ -252,7 +270,7 @@ def _limit(name: str, value: int, least: int, most: int) -> None:
 
 
 def _from_json(cls: type, values: Any, name: str) -> Any:
-    """A dataclass of numbers and tuples of numbers, every field of the right type."""
+    """Returns a dataclass of numbers and tuples of numbers; checks the type of every field."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     if not isinstance(values, dict):
         raise InputError(f"its {name} is not an object")

@@ -1,8 +1,9 @@
-"""The model file: a network for inference, every quantized weight in a few bits.
+"""Writes and reads model files: networks for inference, with few bits per quantized weight.
 
-A `.safetensors` file, whose metadata entry "mcn_jax" is a JSON object: all that inference needs.
-docs/format.md describes both, exact enough for a reader in another language. Reading runs nothing
-of a file, and what its header claims is checked against its tensors before memory is taken.
+A model file is a `.safetensors` file. Its metadata entry "mcn_jax" is a JSON object with all other
+information that inference needs. docs/format.md specifies both, so a reader can be written in
+another language. Loading an untrusted file runs no code. Its header is checked against its tensors
+before memory is allocated for the network.
 """
 
 import collections
@@ -36,11 +37,11 @@ from mcn_jax.training.phases import quantizes
 from mcn_jax.workdirs.files import write_bytes_atomically
 from mcn_jax.workdirs.trained import Trained
 
-# Of the data's config, what tells which images were tested, and not where they lie.
+# Fields of the data's config that identify the test images, but not their location.
 DATA_FIELDS = ("name", "train_split", "test_split", "test_fraction", "split_seed")
 KEY, VERSION = "mcn_jax", 1
-# What the safetensors library and JSON raise for a file that is not one; an AttributeError for
-# types of numbers that NumPy does not have.
+# Errors that safetensors and JSON raise for an invalid file. safetensors raises AttributeError for
+# dtypes that NumPy does not have.
 READ_ERRORS = (
     safetensors.SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError,
 )  # fmt: skip
@@ -48,10 +49,14 @@ READ_ERRORS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model file's content.
+    """The content of a model file.
 
-    provenance: of the run that trained it; for people, nothing depends on it.
-    tensors: as stored, {"conv_1/bits": ...}.
+    Attributes:
+        network: the architecture.
+        images: the images that the network takes.
+        class_names: of the logits.
+        provenance: describes the training run and its data. Logits do not depend on it.
+        tensors: as stored, such as {"conv_1/bits": ...}.
     """
 
     network: Network
@@ -67,13 +72,13 @@ class Model:
 
     @functools.cached_property
     def module(self) -> nn.Module:
-        """The network for inference, whose parameters `unpacked` makes of the tensors."""
+        """The network for inference. `unpacked` computes its parameters from the tensors."""
         config, quantized = self.network
         num_classes = len(self.class_names)
         return models.make_model(config, num_classes, quantized=quantized, deployed=True)
 
     def unpacked(self, tensors: Mapping[str, jax.Array]) -> dict[str, Any]:
-        """The "params" collection of `module`, of the tensors; traceable."""
+        """Returns the "params" collection of `module` for these tensors; JAX can trace it."""
         params: dict[str, Any] = {}
         for layer in self.plan:
             own = layer.family.unpack(own_tensors(tensors, layer.name), layer)
@@ -82,22 +87,22 @@ class Model:
 
 
 def own_tensors(tensors: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The tensors of one layer by their leaf names."""
+    """Returns the tensors of one layer by leaf name."""
     prefix = f"{name}/"
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def model_of(trained: Trained, stored_shape: tuple[int | None, ...], dense: str) -> Model:
-    """The model file of a trained network.
+    """Returns the model file's content for a trained network.
 
     Args:
         trained: from `read_trained`.
         stored_shape: (Y, X, C) of the data set's images as stored, None where they differ in size.
-        dense: how kernels of dense layers are stored, a name in `mcn_jax.layers.dense.FORMATS`.
+        dense: storage format of dense kernels, a name in `mcn_jax.layers.dense.FORMATS`.
 
     Raises:
-        InputError: if the network is to have binary filters and has none yet, or is one that a
-            reader of the file would refuse.
+        InputError: if the config asks for binary filters but training has not reached them yet, or
+            if a reader would refuse the file.
     """
     config = trained.config
     if quantizes(config) and not trained.binary:
@@ -120,19 +125,19 @@ def model_of(trained: Trained, stored_shape: tuple[int | None, ...], dense: str)
         },
         tensors=packed_tensors(trained.variables, plan_of_trained(trained), trained.binary, dense),
     )
-    # What a reader refuses is not written.
+    # Never write a file that a reader would refuse.
     _model(json.loads(header(model)), dict(model.tensors))
     return model
 
 
 def plan_of_trained(trained: Trained) -> Plan:
-    """The layers of a trained network."""
+    """Returns the layers of a trained network."""
     shape = trained.data["image_shape"]
     return plan_of(trained.config, len(trained.data["class_names"]), tuple(shape))
 
 
 def images_of(trained: Trained, stored_shape: tuple[int | None, ...]) -> InputImages:
-    """What a trained network takes; `stored_shape` as in `model_of`."""
+    """Returns the images that a trained network takes; `stored_shape` is as in `model_of`."""
     config, (height, width, _) = trained.config.data, stored_shape
     size = config.image_size
     return InputImages(
@@ -149,13 +154,13 @@ def images_of(trained: Trained, stored_shape: tuple[int | None, ...]) -> InputIm
 def packed_tensors(
     variables: Mapping[str, Any], plan: Plan, quantized: bool, dense: str = "float32"
 ) -> dict[str, np.ndarray]:
-    """The tensors of a model file.
+    """Returns the tensors of a model file.
 
     Args:
         variables: "params" and the other collections of the trained network.
-        plan: of the network.
-        quantized: whether quantized weights are stored, where a layer has them.
-        dense: how kernels of dense layers are stored, a name in `mcn_jax.layers.dense.FORMATS`.
+        plan: the layers of the network.
+        quantized: whether to store quantized weights, for layers that have them.
+        dense: storage format of dense kernels, a name in `mcn_jax.layers.dense.FORMATS`.
     """
     tensors: dict[str, np.ndarray] = {}
     for layer in plan:
@@ -168,13 +173,13 @@ def packed_tensors(
 
 
 def write_model(model: Model, path: pathlib.Path) -> None:
-    """Writes a model file; whoever reads `path` meanwhile finds the old one or the new one."""
+    """Writes a model file atomically: a concurrent reader finds the old file or the new one."""
     tensors = {name: np.ascontiguousarray(value) for name, value in model.tensors.items()}
     write_bytes_atomically(path, safetensors.numpy.save(tensors, metadata={KEY: header(model)}))
 
 
 def header(model: Model) -> str:
-    """All but the tensors, as JSON."""
+    """Returns everything in a model file except the tensors, as JSON."""
     return json.dumps(
         {
             "version": VERSION,
@@ -188,7 +193,7 @@ def header(model: Model) -> str:
 
 
 def filter_shapes(plan: Plan) -> dict[str, list[int]]:
-    """{"conv_1": [W, W, G*K, H], ...} of the layers that can be quantized."""
+    """Returns the filter shapes of quantizable layers, as {"conv_1": [W, W, G*K, H], ...}."""
     return {
         layer.name: list(layer.params[layer.family.filters])
         for layer in plan
@@ -197,9 +202,9 @@ def filter_shapes(plan: Plan) -> dict[str, list[int]]:
 
 
 def parts(model: Model) -> dict[str, tuple[int, int]]:
-    """What a model file is made of: {"filters": (bytes there, bytes in float32), ...}.
+    """Returns the size of each part, as {"filters": (bytes in the file, bytes in float32), ...}.
 
-    Centers and scales have none in float32, because weights in float32 need none.
+    Centers and scales count as 0 bytes in float32, because float32 weights do not need them.
     """
     sizes: collections.Counter[str] = collections.Counter()
     float32: collections.Counter[str] = collections.Counter()
@@ -215,11 +220,11 @@ def _specs(model: Model) -> dict[str, Tensor]:
 
 
 def read_model(path: str | pathlib.Path) -> Model:
-    """Reads a model file, which may be from a stranger.
+    """Reads a model file, which may be untrusted.
 
     Raises:
-        InputError: naming what is wrong, if it is not a model file, is damaged, or is of another
-            version.
+        InputError: naming what is wrong, if the file is not a model file, is damaged, or has an
+            unsupported version.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -237,21 +242,21 @@ def read_model(path: str | pathlib.Path) -> Model:
         raise
     except READ_ERRORS as error:
         raise InputError(
-            f"{path} is not a whole model file ({first_line(error)}); export it anew"
+            f"{path} is not a complete model file ({first_line(error)}); export it again"
         ) from error
     try:
         model = _model(header, tensors)
         check_tensors(model)
     except (InputError, ValueError, OverflowError) as error:
-        raise InputError(f"{path} cannot be used: {first_line(error)}; export it anew") from error
+        raise InputError(f"{path} cannot be used: {first_line(error)}; export it again") from error
     return model
 
 
 def _model(header: Any, tensors: dict[str, np.ndarray]) -> Model:
-    """Checks everything that a header says."""
+    """Checks a header and returns the model that it describes."""
     if not isinstance(header, dict) or header.get("version") != VERSION:
         found = header.get("version") if isinstance(header, dict) else header
-        raise InputError(f"its version is {found!r:.100}, and this program reads {VERSION}")
+        raise InputError(f"its version is {found!r:.100}, but this program reads only {VERSION}")
     images = images_from_json(header.get("images"))
     names = class_names_from_json(header.get("class_names"))
     provenance = header.get("provenance")
@@ -267,7 +272,7 @@ def _model(header: Any, tensors: dict[str, np.ndarray]) -> Model:
         tensors=tensors,
     )
     if header.get("filter_shapes") != filter_shapes(model.plan):
-        raise InputError("its filter_shapes are not those of its network")
+        raise InputError("its filter_shapes do not match its network")
     return model
 
 
@@ -275,13 +280,13 @@ def check_tensors(model: Model) -> None:
     """Checks every tensor of a file.
 
     Raises:
-        InputError: naming the tensor that is missing, left over, of another shape or dtype, not
-            finite, or of values that its layer does not allow.
+        InputError: naming the tensor that is missing, unexpected, not finite, of the wrong shape or
+            dtype, or has values that its layer does not allow.
     """
     expected = _specs(model)
     for name, tensor in expected.items():
         if name not in model.tensors:
-            raise InputError(f"it has no tensor {name}")
+            raise InputError(f"its tensor {name} is missing")
         found = model.tensors[name]
         if found.dtype.name != tensor.dtype or found.shape != tensor.shape:
             raise InputError(
@@ -292,6 +297,6 @@ def check_tensors(model: Model) -> None:
             raise InputError(f"its tensor {name} has values that are not finite")
     for name in model.tensors:
         if name not in expected:
-            raise InputError(f"it has a tensor {name!a:.100} that its network does not have")
+            raise InputError(f"its tensor {name!a:.100} does not belong to its network")
     for layer in model.plan:
         layer.family.check_values(own_tensors(model.tensors, layer.name), layer)

@@ -1,7 +1,7 @@
-"""A model file as an ONNX graph, whose initializers hold the weights as the file does: packed.
+"""Exports a model file as an ONNX graph, whose initializers hold the packed weights of the file.
 
 The graph is translated from the network itself: from the traced function that unpacks the tensors
-and predicts. A runtime that folds constants, as ONNX Runtime does, unpacks once, when it loads the
+and predicts. A runtime that folds constants, such as ONNX Runtime, unpacks once, when it loads the
 graph.
 """
 
@@ -24,19 +24,19 @@ INPUT, OUTPUT = "images", "logits"
 
 
 def write_onnx(model: Model, path: pathlib.Path) -> None:
-    """Writes the graph; whoever reads `path` meanwhile finds the old one or the new one."""
+    """Writes the graph atomically: a concurrent reader finds the old file or the new one."""
     write_bytes_atomically(path, onnx_model(model).SerializeToString())
 
 
 def onnx_model(model: Model) -> onnx.ModelProto:
-    """The graph: from "images" [N, Y, X, C] uint8 to "logits" [N, classes] float32.
+    """Returns the graph, from "images" [N, Y, X, C] uint8 to "logits" [N, classes] float32.
 
     Args:
         model: the content of a model file.
 
     Raises:
-        InputError: naming the operation, if a layer computes by one that has no translation.
-        onnx.checker.ValidationError: if the result is not valid ONNX, which would be our mistake.
+        InputError: naming the operation, if a layer uses one that has no translation.
+        onnx.checker.ValidationError: if the result is not valid ONNX: a bug in this package.
     """
     shape = (model.images.height, model.images.width, model.images.channels)
     function = prediction(model)
@@ -47,8 +47,10 @@ def onnx_model(model: Model) -> onnx.ModelProto:
 
 
 def prediction(model: Model) -> Callable[[Mapping[str, jax.Array], jax.Array], jax.Array]:
-    """The function that a model file is: of its tensors and of images [N, Y, X, C] uint8, to logits
-    [N, classes] float32."""
+    """Returns the function that a model file defines.
+
+    It maps the file's tensors and images [N, Y, X, C] uint8 to logits [N, classes] float32.
+    """
     spec = model.images
 
     def logits(tensors: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
@@ -60,8 +62,10 @@ def prediction(model: Model) -> Callable[[Mapping[str, jax.Array], jax.Array], j
 
 
 def padded(images: jax.Array, size: int) -> jax.Array:
-    """Images [N, Y, X, C], zero-padded to `size` pixels in y and x, half of it on each side; 0
-    leaves them as they are. Traceable, and otherwise as `mcn_jax.data.images.padded_to`."""
+    """Zero-pads images [N, Y, X, C] to `size` pixels in y and x, with half of it on each side.
+
+    A size of 0 leaves them unchanged. This is `mcn_jax.data.images.padded_to` for traced arrays.
+    """
     if not size:
         return images
     pads = [(size - length, (size - length) // 2) for length in images.shape[1:3]]

@@ -1,7 +1,7 @@
-"""Operators of ONNX that work element by element, on values of any layout.
+"""Writes elementwise ONNX operators, for values of any layout.
 
-ONNX Runtime has no kernel for some operators and dtypes. There the values are cast to a wider dtype
-and the result is cast back, which keeps the low bits, as JAX does.
+ONNX Runtime has no kernel for some pairs of operator and dtype. In that case the values are cast to
+a wider dtype and the result is cast back. This keeps the low bits, as JAX does.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ from onnx import helper
 
 from mcn_jax.deploy.onnx_values import Graph, Value
 
-# Types that ONNX Runtime 1.22 has no kernel for, by operator; bool and bfloat16 for none of these.
+# Dtypes for which ONNX Runtime 1.22 has no kernel, by operator. These operators do not have kernels
+# for bool and bfloat16 either.
 _NARROW = "uint8 int8 uint16 int16"
 _WIDE_UNSIGNED = "uint32 uint64"
 LACKING = {
@@ -31,11 +32,12 @@ LACKING = {
     "MatMul": _NARROW,
     "Pad": "uint16 int16",
 }
-_FOR_BOOL = {"Equal", "And", "Or", "Xor", "Not", "Cast"}  # besides those that only move elements
+# Operators with a kernel for bool. Those that only move elements have one, too.
+_FOR_BOOL = {"Equal", "And", "Or", "Xor", "Not", "Cast"}
 
 
 def kernel_dtype(operator: str, dtype: np.dtype) -> np.dtype:
-    """The dtype itself, or a wider one where ONNX Runtime has no kernel of the operator for it."""
+    """Returns the dtype, or a wider one if ONNX Runtime has no kernel of the operator for it."""
     if dtype.name == "bfloat16":
         return dtype if operator == "Cast" else np.dtype(np.float32)
     lacks = dtype.name in LACKING.get(operator, "").split()
@@ -45,13 +47,13 @@ def kernel_dtype(operator: str, dtype: np.dtype) -> np.dtype:
 
 
 def cast(graph: Graph, value: Value, dtype: np.dtype) -> Value:
-    """The value in another dtype."""
+    """Returns the value in another dtype."""
     if value.dtype == dtype:
         return value
     if value.constant is not None:
         return dataclasses.replace(value, constant=value.constant.astype(dtype), dtype=dtype)
     to = helper.np_dtype_to_tensor_dtype(dtype)
-    if value.source is not None:  # the reshape is still to be written, after the cast
+    if value.source is not None:  # cast first, the reshape is written later
         source = cast(graph, value.source, dtype)
         return dataclasses.replace(value, source=source, dtype=dtype)
     return dataclasses.replace(value, name=graph.emit("Cast", value.name, to=to), dtype=dtype)
@@ -60,14 +62,14 @@ def cast(graph: Graph, value: Value, dtype: np.dtype) -> Value:
 def apply(
     graph: Graph, operator: str, *values: Value, dtype: Any = None, **attributes: Any
 ) -> Value:
-    """An operator that works element by element and broadcasts.
+    """Adds an elementwise operator, which broadcasts, and returns its result.
 
     Args:
-        graph: to which it is added.
-        operator: of ONNX.
-        values: of one shape, or of length 1 along some axes, or scalars.
-        dtype: of the result; None for that of the last value.
-        attributes: of the node.
+        graph: the graph to add it to.
+        operator: name of the ONNX operator.
+        values: the operands. Their shapes are equal, except for axes of length 1 and scalars.
+        dtype: of the result; None means the dtype of the last value.
+        attributes: of the ONNX node.
     """
     narrow = values[-1].dtype
     dtype = narrow if dtype is None else np.dtype(dtype)
@@ -81,7 +83,7 @@ def apply(
     full = [value for value in values if len(value.shape) == rank]
     lengths_of_axes = zip(*(value.shape for value in full), strict=True)
     shape = tuple(next((n for n in lengths if n != 1), 1) for lengths in lengths_of_axes)
-    # The operand with most axes decides on the order of all.
+    # The operand with the most axes longer than 1 sets the axis order of all operands.
     leader = max(full, key=lambda v: (sum(n != 1 for n in v.stored), v.constant is None))
     order = leader.order if leader.source is None else tuple(range(rank))
     names = [
@@ -104,5 +106,5 @@ def apply(
 
 
 def scalar(number: float, dtype: np.dtype) -> Value:
-    """A constant without axes."""
+    """Returns a constant without axes."""
     return Value(shape=(), dtype=dtype, constant=np.array(number, dtype))

@@ -1,7 +1,7 @@
-"""The table of rules, one for each primitive of JAX, and those that work element by element.
+"""Defines the table of translation rules, one per JAX primitive, and the elementwise rules.
 
 A rule takes the graph and an equation of the traced function. It writes nodes and returns the value
-of the result, or a list of values. `onnx_shapes`, `onnx_reductions` and `onnx_products` enter more.
+of the result, or a list of values. `onnx_shapes`, `onnx_reductions` and `onnx_products` add rules.
 """
 
 import dataclasses
@@ -22,11 +22,12 @@ class Equation:
     """One equation of the traced function, which was traced for two numbers of images.
 
     Attributes:
-        primitive: its name.
-        inputs: what it is applied to.
+        primitive: name of the JAX primitive.
+        inputs: the values that it is applied to.
         shapes: of its results.
         dtypes: of its results.
-        parameters: of both traces.
+        parameters: of the primitive, in both traces.
+        merge: turns the lengths of both traces into one shape.
     """
 
     primitive: str
@@ -37,7 +38,7 @@ class Equation:
     merge: Callable[[Any, Any], Shape]
 
     def __getitem__(self, name: str) -> Any:
-        """A parameter that must not depend on the number of images."""
+        """Returns a parameter that must not depend on the number of images."""
         first, second = (parameters[name] for parameters in self.parameters)
         is_nan = isinstance(first, float) and first != first
         if first != second and not is_nan:
@@ -47,21 +48,21 @@ class Equation:
         return first
 
     def sizes(self, name: str) -> Shape:
-        """A parameter that is a shape."""
+        """Returns a parameter that is a shape."""
         return self.merge(*(parameters[name] for parameters in self.parameters))
 
     @property
     def shape(self) -> Shape:
-        """Of the first result."""
+        """The shape of the first result."""
         return self.shapes[0]
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the first result."""
+        """The dtype of the first result."""
         return self.dtypes[0]
 
     def lacks(self, what: str) -> InputError:
-        """The error to raise where a rule does not cover a case."""
+        """Returns the error to raise when a rule does not cover a case."""
         shapes = ", ".join(f"{v.dtype.name} {describe(v.shape)}" for v in self.inputs)
         return InputError(f"{self.primitive} of {shapes} cannot be written as ONNX: {what}")
 
@@ -71,7 +72,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Enters a rule into the table under the names of the primitives."""
+    """Returns a decorator that adds a rule to the table under these primitive names."""
 
     def enter(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(names, function))
@@ -90,7 +91,7 @@ BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "min": "Min", "pow": "Pow"}
 COMPARISONS = {
     "eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual"
 }  # fmt: skip
-LOGICAL = {"and": "And", "or": "Or", "xor": "Xor", "not": "Not"}  # of bool; else Bitwise...
+LOGICAL = {"and": "And", "or": "Or", "xor": "Xor", "not": "Not"}  # for bool; otherwise Bitwise...
 
 
 def _operator(operator: str, graph: Graph, equation: Equation) -> Value:
@@ -125,7 +126,7 @@ def _not_equal(graph: Graph, equation: Equation) -> Value:
 
 
 def constant_scalar(value: Value) -> float | None:
-    """The number that a value is everywhere, if it is known."""
+    """Returns the only number of a constant; None if the value is not a single known number."""
     if value.constant is None or value.constant.size != 1:
         return None
     return value.constant.item()
@@ -221,7 +222,7 @@ def _erfc(graph: Graph, equation: Equation) -> Value:
 @rule("round")
 def _round(graph: Graph, equation: Equation) -> Value:
     (x,) = equation.inputs
-    if int(equation["rounding_method"]) == 1:  # to the nearest even number
+    if int(equation["rounding_method"]) == 1:  # ties go to the even number
         return apply(graph, "Round", x)
     half = apply(graph, "Add", apply(graph, "Abs", x), scalar(0.5, x.dtype))
     return apply(graph, "Mul", apply(graph, "Sign", x), apply(graph, "Floor", half))
@@ -251,7 +252,7 @@ def _clamp(graph: Graph, equation: Equation) -> Value:
 @rule("select_n")
 def _select(graph: Graph, equation: Equation) -> Value:
     which, *cases = equation.inputs
-    if equation.dtype == np.bool_:  # ONNX Runtime has no Where of bool
+    if equation.dtype == np.bool_:  # ONNX Runtime has no Where for bool
         cases = [cast(graph, case, np.dtype(np.uint8)) for case in cases]
     result = cases[0]
     for index, case in enumerate(cases[1:], start=1):
@@ -266,7 +267,7 @@ def _select(graph: Graph, equation: Equation) -> Value:
 def _shift(graph: Graph, equation: Equation) -> Value:
     x, count = equation.inputs
     if equation.primitive == "shift_right_arithmetic" and x.dtype.kind == "i":
-        # Not of a negative number is not negative, and shifts to Not of the result.
+        # For negative x, ~x is not negative, so it can be shifted as unsigned: x >> n = ~(~x >> n).
         zero = scalar(0, x.dtype)
         sign = apply(graph, "Less", x, zero, dtype=np.bool_)
         mask = apply(graph, "Sub", zero, cast(graph, sign, x.dtype))
@@ -277,7 +278,7 @@ def _shift(graph: Graph, equation: Equation) -> Value:
 
 
 def _shifted(graph: Graph, x: Value, count: Value, direction: str) -> Value:
-    """ONNX shifts unsigned numbers; a cast to them and back keeps the bits."""
+    """Shifts as unsigned numbers, as ONNX requires; casting there and back keeps the bits."""
     unsigned = np.dtype(f"u{x.dtype}".removeprefix("u") if x.dtype.kind == "u" else f"u{x.dtype}")
     wide = np.dtype(np.uint32) if unsigned == np.uint16 else unsigned
     x, dtype = cast(graph, cast(graph, x, unsigned), wide), x.dtype

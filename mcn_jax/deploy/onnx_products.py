@@ -1,6 +1,6 @@
-"""How convolutions, matrix products and indexing are written in ONNX.
+"""Translates convolutions, matrix products and indexing to ONNX.
 
-Importing this module enters its rules.
+Importing this module adds its rules to the table.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ def _product(graph: Graph, equation: Equation) -> Value:
     rows, columns = ([v.shape[i] for i in axes] for v, axes in ((a, a_rows), (b, b_columns)))
     batch = [a.shape[i] for i in a_batch]
     terms = math.prod(a.shape[i] for i in a_sums)
-    # A matrix as the second operand multiplies whatever rows the first one has.
+    # If the second operand is a matrix, ONNX allows any leading axes in the first one.
     a_shape = (*batch, *([math.prod(rows)] if batch else rows), terms)
     b_shape = (*batch, terms, math.prod(columns))
     a = _matrix(graph, a, (*a_batch, *a_rows, *a_sums), a_shape)
@@ -78,11 +78,11 @@ def _gather(graph: Graph, equation: Equation) -> Value:
     indexed = numbers.start_index_map
     whole = [axis for axis in range(len(x.shape)) if axis not in indexed]
     if numbers.operand_batching_dims or any(sizes[axis] != 1 for axis in indexed):
-        raise equation.lacks("only whole rows are indexed")
+        raise equation.lacks("only whole rows can be indexed")
     if any(sizes[axis] != x.shape[axis] for axis in whole):
-        raise equation.lacks("rows are indexed and cut")
+        raise equation.lacks("rows cannot be indexed and cut at once")
     if any(x.shape[axis] < 0 for axis in indexed):
-        raise equation.lacks("images are indexed")
+        raise equation.lacks("images cannot be indexed")
     if indices.dtype not in (np.int32, np.int64):
         indices = cast(graph, indices, np.dtype(np.int64))
     index_shape = indices.shape[:-1]
@@ -93,7 +93,7 @@ def _gather(graph: Graph, equation: Equation) -> Value:
         inside = _within(graph, indices, limits)
     elif len(indexed) == 1:
         inside = _unwrapped(graph, indices, x.shape[indexed[0]])
-    # What each axis of the result is: an axis of x, or of the indices as a negative number.
+    # A label per axis of the result: an axis of x, or a negative number for an axis of the indices.
     labels = [-1 - i for i in range(len(index_shape))]
     left = iter([axis for axis in range(len(x.shape)) if axis not in numbers.collapsed_slice_dims])
     found = iter(labels)
@@ -133,13 +133,13 @@ def _gather(graph: Graph, equation: Equation) -> Value:
 
 
 def _outside(dtype: np.dtype) -> int:
-    """What JAX fills integers with for an index beyond the array."""
+    """Returns the integer that JAX fills in for an index outside the array."""
     info = np.iinfo(dtype)
     return info.max if dtype.kind == "u" else info.min
 
 
 def _within(graph: Graph, indices: Value, limits: np.ndarray) -> Value:
-    """The indices [..., k], the nearest ones where they lie beyond 0 to limits [k]."""
+    """Returns the indices [..., k], clipped to the range from 0 to limits [k]."""
     limits = limits.reshape((1,) * (len(indices.shape) - 1) + limits.shape).astype(indices.dtype)
     highest = Value(shape=limits.shape, dtype=indices.dtype, constant=limits)
     if indices.constant is not None:
@@ -154,7 +154,10 @@ def _within(graph: Graph, indices: Value, limits: np.ndarray) -> Value:
 
 
 def _unwrapped(graph: Graph, indices: Value, length: int) -> Value:
-    """The indices before JAX added the axis' length to negative ones, which ONNX does itself."""
+    """Returns the indices as they were before JAX added the length of the axis to negative ones.
+
+    ONNX adds the length itself.
+    """
     name = (indices.source or indices).name
     where = graph.producers.get(name)
     if where is None or where.op_type != "Where":

@@ -1,8 +1,8 @@
-"""How reductions are written in ONNX: whole axes, windows of a pooling, cumulative sums.
+"""Translates reductions to ONNX: over whole axes, over pooling windows, and cumulative sums.
 
-A maximum or sum over the second axis of each pair that a reshape cut an axis into is a pooling, as
-in `mcn_jax.layers.pooling.max_pool_2x2`, and is written as one. Importing this module enters its
-rules.
+A pooling may be written as a reshape that splits each axis into (windows, pixels of a window), and
+a maximum or sum over the pixels. `mcn_jax.layers.pooling.max_pool_2x2` does that. The translation
+detects it and writes a pooling. Importing this module adds its rules to the table.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ POOLS = {"ReduceMax": "MaxPool", "ReduceSum": "AveragePool"}
 def _reduce(operator: str, graph: Graph, equation: Equation) -> Value:
     (x,), axes = equation.inputs, equation["axes"]
     if equation.primitive in ("reduce_and", "reduce_or") and x.dtype != np.bool_:
-        raise equation.lacks("only of bool")
+        raise equation.lacks("only bool is supported")
     if not axes:
         return x
     if operator in POOLS and (factors := _pooled_axes(x, axes)) is not None:
@@ -43,7 +43,7 @@ for _primitive, _operator in REDUCTIONS.items():
 
 
 def reduced(graph: Graph, operator: str, x: Value, axes: Sequence[int]) -> Value:
-    """Reduces over axes, which the result lacks. The mean of a sum is noted in `graph.means`."""
+    """Reduces over axes and removes them. The mean of a sum is noted in `graph.means`."""
     dtype, wide = x.dtype, kernel_dtype(operator, x.dtype)
     x = named(graph, cast(graph, x, wide), axes)
     places = graph.integers(sorted(x.order.index(axis) for axis in axes))
@@ -66,8 +66,11 @@ def _without_axes(x: Value, axes: Sequence[int], name: str) -> Value:
 
 
 def _pooled_axes(x: Value, axes: Sequence[int]) -> dict[int, int] | None:
-    """{axis of the source: pixels of a window} if a reduction over these axes is a pooling of the
-    source that `x` is a reshape of."""
+    """Returns {axis of the source: pixels per window} if the reduction is a pooling, else None.
+
+    The reduction over `axes` is a pooling if `x` is a reshape of its source that splits axes into
+    (windows, pixels of a window), and `axes` are the pixels.
+    """
     if x.source is None or x.repeated or x.dtype not in (np.float32, np.float16):
         return None
     factors, i = {}, 0
@@ -94,7 +97,10 @@ def _pool(
     padding: Sequence[tuple[int, int]] | None = None,
     dilation: Shape | None = None,
 ) -> Value:
-    """The maxima or the sums over windows; at least two axes have windows of one element."""
+    """Returns the maxima or sums over windows.
+
+    At least two axes must have windows of one element; they take the place of images and channels.
+    """
     if max(window) == 1 and max(strides) == 1:
         return onnx_values.reshape(graph, x, shape)
     padding = padding or [(0, 0)] * len(window)
@@ -131,11 +137,11 @@ def _reduce_window(graph: Graph, equation: Equation) -> Value:
     is_max = equation.primitive == "reduce_window_max"
     whole = [a for a, n in enumerate(window) if n == strides[a] == 1 and padding[a] == (0, 0)]
     if x.dtype not in (np.float32, np.float16):
-        raise equation.lacks("windows are of float32")
+        raise equation.lacks("windows must be float32 or float16")
     if max(equation["base_dilation"]) > 1 or (max(dilation) > 1 and not is_max):
-        raise equation.lacks("it is dilated")
+        raise equation.lacks("this dilation is not supported")
     if len(whole) < 2 or len(window) > 5 or min(map(min, padding)) < 0:
-        raise equation.lacks(f"windows {window} with padding {padding}")
+        raise equation.lacks(f"windows {window} with padding {padding} are not supported")
     operator = "MaxPool" if is_max else "AveragePool"
     return _pool(graph, operator, x, window, strides, equation.shape, padding, dilation)
 

@@ -1,6 +1,6 @@
-"""How changes of shape are written in ONNX: reshapes, slices, paddings and joins.
+"""Translates changes of shape to ONNX: reshapes, slices, paddings and concatenations.
 
-Importing this module enters its rules.
+Importing this module adds its rules to the table.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ def _iota(graph: Graph, equation: Equation) -> Value:
     del graph
     axis, length = equation["dimension"], equation.shape[equation["dimension"]]
     if length < 0:
-        raise equation.lacks("it counts the images")
+        raise equation.lacks("its length depends on the number of images")
     counted = np.arange(length, dtype=equation.dtype)
     numbers = Value(shape=(length,), dtype=equation.dtype, constant=counted)
     return onnx_values.broadcast(numbers, equation.shape, (axis,))
@@ -61,7 +61,7 @@ def sliced(
 
 
 def named(graph: Graph, value: Value, axes: Iterable[int] = ()) -> Value:
-    """The value as a tensor; of the axes that repeat, those given are written out, if any is."""
+    """Returns the value as a tensor; all repeats are written out if one of `axes` repeats."""
     if value.repeated.intersection(axes):
         return Value(shape=value.shape, dtype=value.dtype, name=graph.tensor(value))
     if value.constant is not None:
@@ -80,7 +80,7 @@ def _slice(graph: Graph, equation: Equation) -> Value:
         if (start, stop, stride) != (0, x.shape[axis], 1)
     ]
     if any(stops[axis] < 0 for axis in axes):
-        raise equation.lacks("it takes some of the images")
+        raise equation.lacks("it takes only some of the images")
     low, high, step = ({axis: values[axis] for axis in axes} for values in (starts, stops, strides))
     return sliced(graph, x, low, high, step, equation.shape)
 
@@ -95,7 +95,7 @@ def _dynamic_slice(graph: Graph, equation: Equation) -> Value:
             continue
         first = constant_scalar(start)
         if first is None or x.shape[axis] < 0:
-            raise equation.lacks("where it starts depends on the images")
+            raise equation.lacks("its start depends on the images")
         lows[axis] = int(np.clip(first, 0, x.shape[axis] - sizes[axis]))
         highs[axis] = lows[axis] + sizes[axis]
     return sliced(graph, x, lows, highs, dict.fromkeys(lows, 1), sizes)
@@ -166,16 +166,16 @@ def padded(
     graph: Graph, x: Value, fill: Value, config: tuple[tuple[int, int, int], ...],
     equation: Equation,
 ) -> Value:  # fmt: skip
-    """Pads every axis before, after and between its elements; cuts where a number is negative."""
+    """Pads every axis before, after and between its elements; a negative padding cuts."""
     if x.dtype != kernel_pad(x.dtype):
         wide = kernel_pad(x.dtype)
         narrow, x, fill = x.dtype, cast(graph, x, wide), cast(graph, fill, wide)
         return cast(graph, padded(graph, x, fill, config, equation), narrow)
     for axis, (_, _, between) in enumerate(config):
-        if between:  # every element becomes a row with its padding, of which the last is too long
+        if between:  # gives every element a row with padding; the last padding is cut below
             n = x.shape[axis]
             if n < 0:
-                raise equation.lacks("it pads between the images")
+                raise equation.lacks("it pads between images")
             rows = onnx_values.reshape(graph, x, (*x.shape[: axis + 1], 1, *x.shape[axis + 1 :]))
             after = [0] * len(rows.shape)
             after[axis + 1] = between
@@ -188,7 +188,7 @@ def padded(
 
 
 def kernel_pad(dtype: np.dtype) -> np.dtype:
-    """The dtype that Pad is computed in."""
+    """Returns the dtype that Pad is computed in."""
     return np.dtype(np.uint8) if dtype == np.bool_ else kernel_dtype("Pad", dtype)
 
 

@@ -1,12 +1,12 @@
-"""A function of JAX as an ONNX graph: traces it and writes every primitive with a rule.
+"""Translates a JAX function to an ONNX graph: traces it and writes each primitive with a rule.
 
-So ONNX comes from the network itself, and a new layer needs no ONNX as long as there is a rule for
-each primitive it is made of. The graph has only standard operators. They are those of opset 18, the
-first one with bitwise operators, which unpacking bits needs; ONNX IR version 8 goes with it.
+The graph comes from the network itself. A new layer needs no ONNX code if every primitive that it
+uses has a rule. The graph has only standard operators, from opset 18. This is the first opset with
+bitwise operators, which unpacking bits needs. It goes with ONNX IR version 8.
 
-The function is traced for two numbers of images, and what differs between the traces depends on
-that number. So a length that happens to equal a number of images is never taken for it, and the
-function may do with shapes what it does for a batch of fixed size.
+The function is traced for two numbers of images. Whatever differs between the traces depends on
+that number. So a length that happens to equal the number of images is not mistaken for it, and the
+function may use shapes as if the batch size were fixed.
 """
 
 import functools
@@ -26,11 +26,11 @@ from mcn_jax.errors import InputError
 
 OPSET = 18
 IR_VERSION = 8
-# Primes that are far apart. So whatever is rounded up to a multiple of some number is not mistaken
-# for a multiple of the number of images.
+# Primes that are far apart. So a length that is rounded up to a multiple of some number is not
+# mistaken for a multiple of the number of images.
 BATCHES = (61, 97)
-FOLDED_SIZE = 1024  # elements of a constant that is computed while translating
-# Primitives that call a function, which is translated in their place.
+FOLDED_SIZE = 1024  # most elements of a constant that is computed during translation
+# Primitives that call a function. The body of the function is translated in their place.
 CALLS = {
     "jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2",
     "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
@@ -38,7 +38,7 @@ CALLS = {
 RULE_MODULES = (onnx_shapes, onnx_reductions, onnx_products)  # importing them fills `RULES`
 
 Function = Callable[[dict[str, jax.Array], jax.Array], jax.Array]
-Pair = tuple[Any, Any]  # the same thing of both traces
+Pair = tuple[Any, Any]  # the same item from both traces
 
 
 def translate(
@@ -52,25 +52,26 @@ def translate(
     """Translates a function of tensors and images into a graph of images alone.
 
     Args:
-        function: (tensors, images [N, Y, X, C] uint8) -> an array; whatever JAX can trace. Where
-            it chooses by platform, as `jax.lax.platform_dependent` does, the default is taken.
-        tensors: by name. Those that the result depends on become initializers of the same name,
-            dtype and content.
+        function: maps (tensors, images [N, Y, X, C] uint8) to an array. JAX must be able to trace
+            it. Where it chooses by platform, as `jax.lax.platform_dependent` does, the default is
+            taken.
+        tensors: arrays by name. Those that the result depends on become initializers of the same
+            name, dtype and content.
         image_shape: Y, X, C.
-        input_name: of the images.
-        output_name: of the result.
+        input_name: name of the images in the graph.
+        output_name: name of the result in the graph.
 
     Returns:
         The checked model. The number of images is a free dimension "N".
 
     Raises:
-        InputError: naming the primitive that has no rule, or what depends on the number of images
-            in another way than as a multiple of it.
+        InputError: naming the primitive that has no rule, or the length that depends on the number
+            of images without being a multiple of it.
     """
     tensors = {name: np.asarray(array) for name, array in tensors.items()}
     for name in (input_name, output_name):
         if name in tensors:
-            raise InputError(f"a tensor has the name of the input or the output, {name!r}")
+            raise InputError(f"tensor {name!r} has the name of the input or output; rename it")
     graph = Graph(input_name, {output_name, *tensors})
     shape = (-1, *image_shape)
     arguments = [
@@ -108,9 +109,9 @@ class _Translation:
         """Returns the results of a function.
 
         Args:
-            jaxprs: of both traces.
-            constants: of both traces, the values of their `constvars`.
-            arguments: the values of their `invars`.
+            jaxprs: the function in both traces.
+            constants: the values of `constvars` in both traces.
+            arguments: the values of `invars`.
         """
         first, second = jaxprs
         known: dict[core.Var, Value] = dict(zip(first.invars, arguments, strict=True))
@@ -128,7 +129,9 @@ class _Translation:
         for equations in zip(first.eqns, second.eqns, strict=True):
             names = [equation.primitive.name for equation in equations]
             if names[0] != names[1]:
-                raise InputError(f"{' or '.join(names)}, depending on the number of images")
+                raise InputError(
+                    f"the function computes {' or '.join(names)}, depending on the number of images"
+                )
             pairs = zip(*(equation.invars for equation in equations), strict=True)
             results = self._equation(equations, [value_of(pair, names[0]) for pair in pairs])
             known |= dict(zip(equations[0].outvars, results, strict=True))
@@ -141,7 +144,7 @@ class _Translation:
         for aval in (variable.aval for variable, _ in outputs):
             if 0 in aval.shape or jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):
                 raise InputError(
-                    f"{name} makes {aval.str_short()}, which cannot be written as ONNX"
+                    f"{name} returns {aval.str_short()}, which cannot be written as ONNX"
                 )
         equation = Equation(
             primitive=name,
@@ -189,20 +192,21 @@ def _constant(first: Any, second: Any, dtype: Any = None, where: str = "the func
 
 
 def _merged(where: str, first: tuple[int, ...], second: tuple[int, ...]) -> Shape:
-    """A shape from those of both traces, -a for a * N."""
+    """Returns the shape that fits both traces, with -a for a * N."""
     lengths = []
     for a, b in zip(first, second, strict=True):
         times, rest = divmod(a, BATCHES[0])
         if a != b and (rest or b != times * BATCHES[1]):
             raise InputError(
-                f"{where}: a shape is {first} for {BATCHES[0]} images, {second} for {BATCHES[1]}"
+                f"{where}: a shape is {first} for {BATCHES[0]} images, {second} for {BATCHES[1]};"
+                " each length must be fixed or a multiple of the number of images"
             )
         lengths.append(a if a == b else -times)
     return tuple(lengths)
 
 
 def _folded(equations: Pair, equation: Equation) -> list[Value] | None:
-    """The results as constants, if they are few numbers that are known while translating."""
+    """Returns the results as constants if they are small and all inputs are known, else None."""
     if any(value.constant is None for value in equation.inputs):
         return None
     lengths = [n for value in equation.inputs for n in value.shape]
@@ -256,7 +260,7 @@ def _model(
 
 
 def _used(nodes: list[onnx.NodeProto], result: str) -> list[onnx.NodeProto]:
-    """The nodes that a result is computed with."""
+    """Returns the nodes that a result depends on, in order."""
     needed, used = {result}, []
     for node in reversed(nodes):
         if needed.intersection(node.output):

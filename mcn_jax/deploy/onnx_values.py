@@ -1,8 +1,8 @@
-"""The values of a traced function, and the ONNX graph that they are written to.
+"""Represents the values of a traced function, and the ONNX graph that they are written to.
 
-Nothing is written before something needs it. A transpose only notes the order of the axes, a
-broadcast notes the axes that repeat, and a reshape notes its source. So transposes between
-convolutions vanish, ONNX broadcasts where JAX writes a broadcast, and two reshapes become one.
+A node is written only when something needs it. Until then, a transpose notes the order of the axes,
+a broadcast notes the axes that repeat, and a reshape notes its source. So transposes between
+convolutions vanish, ONNX operators broadcast by themselves, and two reshapes become one.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from mcn_jax.errors import InputError
 
-Shape = tuple[int, ...]  # -a stands for a * N, N being the number of images
+Shape = tuple[int, ...]  # -a stands for a * N, where N is the number of images
 Order = tuple[int, ...]
 
 
@@ -28,11 +28,11 @@ class Value:
     Attributes:
         shape: its shape in JAX.
         dtype: its dtype, the same in JAX and in the graph.
-        name: the tensor that holds it.
-        constant: what the array is, of length 1 along `repeated`, its axes in JAX's order.
-        source: the value that it is a reshape of; the reshape is not written yet.
+        name: the tensor that holds the array.
+        constant: the array itself, with length 1 along `repeated` and its axes in JAX's order.
+        source: the value before a reshape that is not written yet; this is the value after it.
         order: axis j of the tensor `name` is axis order[j] of the array.
-        repeated: axes along which the array repeats one value, of length 1 in the tensor.
+        repeated: axes along which the array repeats one value; the tensor has length 1 there.
     """
 
     shape: Shape
@@ -49,17 +49,17 @@ class Value:
 
     @property
     def stored(self) -> Shape:
-        """The shape with length 1 along `repeated`."""
+        """The shape of the array with length 1 along `repeated`."""
         return tuple(1 if axis in self.repeated else n for axis, n in enumerate(self.shape))
 
 
 class Graph:
-    """The nodes and initializers of a graph as it grows.
+    """The nodes and initializers of an ONNX graph that is being built.
 
     Attributes:
-        nodes: in the order of their computation.
+        nodes: in the order of computation.
         initializers: by name.
-        producers: the node of every tensor that a node makes.
+        producers: for the output of each node, the node.
         means: for a tensor that is a sum, the number of its terms and the tensor of their mean.
     """
 
@@ -67,7 +67,7 @@ class Graph:
         """Starts an empty graph.
 
         Args:
-            input_name: of the input, whose first axis is the images.
+            input_name: name of the input, whose first axis is the images.
             taken: names that nodes and constants must not have.
         """
         self.nodes: list[onnx.NodeProto] = []
@@ -79,7 +79,7 @@ class Graph:
         self._known: dict[Any, str] = {}
 
     def emit(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """Adds a node with one output and returns its name; the same node is added only once."""
+        """Adds a node and returns the name of its output; the same node is added only once."""
         key = operator, inputs, repr(sorted(attributes.items()))
         if key not in self._known:
             output = self._known[key] = self._new_name(operator, len(self.nodes))
@@ -97,7 +97,7 @@ class Graph:
         return self._known[key]
 
     def integers(self, values: Iterable[int]) -> str:
-        """Returns the name of a vector of int64: a shape, axes or indices."""
+        """Returns the name of an int64 vector, such as a shape, axes or indices."""
         return self.constant(np.array(list(values), np.int64))
 
     def tensor(
@@ -108,13 +108,13 @@ class Graph:
         expand: bool = True,
         strip: bool = False,
     ) -> str:
-        """Writes a value and returns the name of the tensor.
+        """Writes a value and returns the name of its tensor.
 
         Args:
             value: what to write.
             order: axis j of the tensor is axis order[j] of the array; None for JAX's order.
-            expand: whether repeated values are written out.
-            strip: leave out leading axes of length 1; not together with `expand`.
+            expand: whether to write out repeated values.
+            strip: whether to leave out leading axes of length 1; cannot be combined with `expand`.
         """
         order = tuple(range(len(value.shape))) if order is None else order
         shape = permuted(value.stored, order)
@@ -130,7 +130,7 @@ class Graph:
         return name
 
     def _elements(self, value: Value, order: Order) -> tuple[str, Shape]:
-        """A tensor with the elements of a value in a given order of its axes, and its shape."""
+        """Returns a tensor with a value's elements in the given order of axes, and its shape."""
         stored = value.stored
         if value.source is not None:
             source = value.source
@@ -150,9 +150,9 @@ class Graph:
         if shape == target:
             return name
         if sum(n < 0 for n in target) > 1:
-            raise InputError(f"a shape with more than one axis of images: {describe(target)}")
-        # 0 copies a length. So ONNX Runtime knows that the number of images stays the same, which
-        # it needs to add two results of convolutions in the layout that these have.
+            raise InputError(f"shape {describe(target)} has more than one axis of images")
+        # The size 0 copies a length. It tells ONNX Runtime that the number of images stays the
+        # same. Only then can ONNX Runtime add two convolution outputs in their own layout.
         copies = [n < 0 and shape[axis : axis + 1] == (n,) for axis, n in enumerate(target)]
         sizes = (0 if copy else max(n, -1) for copy, n in zip(copies, target, strict=True))
         return self.emit("Reshape", name, self.integers(sizes))
@@ -176,22 +176,22 @@ class Graph:
 
 
 def permuted(shape: Shape, order: Order) -> Shape:
-    """The lengths of the axes in another order."""
+    """Returns the lengths of the axes in another order."""
     return tuple(shape[axis] for axis in order)
 
 
 def _same_elements(shape: Shape, a: Order, b: Order) -> bool:
-    """Whether two orders of the axes differ only in where axes of length 1 stand."""
+    """Returns whether two orders differ only in the positions of axes of length 1."""
     return [axis for axis in a if shape[axis] != 1] == [axis for axis in b if shape[axis] != 1]
 
 
 def describe(shape: Shape) -> str:
-    """A shape as people write it, such as [N, 32, 32, 3]."""
+    """Returns a shape as readable text, such as "[N, 32, 32, 3]"."""
     return "[" + ", ".join(str(n) if n >= 0 else f"{-n}N".lstrip("1") for n in shape) + "]"
 
 
 def reshape(graph: Graph, value: Value, shape: Shape) -> Value:
-    """The value in another shape of as many elements."""
+    """Returns the value in another shape with the same number of elements."""
     if value.shape == shape:
         return value
     if value.constant is not None and len(value.repeated) == len(value.shape) > 0:
@@ -213,8 +213,11 @@ def reshape(graph: Graph, value: Value, shape: Shape) -> Value:
 
 
 def _copies(graph: Graph, value: Value, shape: Shape) -> Value | None:
-    """The reshape that joins a repeated axis and one beside it, as `jnp.repeat` does it: a Gather,
-    or nothing but a note where there is one element to repeat."""
+    """Reshapes by joining a repeated axis with its neighbor, as `jnp.repeat` does.
+
+    This becomes a Gather, or only a note if there is just one element to repeat. The result is None
+    for all other shapes.
+    """
     axis, times = min((axis, value.shape[axis]) for axis in value.repeated)
     rest = (*value.shape[:axis], *value.shape[axis + 1 :])
     for beside, indices in ((axis - 1, np.repeat), (axis, np.tile)):
@@ -233,7 +236,10 @@ def _copies(graph: Graph, value: Value, shape: Shape) -> Value | None:
 
 
 def broadcast(value: Value, shape: Shape, axes: Sequence[int]) -> Value:
-    """The value with its axis i as axis axes[i], which ascend, repeated along all others."""
+    """Returns the value with its axis i as axis axes[i], repeated along all other axes.
+
+    `axes` must ascend.
+    """
     place = dict(zip(axes, value.stored, strict=True))
     stored = tuple(place.get(axis, 1) for axis in range(len(shape)))
     repeated = frozenset(i for i, n in enumerate(stored) if n == 1 and shape[i] != 1)
@@ -247,7 +253,7 @@ def broadcast(value: Value, shape: Shape, axes: Sequence[int]) -> Value:
 
 
 def transpose(graph: Graph, value: Value, order: Order) -> Value:
-    """The value with axis order[i] as axis i."""
+    """Returns the value with its axis order[i] as axis i."""
     shape = permuted(value.shape, order)
     repeated = frozenset(i for i, axis in enumerate(order) if axis in value.repeated)
     if value.constant is not None:
@@ -259,7 +265,10 @@ def transpose(graph: Graph, value: Value, order: Order) -> Value:
 
 
 def written(graph: Graph, value: Value) -> Value:
-    """The value with its reshape written, if it is one; its tensor is in JAX's order then."""
+    """Returns the value with a tensor: its reshape is written now if it was not written yet.
+
+    The tensor of a reshape has its axes in JAX's order.
+    """
     if value.source is None:
         return value
     name = graph.tensor(value, expand=False)

@@ -1,4 +1,4 @@
-"""A trained network, from whatever it is kept in, as a function from images to logits."""
+"""Opens a trained network from any of its files, as a function from images to logits."""
 
 import dataclasses
 import importlib.util
@@ -35,19 +35,20 @@ from mcn_jax.deploy.onnx import INPUT, OUTPUT
 from mcn_jax.errors import InputError, first_line
 from mcn_jax.workdirs.trained import Trained, checkpoint_of, read_trained
 
-BATCH_BYTES = 2**29  # of what a layer makes of all images of a batch
+BATCH_BYTES = 2**29  # most bytes of one layer's output for a whole batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """A network to be used.
+    """A network that is ready to predict.
 
-    logits: of images [N, Y, X, C] uint8, of any N: [N, classes] float32.
-    images: what it takes.
-    image_bytes: the most that an image becomes in a layer, see `layer_bytes`.
-    class_names: of the logits.
-    data: makes the config of the data that it was tested on; raises InputError if nobody knows.
-    full_name: of those data, None if nobody knows.
+    Attributes:
+        logits: maps images [N, Y, X, C] uint8, for any N, to logits [N, classes] float32.
+        images: the images that it takes.
+        image_bytes: the most bytes that one image has in any layer; see `layer_bytes`.
+        class_names: of the logits.
+        data: returns the config of the data that it was tested on; raises InputError if unknown.
+        full_name: of these data; None if unknown.
     """
 
     logits: Callable[[np.ndarray], np.ndarray]
@@ -59,15 +60,15 @@ class Predictor:
 
     @property
     def most_images(self) -> int:
-        """How many may be computed at once, so that a batch takes no more memory than is there."""
+        """The most images in a batch whose layers fit into `BATCH_BYTES`; at least 1."""
         return max(1, BATCH_BYTES // self.image_bytes)
 
 
 def open_predictor(path: str | pathlib.Path) -> Predictor:
-    """The network of a work directory, a checkpoint in it, a `.safetensors` or an `.onnx` file.
+    """Opens a work directory, a checkpoint in it, a `.safetensors` file or an `.onnx` file.
 
     Raises:
-        InputError: if it is none of these, or cannot be read.
+        InputError: if the path is none of these, or cannot be read.
     """
     path = pathlib.Path(path)
     if path.is_dir() or checkpoint_of(path):
@@ -80,9 +81,9 @@ def open_predictor(path: str | pathlib.Path) -> Predictor:
 
 
 def stored_shape(trained: Trained) -> tuple[int | None, ...]:
-    """(Y, X, C) of the images of a run's data set as stored, None where they differ in size.
+    """Returns (Y, X, C) of a data set's images as stored, with None where they differ in size.
 
-    The data are opened only where neither the run nor `DATASETS` tells.
+    The data are opened only if neither the run nor `DATASETS` knows the shape.
     """
     if not trained.config.data.image_size:
         return tuple(trained.data["image_shape"])
@@ -93,7 +94,7 @@ def stored_shape(trained: Trained) -> tuple[int | None, ...]:
 def _tested_on(
     path: pathlib.Path | str, provenance: Mapping[str, Any], images: InputImages
 ) -> DataConfig:
-    """The data that the provenance of a file names; nothing in it tells where they lie."""
+    """Returns the config of the data named in a file's provenance, without their location."""
     data: Any = provenance.get("data")
     try:
         known = {name: data[name] for name in model_file.DATA_FIELDS}
@@ -105,12 +106,12 @@ def _tested_on(
         return from_mapping(DataConfig, fields, "provenance.data")
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(
-            f"{path} does not tell which data it was trained on; evaluate its work directory"
+            f"{path} does not say which data it was trained on; evaluate its work directory"
         ) from error
 
 
 def of_model(model: model_file.Model, path: pathlib.Path | str = "the model") -> Predictor:
-    """A model file with JAX; `path` is what errors call it."""
+    """Returns a predictor that runs a model file with JAX; errors refer to it as `path`."""
     tensors = {name: jnp.asarray(tensor) for name, tensor in model.tensors.items()}
     params = jax.jit(model.unpacked)(tensors)
     return Predictor(
@@ -124,10 +125,10 @@ def of_model(model: model_file.Model, path: pathlib.Path | str = "the model") ->
 
 
 def of_trained(trained: Trained) -> Predictor:
-    """A checkpoint, as training evaluates it, but computed in float32.
+    """Returns a predictor for a checkpoint: as training evaluates it, but computed in float32.
 
-    Layers that can be quantized keep the dtype that was trained in, because rounding before
-    quantization could move a weight to another value.
+    Parameters of quantizable layers keep the dtype of the training, because rounding before
+    quantization could move a weight to another level.
     """
     config = dataclasses.replace(trained.config, dtype="float32")
     names = tuple(trained.data["class_names"])
@@ -174,15 +175,14 @@ def _logits(
 
 
 def has_onnx_runtime() -> bool:
-    """Whether ONNX Runtime is installed, which `of_onnx` needs."""
+    """Returns whether ONNX Runtime is installed, which `of_onnx` needs."""
     return importlib.util.find_spec("onnxruntime") is not None
 
 
 def of_onnx(path: pathlib.Path) -> Predictor:
-    """An exported graph with ONNX Runtime, which is installed for it alone.
+    """Returns a predictor that runs an exported graph with ONNX Runtime, an optional dependency.
 
-    ONNX Runtime runs whatever the graph says, so that files from strangers are better used as
-    `.safetensors`.
+    ONNX Runtime runs whatever the graph contains. Prefer `.safetensors` for untrusted models.
 
     Raises:
         InputError: if ONNX Runtime is not installed, or the file was not exported by mcn_jax.
@@ -197,7 +197,7 @@ def of_onnx(path: pathlib.Path) -> Predictor:
     if not path.is_file():
         raise InputError(f"{path} does not exist; name a model file, such as model.onnx")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors are raised as well
+    options.log_severity_level = 4  # errors are raised, so they need not be logged
     try:
         session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
         header = dict(json.loads(session.get_modelmeta().custom_metadata_map[model_file.KEY]))
@@ -211,10 +211,10 @@ def of_onnx(path: pathlib.Path) -> Predictor:
         if (taken.name, taken.shape[1:], given.name, given.shape[1:]) != (
             INPUT, shape, OUTPUT, [len(names)]
         ):  # fmt: skip
-            raise InputError("its inputs and outputs are not those of its header")
-    except Exception as error:  # ONNX Runtime's have no common class but this
+            raise InputError("its inputs and outputs do not match its header")
+    except Exception as error:  # the errors of ONNX Runtime have no other common class
         raise InputError(
-            f"{path} is not a graph that mcn_jax exported ({first_line(error)}); export it anew"
+            f"{path} is not a graph that mcn_jax exported ({first_line(error)}); export it again"
         ) from error
 
     def logits(pixels: np.ndarray) -> np.ndarray:
@@ -236,25 +236,25 @@ def of_onnx(path: pathlib.Path) -> Predictor:
 
 
 def open_test_split(predictor: Predictor, places: Mapping[str, Any]) -> Examples:
-    """The test images that a network was tested on, as stored.
+    """Opens the images that a network was tested on, as stored.
 
     Args:
         predictor: the network.
-        places: fields of `DataConfig` that say where the data lie now.
+        places: fields of `DataConfig` with the present location of the data.
 
     Raises:
-        InputError: if nobody knows which they are, or if they are others.
+        InputError: if the data are unknown, or are not those of the network.
     """
     dataset = open_dataset(dataclasses.replace(predictor.data(), **places))
     if dataset.class_names != predictor.class_names:
         raise InputError(
-            f"the data have the classes {', '.join(dataset.class_names)[:100]}, and the network"
+            f"the data have the classes {', '.join(dataset.class_names)[:100]}, but the network has"
             f" {', '.join(predictor.class_names)[:100]}; name the data it was trained on"
         )
     if dataset.full_name != predictor.full_name:
         raise InputError(
-            f"the network was trained on {predictor.full_name}, and these data are"
-            f" {dataset.full_name}; name those, or restore the files"
+            f"the network was trained on {predictor.full_name}, but these data are"
+            f" {dataset.full_name}; name the data it was trained on, or restore the files"
         )
     examples = dataset.test
     if None not in examples.shape:  # a predictor pads them itself
@@ -263,8 +263,8 @@ def open_test_split(predictor: Predictor, places: Mapping[str, Any]) -> Examples
     taken = (predictor.images.height, predictor.images.width, predictor.images.channels)
     if examples.image_shape != taken:
         raise InputError(
-            f"the network takes images of {_size(taken)}, and those of {dataset.full_name} are"
-            f" {_size(examples.image_shape)}; name the data it was trained on, or export it anew"
+            f"the network takes images of {_size(taken)}, but those of {dataset.full_name} are"
+            f" {_size(examples.image_shape)}; name the data it was trained on, or export it again"
         )
     return examples
 
@@ -274,19 +274,20 @@ def _size(shape: tuple[int, int, int]) -> str:
 
 
 def logits_of(predictor: Predictor, images: np.ndarray, batch_size: int) -> np.ndarray:
-    """The logits of up to `batch_size` images, computed as of that many: every other number would
-    have to be compiled for.
+    """Returns the logits of up to `batch_size` images.
+
+    The batch is always padded to `batch_size`; JAX would compile again for any other size.
 
     Raises:
-        InputError: if one is not finite.
+        InputError: if a logit is not finite.
     """
     batch = np.zeros((batch_size, *images.shape[1:]), images.dtype)
     batch[: len(images)] = images
     logits = predictor.logits(batch)[: len(images)]
     if not np.isfinite(logits).all():
         raise InputError(
-            "the network's logits of an image are not finite, its weights are too large; use"
-            " another checkpoint or file"
+            "the network's logits of an image are not finite; weights or input may be out of range:"
+            " use another checkpoint or file"
         )
     return logits
 
@@ -294,13 +295,15 @@ def logits_of(predictor: Predictor, images: np.ndarray, batch_size: int) -> np.n
 def run_all(
     predictors: Mapping[str, Predictor], examples: Examples, batch_size: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The logits of every image by each of some predictors, {name: [N, classes]}, and the labels
-    [N]. A bar shows how far it is.
+    """Computes the logits of every image with each predictor, and shows a progress bar.
 
     Args:
-        predictors: by a name.
+        predictors: by name.
         examples: from `open_test_split`.
-        batch_size: the most images at once; fewer where the networks or `chunks` take fewer.
+        batch_size: most images at once; fewer are used if the networks or `chunks` take fewer.
+
+    Returns:
+        The logits {name: [N, classes]} and the labels [N].
 
     Raises:
         InputError: if the data cannot be read, or a logit is not finite.

@@ -1,6 +1,7 @@
 """Flax linen layers: they declare parameters and call `mcn_jax.ops`.
 
-`family` is the interface, `table` the list of layer families, and each family has a file.
+`family` defines the interface of layer families, `table` lists the families, and each family has a
+file of its own.
 """
 
 from mcn_jax.layers.batch_norm import Affine, folded_batch_norm

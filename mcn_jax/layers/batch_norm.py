@@ -1,4 +1,4 @@
-"""Batch norm as a layer family: trained with statistics, deployed as the affine map it becomes."""
+"""Batch norm as a layer family: trained with statistics, deployed as an affine map."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from mcn_jax.layers.family import OFFSETS, Family, Leaves, PlannedLayer, Tensor,
 
 
 class Affine(nn.Module):
-    """x * scale + offset, channel by channel: batch norm with its statistics folded in.
+    """Computes x * scale + offset per channel: batch norm with its statistics folded in.
 
     Parameters: `scale` and `offset`, [C] each; see `folded_batch_norm`.
     """
@@ -23,7 +23,7 @@ class Affine(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., C] -> [..., C]."""
+        """Scales and shifts [..., C] to [..., C]."""
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels, self.param_dtype)
         offset = self.param("offset", nn.initializers.zeros, channels, self.param_dtype)
@@ -35,11 +35,11 @@ class Affine(nn.Module):
 def folded_batch_norm(
     params: Mapping[str, Any], statistics: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
-    """The parameters of the `Affine` that a batch norm of Flax is in inference.
+    """Returns the parameters of the `Affine` that equals a Flax batch norm at inference.
 
     Args:
-        params: `scale` and `bias`, [C].
-        statistics: `mean` and `var`, [C].
+        params: `scale` and `bias`, [C] each.
+        statistics: `mean` and `var`, [C] each.
     """
     scale = params["scale"] / jnp.sqrt(statistics["var"] + nn.BatchNorm.epsilon)
     return {"scale": scale, "offset": params["bias"] - statistics["mean"] * scale}

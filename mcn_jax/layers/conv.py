@@ -1,4 +1,4 @@
-"""The ordinary convolution as a layer family, and the convolution with a kernel given in a file."""
+"""The ordinary convolution as a layer family, and a convolution with a kernel from a file."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, Y, X, C] -> [N, Y', X', out_maps * planes]."""
+        """Convolves [N, Y, X, C] to [N, Y', X', out_maps * planes]."""
         return nn.Conv(
             features=self.out_maps * self.planes,
             kernel_size=(self.kernel_size, self.kernel_size),
@@ -50,9 +50,9 @@ class Conv(nn.Module):
 
 
 class KernelConv(nn.Module):
-    """A convolution whose parameter `kernel` [W, W, C, out_maps * planes] came out of a file.
+    """Convolution whose parameter `kernel` [W, W, C, out_maps * planes] was read from a file.
 
-    It is the deployed form of every family whose weights become a plain kernel.
+    It is the deployed form of every family whose weights unpack to a plain kernel.
     """
 
     out_maps: int
@@ -63,7 +63,7 @@ class KernelConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, Y, X, C] -> [N, Y', X', out_maps * planes]."""
+        """Convolves [N, Y, X, C] to [N, Y', X', out_maps * planes]."""
         taps = (self.kernel_size, self.kernel_size)
         shape = (*taps, x.shape[-1], self.out_maps * self.planes)
         kernel = self.param("kernel", nn.initializers.zeros, shape)
@@ -71,13 +71,13 @@ class KernelConv(nn.Module):
 
 
 def kernel_conv(config: Config, quantized: bool) -> Callable[..., nn.Module]:
-    """`Family.deployed` of a family whose `unpack` makes a {"kernel": ...}."""
+    """Implements `Family.deployed` for families whose `unpack` returns {"kernel": ...}."""
     del quantized
     return functools.partial(KernelConv, planes=config.model.planes)
 
 
 def kernel_multiply_adds(layer: PlannedLayer) -> dict[str, int]:
-    """Multiply-adds of a convolution whose filters are a parameter [W, W, C, O]."""
+    """Returns the multiply-adds of a convolution whose filters are [W, W, C, O]."""
     assert layer.family.filters is not None
     weights = int(np.prod(layer.params[layer.family.filters], dtype=object))
     return {"direct": layer.out_pixels * weights}

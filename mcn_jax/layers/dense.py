@@ -24,14 +24,14 @@ PART = "dense layers"
 
 
 def recode(stored: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
-    """The tensors of a layer with the kernel [inputs, outputs] in another format.
+    """Returns the tensors of a layer with the kernel [inputs, outputs] in another format.
 
     Args:
-        stored: from `_pack`, in float32.
-        dtype: a name in `FORMATS`. "int8" is symmetric, with a scale for each output.
+        stored: float32 tensors from `_pack`.
+        dtype: a name in `FORMATS`. "int8" is symmetric, with one scale per output.
 
     Raises:
-        InputError: if weights are beyond float16.
+        InputError: if a weight exceeds the range of float16.
     """
     return dict(stored) | _recoded(stored["kernel"], dtype)
 

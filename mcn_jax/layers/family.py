@@ -1,11 +1,12 @@
-"""What a layer family is: the one interface through which the package sees every kind of layer.
+"""The interface of a layer family, through which the package handles every kind of layer.
 
-A family says how a layer is built, trained, packed into a file, unpacked and described. A new one
-is a file in `mcn_jax/layers/` and an entry in `mcn_jax.layers.table.LAYERS`. The other rooms work
-on families, and on the plan of a network.
+A family says how a layer is built, trained, packed into a file, unpacked and described. To add a
+family, write a file in `mcn_jax/layers/` and an entry in `mcn_jax.layers.table.LAYERS`. The other
+parts of the package only use families and the plan of a network.
 
-Of one layer, `p` are the parameters and `s` the other state, {leaf name: array}; a leaf name is the
-path below the layer, such as "kernel" or "conv/kernel". `stored` are its tensors in a model file.
+Signatures below use these names for the data of one layer. `p` are its parameters and `s` its other
+state, both as {leaf name: array}. A leaf name is the path below the layer, such as "kernel" or
+"conv/kernel". `stored` are the layer's tensors in a model file.
 """
 
 import dataclasses
@@ -18,18 +19,19 @@ import numpy as np
 
 from mcn_jax.config import Config, LossConfig
 
-Leaves = Mapping[str, Any]  # {leaf name: array} of one layer, of numpy or of jax
-Cell = tuple[str, float]  # of a table: the text, and what rows are sorted by
+Leaves = Mapping[str, Any]  # {leaf name: array} of one layer, numpy or jax
+Cell = tuple[str, float]  # a table cell: its text, and the number that rows are sorted by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
     """Parameters that the optimizer treats alike.
 
-    name: in checkpoints and in the first lines of a run.
-    rate: field of `OptimizerConfig` with the learning rate.
-    decays: whether weight decay applies.
-    non_negative: whether the absolute value is taken after each update (Eq. 15).
+    Attributes:
+        name: name in checkpoints and in the output at the start of a run.
+        rate: field of `OptimizerConfig` with the learning rate.
+        decays: whether weight decay applies.
+        non_negative: whether the absolute value is taken after each update (Eq. 15).
     """
 
     name: str
@@ -42,16 +44,19 @@ WEIGHTS = Group(name="kernels")
 OFFSETS = Group(name="biases_and_batch_norm", decays=False)
 
 
-FILTERS = "filters"  # the part that filters of convolutions are counted as
+FILTERS = "filters"  # `Tensor.part` of the filters of convolutions
 
 
 class Tensor(NamedTuple):
     """One tensor of a model file.
 
-    dtype, shape: of the array in the file.
-    part: what it is counted as: `FILTERS`, or another name such as "dense layers".
-    bits: that it needs, without what fills the last byte.
-    weights: how many numbers of the network in float32 it stands for.
+    Attributes:
+        dtype: dtype of the array in the file.
+        shape: shape of the array in the file.
+        part: the part of the model it counts towards: `FILTERS`, or another name such as "dense
+            layers".
+        bits: size in bits, without the padding of the last byte.
+        weights: number of float32 weights of the network that it represents.
     """
 
     dtype: str
@@ -62,13 +67,13 @@ class Tensor(NamedTuple):
 
 
 def float32_tensor(shape: tuple[int, ...], part: str) -> Tensor:
-    """The tensor of an array that is stored as it is."""
+    """Describes the tensor of an array that is stored unchanged in float32."""
     size = int(np.prod(shape, dtype=object))
     return Tensor("float32", tuple(shape), part, 32 * size, size)
 
 
 class Share(NamedTuple):
-    """A ratio pooled over layers: the sum of parts over the sum of wholes, or its square root."""
+    """A ratio pooled over layers: sum of parts over sum of wholes, or its square root."""
 
     part: float
     whole: float
@@ -81,17 +86,18 @@ class Share(NamedTuple):
         return float(ratio**0.5 if self.root else ratio)
 
     def plus(self, other: "Share") -> "Share":
-        """The share of both sets of layers."""
+        """Returns the share over both sets of layers."""
         return Share(self.part + other.part, self.whole + other.whole, self.root)
 
 
 class View(NamedTuple):
-    """What an inspection sees of one layer.
+    """What an inspection knows about one layer.
 
-    layer: where it stands in the network, and its shapes.
-    stored: its tensors in a model file.
-    trained: its parameters and other state as trained; None of a model file, which does not hold
-        them.
+    Attributes:
+        layer: the layer's place in the network, and its shapes.
+        stored: its tensors in a model file.
+        trained: its parameters and other state as trained; None for a model file, which does not
+            hold them.
     """
 
     layer: "PlannedLayer"
@@ -101,12 +107,15 @@ class View(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlannedLayer:
-    """One layer of a network, as `mcn_jax.models.plan` found it.
+    """One layer of a network, as found by `mcn_jax.models.plan`.
 
-    name: its path in the network, such as "stage_1_block_1/conv_1".
-    params: shape of every parameter, by leaf name.
-    state: collection of every other leaf.
-    in_shape, out_shape: of one image, without the axis of images.
+    Attributes:
+        name: path in the network, such as "stage_1_block_1/conv_1".
+        family: the family that the layer belongs to.
+        params: {leaf name: shape} of every parameter.
+        state: {leaf name: collection} of all other state.
+        in_shape: shape of one image at the input, without the image axis.
+        out_shape: shape of one image at the output, without the image axis.
     """
 
     name: str
@@ -123,18 +132,18 @@ class PlannedLayer:
 
     @property
     def out_pixels(self) -> int:
-        """Pixels of the output; 1 of a dense layer."""
+        """Number of output pixels; 1 for a dense layer."""
         return int(np.prod(self.out_shape[:-1], dtype=object))
 
     def params_in(
         self, params: Mapping[str, Any], leaves: Iterable[str] | None = None
     ) -> dict[str, Any]:
-        """p: this layer's leaves of a "params" collection, all or those named."""
+        """Returns p: this layer's leaves of a "params" collection, all or the named ones."""
         names = self.params if leaves is None else leaves
         return {leaf: _at(params, (*self.path, *leaf.split("/"))) for leaf in names}
 
     def state_in(self, collections: Mapping[str, Any]) -> dict[str, Any]:
-        """s: this layer's leaves of all other collections."""
+        """Returns s: this layer's leaves of all other collections."""
         return {
             leaf: _at(collections, (collection, *self.path, *leaf.split("/")))
             for leaf, collection in self.state.items()
@@ -142,12 +151,13 @@ class PlannedLayer:
 
 
 class Pictures(NamedTuple):
-    """What a page can draw of one layer; empty where there is nothing to draw.
+    """What a page can draw of one layer; empty values are not drawn.
 
-    weights: whose distribution is shown, any shape.
-    levels: that quantized weights take, marked in the distribution.
-    planes: [W, W, K], drawn side by side.
-    filters: {title: [W, W, C, O]}, drawn side by side for one layer.
+    Attributes:
+        weights: weights whose distribution is shown, any shape.
+        levels: values that quantized weights take, marked in the distribution.
+        planes: [W, W, K], drawn side by side.
+        filters: {title: [W, W, C, O]}, drawn side by side for one layer.
     """
 
     weights: np.ndarray
@@ -178,12 +188,12 @@ def _no_check_of_values(stored: Mapping[str, np.ndarray], layer: PlannedLayer) -
 
 
 def stored_arrays(view: View) -> dict[str, np.ndarray]:
-    """The parameters as trained, or else the tensors of the file."""
+    """Returns the parameters as trained if available, otherwise the tensors of the file."""
     return dict(view.stored if view.trained is None else view.trained)
 
 
 def filters_as_trained(view: View) -> Pictures:
-    """The filters of a checkpoint; nothing of a model file."""
+    """Returns the filters of a checkpoint; for a model file, nothing to draw."""
     name = view.layer.family.filters
     if name is None or view.trained is None:
         return Pictures(NO_VALUES, (), NO_VALUES, {})
@@ -192,13 +202,13 @@ def filters_as_trained(view: View) -> Pictures:
 
 
 def no_facts(view: View) -> dict[str, Any]:
-    """Nothing beyond shape, bits and multiply-adds."""
+    """Returns no facts, for layers with only shape, bits and multiply-adds."""
     del view
     return {}
 
 
 def no_multiply_adds(layer: PlannedLayer) -> dict[str, int]:
-    """Counts nothing; for layers whose arithmetic is not counted."""
+    """Returns no counts, for layers whose arithmetic is not counted."""
     del layer
     return {}
 
@@ -207,52 +217,53 @@ def no_multiply_adds(layer: PlannedLayer) -> dict[str, int]:
 class Family:
     """A kind of layer.
 
-    What every family says:
-        kind: its name in tables, such as "convolution".
-        module: the linen module whose calls are layers of this family.
-        groups: leaf name -> optimizer group of every parameter.
-        pack: (p, s, quantized) -> stored, on the host; the only place that quantizes for good.
-        recode: (stored, format) -> stored, with the kernel in another format of export's --dense;
-            None for layers that have only one.
-        unpack: (stored, layer) -> parameters of the deployed module. Traceable: it also becomes the
-            part of an ONNX graph that unpacks, so that it takes and returns jax arrays.
+    Fields of every family:
+        kind: name in tables, such as "convolution".
+        module: the linen module; every call of it is a layer of this family.
+        groups: leaf name -> optimizer group, for every parameter.
+        pack: (p, s, quantized) -> stored, on the host. Only this function quantizes permanently.
+        recode: (stored, format) -> stored, with the kernel in another format of export's --dense.
+            None if the family has only one format.
+        unpack: (stored, layer) -> parameters of the deployed module. It must be traceable, and it
+            takes and returns jax arrays, because it also becomes part of exported ONNX graphs.
         spec: (layer, config, quantized, dtypes) -> {leaf name: Tensor}, what a file must hold.
-            `dtypes` are those of this layer's tensors in a file, where a family leaves a choice.
+            `dtypes` are the dtypes of this layer's tensors in a file, for families with a choice.
 
-    What a family says that a config can choose as `model.conv`:
-        make: (config, quantized) -> builds the module from its number of output maps. The names and
-            shapes of its parameters must not depend on `quantized`.
-        deployed: likewise, the module for inference, whose parameters `unpack` makes. It has the
-            name, and so the path, that the trained module has.
-        multiply_adds: layer -> {"direct": n, ...} of one image, by the form of computation;
-            "direct" is a convolution with a plain kernel.
+    Fields of a family that a config can choose as `model.conv`:
+        make: (config, quantized) -> function that builds the module from its number of output maps.
+            Names and shapes of the parameters must not depend on `quantized`.
+        deployed: like `make`, for the inference module, whose parameters `unpack` returns. It has
+            the same name, and so the same path, as the trained module.
+        multiply_adds: layer -> {"direct": n, ...}, multiply-adds of one image by form of
+            computation. "direct" is a convolution with a plain kernel.
         filters: leaf name of the parameter that holds the filters.
-        quantizes: whether it can be trained with quantized weights.
-        takes_planes: whether its input is made of maps of K planes, so that the image is expanded.
-        methods: what tables call networks of it, with and without quantized weights. None takes the
-            name in the config, or the architecture's title where it does not quantize.
-        options: fields of the config, such as "model.planes", that a model file must know.
-        check: raises InputError unless the config's values of these fields, and of all others that
-            only this family reads, are allowed. Headers of untrusted files are checked by it, too.
-        check_layer: raises InputError unless the config fits a layer's size.
+        quantizes: whether the family can be trained with quantized weights.
+        takes_planes: whether the input consists of maps of K planes, so the image is expanded.
+        methods: names of its networks in tables, with and without quantized weights. None stands
+            for the name in the config, or for the architecture's title if it does not quantize.
+        options: fields of the config, such as "model.planes", that a model file must store.
+        check: raises InputError unless the config's values are valid for `options` and for all
+            other fields that only this family reads. It also checks the headers of untrusted files.
+        check_layer: raises InputError unless the config fits the size of a layer.
 
-    What it may add to training:
-        refresh: (p, s) -> s before a phase with quantized weights, such as k-means.
-        penalty: (p, s, gradients, LossConfig, learning rate) -> (loss, gradients): an own term of
-            the loss, a scalar, and the gradients with that term.
-        watched: leaf name -> short name, under which each step records minimum and maximum.
-        compared: leaf names that `health` needs from the beginning of the epoch.
-        health: (p before, p, s) -> {"flip_ratio": ...}: how quantized weights fare in an epoch. A
-            `Share` is also summed over layers.
+    Optional fields for training:
+        refresh: (p, s) -> s, called before a phase with quantized weights; for example k-means.
+        penalty: (p, s, gradients, LossConfig, learning rate) -> (loss, gradients): an additional
+            loss term, a scalar, and the gradients with that term included.
+        watched: leaf name -> short name under which each step records minimum and maximum.
+        compared: leaf names whose values from the start of the epoch `health` needs.
+        health: (p before, p, s) -> {"flip_ratio": ...}: how quantized weights changed in an epoch.
+            A `Share` is also pooled over layers.
 
-    What it may add to inspection and to the reading of files:
-        check_values: (stored, layer) raises InputError unless stored values are allowed; dtypes
-            and shapes are checked before.
+    Optional fields for inspection and for reading files:
+        check_values: (stored, layer), raises InputError unless the stored values are valid. Dtypes
+            and shapes have been checked before.
         arrays: view -> {name: array} that can be looked at.
-        facts: view -> what to print of it besides shape, bits and multiply-adds.
-        columns: header -> cell, the columns of the tables of these facts.
-        compare: (view before, view after) -> how it has changed; None where that says nothing.
-        pictures: view -> what a page draws of it.
+        facts: view -> facts to print besides shape, bits and multiply-adds.
+        columns: header -> function from a layer's facts to a table cell.
+        compare: (view before, view after) -> how the layer has changed; None for a number that does
+            not apply.
+        pictures: view -> what a page draws.
     """
 
     kind: str

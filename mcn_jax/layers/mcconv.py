@@ -28,24 +28,27 @@ M_FILTERS = Group(name="m_filters", rate="m_learning_rate", decays=False, non_ne
 class MCConv(nn.Module):
     """Modulated convolution, usable in place of `nn.Conv` in any linen model.
 
-    Parameters: `latent_filters` [W, W, G*K, H] and `m_filters` [W, W, K]. Collection "centers":
-    `centers` [U], the k-means centers of the latent filters; fixed until `updated_centers` is
-    called. The number of input maps G follows from the input. See `mcn_jax.ops.mcconv` for the
-    forward and backward equations. There is no bias: normalise the output.
+    Parameters: `latent_filters` [W, W, G*K, H] and `m_filters` [W, W, K]. The number of input maps
+    G follows from the input. The collection "centers" holds `centers` [U], the k-means centers of
+    the latent filters. They stay fixed until you replace them with those of `updated_centers`.
+
+    The layer has no bias, so normalise its output. See `mcn_jax.ops.mcconv` for the forward and
+    backward equations.
 
     Attributes:
-        out_maps: H, feature maps of the output; it has H * planes channels.
-        planes: K, channels of a feature map.
+        out_maps: H, feature maps of the output, which has H * planes channels.
+        planes: K, channels per feature map.
         kernel_size: W, odd, in pixels.
         strides: step in y and x, in pixels.
         padding: "SAME" or "VALID".
         binarized: False convolves with the latent filters themselves (U-MCN).
-        num_centers: U; a filter costs ceil(log2 U) bits per weight.
+        num_centers: U; a filter takes ceil(log2 U) bits per weight.
         m_gradient: "binary" or "latent", the two readings of Eq. 16.
-        m_noise: standard deviation of M around one at the start.
-        form: how it is computed, "auto" for the fastest; see `mcn_jax.ops.mcconv`.
-        dtype: of the computation; None is that of the input.
-        param_dtype: of the parameters.
+        m_noise: standard deviation of M around one at initialization.
+        form: how the convolution is computed; "auto" takes the fastest form, see
+            `mcn_jax.ops.mcconv`.
+        dtype: dtype of the computation; None takes the dtype of the input.
+        param_dtype: dtype of the parameters.
     """
 
     out_maps: int
@@ -63,7 +66,7 @@ class MCConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, Y, X, G*K] -> [N, Y', X', H*K]."""
+        """Convolves [N, Y, X, G*K] to [N, Y', X', H*K]."""
         taps = (self.kernel_size, self.kernel_size)
         latent_filters = self.param(
             "latent_filters",
@@ -90,7 +93,10 @@ class MCConv(nn.Module):
 
 
 class ModulatedConv(nn.Module):
-    """The deployed MCconv: parameters `filters` [W, W, G*K, H], as unpacked, and `m_filters`."""
+    """MCconv for inference from a model file.
+
+    Parameters: the unpacked `filters` [W, W, G*K, H] and `m_filters` [W, W, K].
+    """
 
     out_maps: int
     planes: int = 4
@@ -100,7 +106,7 @@ class ModulatedConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, Y, X, G*K] -> [N, Y', X', H*K]."""
+        """Convolves [N, Y, X, G*K] to [N, Y', X', H*K]."""
         taps, zeros = (self.kernel_size, self.kernel_size), nn.initializers.zeros
         filters = self.param("filters", zeros, (*taps, x.shape[-1], self.out_maps))
         m_filters = self.param("m_filters", zeros, (*taps, self.planes))
@@ -109,7 +115,7 @@ class ModulatedConv(nn.Module):
 
 
 def _around_one(noise: float) -> Callable[..., jax.Array]:
-    """Initialiser: |1 + noise * N(0, 1)|, so M starts non-negative and its planes differ."""
+    """Returns an initializer of M, |1 + noise * N(0, 1)|: not negative, different in each plane."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         return jnp.abs(1 + noise * jax.random.normal(key, shape, dtype))
@@ -118,10 +124,10 @@ def _around_one(noise: float) -> Callable[..., jax.Array]:
 
 
 def binary_filters(params: Mapping[str, Any], centers: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """The binary filters of every MCconv layer, which an exported model stores as bits.
+    """Returns the binary filters of every MCconv layer, which an exported model stores as bits.
 
-    During training a float32 latent weight stands behind each bit, because the small gradient
-    steps would be lost on a bit; only the values returned here enter the convolutions.
+    During training, each bit has a float32 latent weight, because a bit cannot accumulate small
+    gradient steps. Only the values returned here enter the convolutions.
 
     Args:
         params: the "params" collection of a model.
@@ -138,7 +144,12 @@ def binary_filters(params: Mapping[str, Any], centers: Mapping[str, Any]) -> dic
 
 
 def updated_centers(params: Mapping[str, Any], num_centers: int) -> dict[str, Any]:
-    """The "centers" collection computed anew: exact k-means of each layer's latent filters."""
+    """Computes a new "centers" collection by exact k-means of each layer's latent filters.
+
+    Args:
+        params: the "params" collection of a model.
+        num_centers: U.
+    """
     return traverse_util.unflatten_dict(
         {
             (*path, "centers"): ops.kmeans_centers(latent, num_centers)
@@ -148,7 +159,7 @@ def updated_centers(params: Mapping[str, Any], num_centers: int) -> dict[str, An
 
 
 def _latent_filters(params: Mapping[str, Any]) -> dict[tuple[str, ...], jax.Array]:
-    """{path of the layer: C} of any model that has MCConv layers."""
+    """Returns {path of the layer: C} for any model with MCConv layers."""
     flat = traverse_util.flatten_dict(params)
     return {path[:-1]: leaf for path, leaf in flat.items() if path[-1] == "latent_filters"}
 
@@ -191,13 +202,18 @@ def _refresh(p: Leaves, s: Leaves) -> dict[str, jax.Array]:
 def _penalty(
     p: Leaves, s: Leaves, gradients: Leaves, loss: LossConfig, learning_rate: jax.Array
 ) -> tuple[jax.Array, dict[str, Any]]:
-    """The filter loss (Eq. 1 without theta), and gradients with theta times two terms.
+    """Computes the filter loss (Eq. 1 without theta) and the gradients plus theta times two terms.
 
-    The first is the gradient of the filter loss. The second, where `loss.projection_penalty` asks
-    for it, is the third term of Eq. 10, C - C-hat + eta1 * dL_S/dC: the gradient of
-    1/2 * ||C-hat - eta1 * dL_S/dC-hat - C||^2 with the first two terms held constant, as the
-    authors' book prints it (its Eq. 3.19); the sign in the paper would push C away from its center.
-    Straight through, dL_S/dC-hat is dL_S/dC, so no second backward pass is needed.
+    The first term is the gradient of the filter loss.
+
+    The second term is used if `loss.projection_penalty` is set. It is the third term of Eq. 10:
+
+        C - C-hat + eta1 * dL_S/dC
+
+    This is the gradient of 1/2 * ||C-hat - eta1 * dL_S/dC-hat - C||^2 with the first two terms held
+    constant, as the authors' book prints it (its Eq. 3.19). The sign in the paper would push C away
+    from its center. Straight through, dL_S/dC-hat equals dL_S/dC, so no second backward pass is
+    needed.
     """
     centers = s["centers"]
 
@@ -215,10 +231,10 @@ def _penalty(
 
 
 def _health(before: Leaves, p: Leaves, s: Leaves) -> dict[str, float | Share]:
-    """How the binary filters of a layer fared in an epoch.
+    """Measures how the binary filters of a layer changed in an epoch.
 
     Returns:
-        flip_ratio: share of filter weights whose nearest center changed since `before`.
+        flip_ratio: share of filter weights whose nearest center has changed since `before`.
         quantization_error: ||C - C-hat * M|| / ||C||, the root mean square over the planes.
         share_0 ... share_{U-1}: share of weights at each center, in ascending order.
         m_min, m_max: range of M.

@@ -25,14 +25,14 @@ from mcn_jax.ops import packing
 
 
 def codes_of(latent_filters: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """The index of each weight's center, uint8, computed in the dtype that training had."""
+    """Returns the uint8 index of each weight's center, computed in the dtype of training."""
     with jax.enable_x64(latent_filters.dtype == np.float64):
         codes = ops.nearest_index(jnp.asarray(latent_filters), jnp.asarray(centers))
         return np.asarray(codes, np.uint8)
 
 
 def pack(p: Leaves, s: Leaves, quantized: bool) -> dict[str, np.ndarray]:
-    """Bits, centers and M; latent filters and M where weights are not quantized."""
+    """Returns bits, centers and M; without quantization, latent filters and M."""
     m_filters = np.asarray(p["m_filters"], np.float32)
     if not quantized:
         latent_filters = np.asarray(p["latent_filters"], np.float32)
@@ -44,11 +44,11 @@ def pack(p: Leaves, s: Leaves, quantized: bool) -> dict[str, np.ndarray]:
 
 
 def unpack(stored: Mapping[str, jax.Array], layer: PlannedLayer) -> dict[str, jax.Array]:
-    """`filters`, each weight one of the centers, and `m_filters`, for `ModulatedConv`."""
+    """Returns `filters`, each weight one of the centers, and `m_filters`, for `ModulatedConv`."""
     if "bits" not in stored:
         return {"filters": stored["latent_filters"], "m_filters": stored["m_filters"]}
     codes = packing.unpack_traced(stored["bits"], layer.params["latent_filters"])
-    # `check_values` has seen that no code is beyond the centers.
+    # `check_values` has ensured that every code has a center.
     filters = stored["centers"].at[codes].get(mode="promise_in_bounds", wrap_negative_indices=False)
     return {"filters": filters, "m_filters": stored["m_filters"]}
 
@@ -56,7 +56,7 @@ def unpack(stored: Mapping[str, jax.Array], layer: PlannedLayer) -> dict[str, ja
 def spec(
     layer: PlannedLayer, config: Config, quantized: bool, dtypes: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    """The tensors of `pack`."""
+    """Describes the tensors that `pack` returns."""
     del dtypes
     shape = layer.params["latent_filters"]
     m_filters = float32_tensor(layer.params["m_filters"], "M-filters")
@@ -74,21 +74,25 @@ def spec(
 
 
 def check_values(stored: Mapping[str, np.ndarray], layer: PlannedLayer) -> None:
-    """Raises InputError for a negative M, codes beyond the centers, or centers not in order."""
+    """Raises InputError if M is negative, a code has no center, or centers are not sorted."""
     if stored["m_filters"].min() < 0:
         raise InputError(f"its tensor {layer.name}/m_filters has negative values")
     if "bits" not in stored:
         return
     codes = packing.unpack(stored["bits"], layer.params["latent_filters"])
     if codes.max() >= len(stored["centers"]):
-        raise InputError(f"its tensor {layer.name}/bits has codes beyond its centers")
+        raise InputError(f"its tensor {layer.name}/bits has codes without a center")
     if np.any(np.diff(stored["centers"]) < 0):
-        raise InputError(f"its tensor {layer.name}/centers does not ascend")
+        raise InputError(f"its tensor {layer.name}/centers is not in ascending order")
 
 
 def arrays(view: View) -> dict[str, np.ndarray]:
-    """`m_filters`, `latent_filters`, `binary_filters`, `centers` and `reconstructed_filters`, as
-    far as there are any."""
+    """Collects the arrays of a layer that an inspection can show.
+
+    Returns:
+        `m_filters`, `latent_filters`, `binary_filters`, `centers` and `reconstructed_filters`, as
+        far as available.
+    """
     found = _filters(view)
     filters = found.get("binary_filters", found.get("latent_filters"))
     q = ops.reconstructed_filters(jnp.asarray(filters), jnp.asarray(found["m_filters"]))
@@ -96,7 +100,7 @@ def arrays(view: View) -> dict[str, np.ndarray]:
 
 
 def _filters(view: View) -> dict[str, np.ndarray]:
-    """As `arrays`, but without the reconstructed filters, which are K times as large."""
+    """Returns `arrays` without the reconstructed filters, which are K times as large."""
     source = view.stored if view.trained is None else view.trained
     found = {
         name: np.asarray(source[name]) for name in ("m_filters", "latent_filters") if name in source
@@ -108,12 +112,17 @@ def _filters(view: View) -> dict[str, np.ndarray]:
 
 
 def _codes(view: View) -> np.ndarray:
-    """The index of each weight's center, of the shape of the filters."""
+    """Returns the index of each weight's center, in the shape of the filters."""
     return packing.unpack(view.stored["bits"], view.layer.params["latent_filters"])
 
 
 def facts(view: View) -> dict[str, Any]:
-    """What inspection prints: maps, range of M, and of binary filters centers, shares and error."""
+    """Collects what an inspection prints about a layer.
+
+    Returns:
+        Maps and the range of M. For binary filters also centers, shares and, if the latent filters
+        are available, the quantization error.
+    """
     stored = view.stored
     *_, channels, maps = view.layer.params["latent_filters"]
     found = _filters(view)
@@ -142,12 +151,13 @@ def facts(view: View) -> dict[str, Any]:
 
 
 def compare(before: View, after: View) -> dict[str, float | None]:
-    """How a layer has changed.
+    """Measures how a layer has changed.
 
     Returns:
-        "flip_ratio", the share of weights that moved to another center (None unless both are binary
-        with as many centers); "m_drift", ||M_b - M_a|| / ||M_a||; and "latent_drift", likewise of C
-        (None of model files).
+        flip_ratio: share of weights that moved to another center; None unless both views are binary
+            with the same number of centers.
+        m_drift: ||M_b - M_a|| / ||M_a||.
+        latent_drift: the same for C; None for model files.
     """
     flips = None
     numbers = [len(view.stored.get("centers", ())) for view in (before, after)]
@@ -167,7 +177,7 @@ def compare(before: View, after: View) -> dict[str, float | None]:
 
 
 def pictures(view: View) -> Pictures:
-    """The latent filters and centers, M, and the filters that convolve."""
+    """Returns the latent filters and centers, M, and the filters of the convolution."""
     found = _filters(view)
     latent, binary = found.get("latent_filters"), found.get("binary_filters")
     filters = {} if latent is None else {"latent": latent}

@@ -1,4 +1,4 @@
-"""From image channels to feature maps of K planes."""
+"""Expansion of image channels to feature maps of K planes."""
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +27,13 @@ INPUT_PLANES = {"copy": _copy, "first": _first, "rgbx": _rgbx}
 
 
 def expand_input(images: jax.Array, input_planes: str, planes: int) -> jax.Array:
-    """Makes feature maps of K planes out of image channels.
+    """Expands image channels to feature maps of K planes.
 
-    "copy": every channel K times, one map each (Wang et al. 2018: "each channel of the image is
-    copied"). "first": the first channel K times, one map (the paper's footnote). "rgbx": RGB and
-    their mean as the four planes of one map (the book appends a channel and does not say which).
+    - "copy" repeats every channel K times, one map each (Wang et al. 2018: "each channel of the
+      image is copied").
+    - "first" repeats the first channel K times, one map (the paper's footnote).
+    - "rgbx" makes one map of four planes: RGB and their mean. (The book appends a channel and does
+      not say which.)
 
     Args:
         images: [N, Y, X, C].
@@ -42,7 +44,7 @@ def expand_input(images: jax.Array, input_planes: str, planes: int) -> jax.Array
         [N, Y, X, G*K].
 
     Raises:
-        ValueError: for an unknown name, and for "rgbx" unless C = 3 and K = 4.
+        ValueError: if the name is unknown, or for "rgbx" unless C = 3 and K = 4.
     """
     if input_planes not in INPUT_PLANES:
         raise ValueError(f"input_planes={input_planes!r} must be one of {sorted(INPUT_PLANES)}")
@@ -50,13 +52,13 @@ def expand_input(images: jax.Array, input_planes: str, planes: int) -> jax.Array
 
 
 def check_input(input_planes: str, channels: int, planes: int, data: str) -> None:
-    """Raises InputError unless images of so many channels can be expanded.
+    """Raises InputError unless images with this number of channels can be expanded.
 
     Args:
         input_planes: a name in `INPUT_PLANES`.
-        channels: of the images.
+        channels: channels of the images.
         planes: K.
-        data: what has these images, for the message.
+        data: what the images belong to, for the error.
     """
     if input_planes == "rgbx" and (channels != 3 or planes != 4):
         raise InputError(

@@ -1,4 +1,4 @@
-"""How images are halved inside a network: the table of poolings, and the poolings themselves."""
+"""The ways of halving images inside a network, and the table that names them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """2x2 max-pooling with stride 2; an odd last row or column is dropped.
+    """Max-pools 2x2 pixels with stride 2; drops an odd last row or column.
 
-    A maximum over a reshaped array, because XLA is slow at the gradient of a windowed maximum on
-    CPU. Where several pixels share the maximum, they share the gradient.
+    It takes a maximum over a reshaped array, because on a CPU the gradient of XLA's windowed
+    maximum is slow. Pixels that share the maximum also share its gradient.
     """
     n, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
@@ -20,10 +20,10 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
 
 
 def average_pool(x: jax.Array, window: int) -> jax.Array:
-    """Means over windows of [N, Y, X, C] that do not overlap, `window` pixels in y and x.
+    """Averages [N, Y, X, C] over non-overlapping windows of `window` x `window` pixels.
 
     Raises:
-        ValueError: where windows do not fill the image.
+        ValueError: if the windows do not fill the image.
     """
     n, height, width, channels = x.shape
     if height % window or width % window:
@@ -36,10 +36,13 @@ def average_pool(x: jax.Array, window: int) -> jax.Array:
 class Pooling:
     """A way of halving images that a config can choose as `model.pooling`.
 
-    after_layer: [N, Y, X, C] -> [N, Y // 2, X // 2, C], what follows a layer that keeps the size.
-    convolution: (makes a convolution, output maps, strides, name) -> a convolution that divides the
-        image by the strides.
-    shortcut: (x, strides) -> x divided by the strides, beside such a convolution.
+    Attributes:
+        after_layer: [N, Y, X, C] -> [N, Y // 2, X // 2, C], applied after a layer that keeps the
+            size.
+        convolution: (makes a convolution, output maps, strides, name) -> a convolution that divides
+            the image size by the strides.
+        shortcut: (x, strides) -> x with its size divided by the strides, in parallel to such a
+            convolution.
     """
 
     after_layer: Callable[[jax.Array], jax.Array]

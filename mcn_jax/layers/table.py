@@ -1,4 +1,4 @@
-"""The layer families: those that a config can choose, and those that every network may have."""
+"""The layer families that a config can choose, and those that every network may contain."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +9,10 @@ from mcn_jax.layers.dense import DENSE
 from mcn_jax.layers.family import Family, Group
 from mcn_jax.layers.mcconv import MCCONV
 
-LAYERS: dict[str, Family] = {"mcconv": MCCONV, "conv": CONV}  # by config.model.conv
+LAYERS: dict[str, Family] = {"mcconv": MCCONV, "conv": CONV}  # names for config.model.conv
 
-# Checkpoints of version 0.1 hold the counters of all groups it had, used or not.
+# Includes groups that a network does not use, because checkpoints of version 0.1 hold the step
+# counters of all of them.
 GROUPS: Mapping[str, Group] = {
     group.name: group
     for family in (MCCONV, CONV, DENSE, BATCH_NORM)
@@ -20,12 +21,12 @@ GROUPS: Mapping[str, Group] = {
 
 
 def family_of_kind(kind: str) -> Family:
-    """The family of this kind, as tables name it."""
+    """Returns the family of a kind, such as "convolution"."""
     return next(f for f in (*LAYERS.values(), DENSE, BATCH_NORM) if f.kind == kind)
 
 
 def family_of(module: Any) -> Family | None:
-    """The family that calls of a linen module belong to; None for a module without one."""
+    """Returns the family of a linen module, or None if it has none."""
     families = (*LAYERS.values(), DENSE, BATCH_NORM)
     exact = [family for family in families if type(module) is family.module]
     found = exact or [family for family in families if isinstance(module, family.module)]

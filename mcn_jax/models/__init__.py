@@ -1,4 +1,4 @@
-"""Networks, and the construction of one from a config."""
+"""The network architectures, and the construction of a network from a config."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,11 +23,13 @@ __all__ = ["MODELS", "Classifier", "Outputs", "SimpleCNN", "WideResNet", "make_m
 class Architecture:
     """A network that a config can choose as `model.name`.
 
-    module: its class.
-    title: what tables call it where its convolutions are ordinary ones.
-    options: what it takes of `ModelConfig` besides what every `Classifier` does.
-    check: of a ModelConfig; raises InputError unless the network can be built.
-    check_image_size: of (ModelConfig, height, width); raises InputError unless the images fit.
+    Attributes:
+        module: class of the network.
+        title: name in tables if its convolutions are ordinary ones.
+        options: fields of `ModelConfig` that it takes in addition to those of every `Classifier`.
+        check: ModelConfig -> None; raises InputError unless the network can be built.
+        check_image_size: (ModelConfig, height, width) -> None; raises InputError unless the network
+            can take images of this size.
     """
 
     module: type[Classifier]
@@ -55,7 +57,7 @@ MODELS = {
 
 
 def check(config: Config) -> None:
-    """Raises InputError unless the network of a config can be built, whatever the images."""
+    """Raises InputError unless the network of a config can be built, apart from the image size."""
     model = config.model
     for field, value, allowed in (
         ("model.name", model.name, MODELS),
@@ -81,24 +83,24 @@ def make_model(
     axis_name: str | None = None,
     deployed: bool = False,
 ) -> Classifier:
-    """The network that a config describes.
+    """Makes the network that a config describes.
 
     Args:
-        config: validated.
+        config: validated config.
         num_classes: number of logits.
-        quantized: convolve with quantized weights, where the layers have any; an MCN without them
-            is a U-MCN.
-        axis_name: of the mapped axis that batch statistics are reduced over.
-        deployed: for inference from a file, see `Classifier`.
+        quantized: whether to convolve with quantized weights, if the layers have any. An MCN
+            without them is a U-MCN.
+        axis_name: name of the mapped axis over which batch statistics are averaged.
+        deployed: whether the network is for inference from a file, see `Classifier`.
 
     Raises:
-        ValueError: if the layer cannot be chosen for a whole network.
+        ValueError: if the layer family cannot be chosen for a network.
     """
     model = config.model
     family, architecture = LAYERS[model.conv], MODELS[model.name]
     make = family.deployed if deployed else family.make
     if make is None:
-        raise ValueError(f"the family {family.kind!r} makes no convolutions of a network")
+        raise ValueError(f"the layer family {family.kind!r} cannot be chosen for a network")
     return architecture.module(
         conv=make(config, quantized),
         widths=model.widths,

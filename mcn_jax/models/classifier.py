@@ -1,4 +1,4 @@
-"""What the networks have in common: their arguments, the way in, and the way out."""
+"""The base class of the networks: their arguments, the image input, and the output."""
 
 import functools
 from collections.abc import Callable
@@ -15,11 +15,12 @@ from mcn_jax.models.heads import HEADS, HeadContext
 
 
 class Outputs(NamedTuple):
-    """What every model returns.
+    """The output of every network.
 
-    logits: [N, classes].
-    features: [N, Y, X, C], the last convolution's after batch norm and ReLU, before pooling; the
-        center loss is taken of them.
+    Attributes:
+        logits: [N, classes].
+        features: [N, Y, X, C], the last convolution's output after batch norm and ReLU, before
+            pooling. The center loss is computed from them.
     """
 
     logits: jax.Array
@@ -29,25 +30,25 @@ class Outputs(NamedTuple):
 class Classifier(nn.Module):
     """Convolutions, which a subclass defines, and a head.
 
-    MCN, U-MCN and ordinary CNN differ in the `conv` argument alone, but that an ordinary CNN takes
-    the image as it is (`input_planes`).
+    MCN, U-MCN and ordinary CNN only differ in `conv`, except that an ordinary CNN takes the image
+    without expansion (`input_planes=None`).
 
     Attributes:
         conv: makes a convolution from its number of output maps, see `Family.make`.
-        widths: output feature maps, of what the subclass says.
+        widths: output feature maps; the subclass says of which layers.
         num_classes: number of logits.
-        planes: K.
-        input_planes: how the image becomes maps of K planes, see `expand_input`; None leaves it
-            as it is, for ordinary convolutions.
+        planes: K, channels per feature map.
+        input_planes: how the image is expanded to maps of K planes, see `expand_input`; None keeps
+            the image, for ordinary convolutions.
         pooling: how images are halved, a name in `POOLINGS`.
         head: from features to logits, a name in `HEADS`.
         dense_features: head "dense": width of the hidden layer.
-        dropout_rate: head "dense": before the last layer.
-        axis_name: of the mapped axis that batch statistics are reduced over; None for none.
-        deployed: for inference from a file. Batch norm is the affine map that it becomes, with
-            parameters `scale` and `offset`, and `conv` makes the families' deployed modules.
-        dtype: of the computation.
-        param_dtype: of parameters and batch statistics.
+        dropout_rate: head "dense": dropout before the last layer.
+        axis_name: name of the mapped axis over which batch statistics are averaged, or None.
+        deployed: whether the network is for inference from a file. Batch norm is then an affine map
+            with parameters `scale` and `offset`, and `conv` makes deployed modules of the families.
+        dtype: dtype of the computation.
+        param_dtype: dtype of parameters and batch statistics.
     """
 
     conv: Callable[..., nn.Module]
@@ -68,10 +69,12 @@ class Classifier(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool = False, dropout_keys: jax.Array | None = None
     ) -> Outputs:
-        """Args:
-        images: [N, Y, X, C], normalised.
-        train: use the batch's statistics, and dropout.
-        dropout_keys: [N] random keys, needed when training with dropout.
+        """Computes logits and features.
+
+        Args:
+            images: [N, Y, X, C], normalised.
+            train: whether to use the batch's statistics, and dropout.
+            dropout_keys: [N] random keys, needed for training with dropout.
         """
         x = images.astype(self.dtype)
         if self.input_planes is not None:
@@ -95,24 +98,24 @@ class Classifier(nn.Module):
     def convolutions(
         self, x: jax.Array, batch_norm: Callable[..., nn.Module]
     ) -> tuple[jax.Array, jax.Array]:
-        """Everything before the head.
+        """Computes everything before the head.
 
         Args:
             x: [N, Y, X, C], the image or its maps.
             batch_norm: makes a batch norm from its name.
 
         Returns:
-            (features [N, Y', X', C'] as in `Outputs`, what the head takes [N, Y'', X'', C']).
+            Features [N, Y', X', C'] as in `Outputs`, and the head's input [N, Y'', X'', C'].
         """
         raise NotImplementedError
 
     def vector(self, maps: jax.Array) -> jax.Array:
-        """What a dense layer takes [N, F] of the maps [N, Y'', X'', C']."""
+        """Turns maps [N, Y'', X'', C'] into the input [N, F] of a dense layer."""
         raise NotImplementedError
 
     @property
     def halving(self) -> Pooling:
-        """How images are halved."""
+        """The way that images are halved."""
         return POOLINGS[self.pooling]
 
     def _batch_norm(self, train: bool) -> Callable[..., nn.Module]:

@@ -1,4 +1,4 @@
-"""The heads of the networks: from feature maps to logits."""
+"""The heads of the networks, from feature maps to logits."""
 
 import dataclasses
 import functools
@@ -13,16 +13,19 @@ from mcn_jax.layers.conv import Conv, KernelConv
 
 
 class HeadContext(NamedTuple):
-    """What a head knows of the network that it belongs to.
+    """What a head knows about its network.
 
-    num_classes: number of logits.
-    dense_features, dropout_rate: as in `ModelConfig`.
-    vector: maps [N, Y, X, C] -> [N, F], what a dense layer takes of them.
-    batch_norm: makes a batch norm from its name.
-    deployed: whether the network is for inference from a file.
-    train: whether dropout applies.
-    dropout_keys: [N] random keys, needed when training with dropout.
-    dtype, param_dtype: of the computation, and of the parameters.
+    Attributes:
+        num_classes: number of logits.
+        dense_features: see `ModelConfig`.
+        dropout_rate: see `ModelConfig`.
+        vector: maps [N, Y, X, C] -> [N, F], the input of a dense layer.
+        batch_norm: makes a batch norm from its name.
+        deployed: whether the network is for inference from a file.
+        train: whether dropout applies.
+        dropout_keys: [N] random keys, needed for training with dropout.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters.
     """
 
     num_classes: int
@@ -38,7 +41,9 @@ class HeadContext(NamedTuple):
 
 
 def example_dropout(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
-    """Inverted dropout with one key per example, so no mask depends on the device it falls on.
+    """Applies inverted dropout with one key per example.
+
+    So no mask depends on the device that an example is on.
 
     Args:
         x: [N, ...].
@@ -60,7 +65,7 @@ def _dense_layer(context: HeadContext, features: int, name: str) -> nn.Module:
 
 
 def _dense(context: HeadContext, maps: jax.Array) -> jax.Array:
-    """Dense, ReLU, dropout, dense: the paper's."""
+    """The paper's head: dense layer, ReLU, dropout, dense layer."""
     x = context.vector(maps)
     x = nn.relu(_dense_layer(context, context.dense_features, "dense_1")(x))
     if context.train and context.dropout_rate:
@@ -91,9 +96,10 @@ def _conv(context: HeadContext, maps: jax.Array) -> jax.Array:
 class Head:
     """A head that a config can choose as `model.head`.
 
-    apply: (context, maps [N, Y, X, C]) -> logits [N, classes], called inside the network's
-        `__call__`, whose submodules its layers are.
-    options: fields of `ModelConfig` that a model file must know.
+    Attributes:
+        apply: (context, maps [N, Y, X, C]) -> logits [N, classes]. It is called inside the
+            network's `__call__`, so its layers become submodules of the network.
+        options: fields of `ModelConfig` that a model file must store.
     """
 
     apply: Callable[[HeadContext, jax.Array], jax.Array]

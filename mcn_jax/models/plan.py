@@ -1,8 +1,8 @@
-"""The plan of a network: its layers in call order, with families and shapes, found by running it.
+"""The plan of a network: its layers in call order, with their families and shapes.
 
-The network is run abstractly, so a plan takes no memory, whatever the sizes. Costs, bits, model
-files, inspection, health and the optimizer's groups all read the plan instead of guessing from
-names.
+A plan is found by running the network abstractly, so it takes no memory for any size. Costs, bits,
+model files, inspection, health and the optimizer's groups all read the plan instead of guessing
+from names.
 """
 
 import dataclasses
@@ -25,18 +25,18 @@ Plan = tuple[PlannedLayer, ...]
 
 
 def plan_of(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Plan:
-    """The plan of the network that a config describes.
+    """Returns the plan of the network that a config describes.
 
     Args:
-        config: validated.
+        config: validated config.
         num_classes: number of logits.
-        image_shape: (Y, X, C) as the model sees an image.
+        image_shape: (Y, X, C) of an image at the input of the network.
 
     Raises:
-        InputError: if a layer has more weights than can be counted.
+        InputError: if a layer has too many weights to be counted.
         ValueError: if a parameter belongs to no layer family, or the images do not fit.
     """
-    # Neither the data nor dtypes change what layers there are.
+    # The layers do not depend on these fields. Configs that differ only here share a cache entry.
     alike = dataclasses.replace(
         config, seed=0, data=DataConfig(), dtype="float32", param_dtype="float32"
     )
@@ -57,7 +57,15 @@ def _plan_of(config: Config, num_classes: int, image_shape: tuple[int, int, int]
 
 
 def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan:
-    """The plan of any linen network; see `plan_of`. A layer that is called twice is listed once."""
+    """Returns the plan of any linen network; a layer that is called twice is listed once.
+
+    Args:
+        module: the network.
+        image_shape: (Y, X, C) of an image at its input.
+
+    Raises:
+        ValueError: if a parameter belongs to no layer family.
+    """
     calls: dict[tuple[str, ...], list[Any]] = {}
 
     def note(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
@@ -74,7 +82,7 @@ def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan
     def initialise() -> Any:
         return module.init(jax.random.key(0), jnp.zeros((1, *image_shape), jnp.float32))
 
-    # Even the key is made inside, because a config is checked before JAX may look for devices.
+    # The key is made inside, too: configs are checked before JAX may look for devices.
     with nn.intercept_methods(note):
         variables = jax.eval_shape(initialise)
     plan = tuple(
@@ -98,7 +106,7 @@ def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan
 
 
 def _leaves(tree: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    """{leaf name: shape} of what lies below a path."""
+    """Returns {leaf name: shape} of all leaves below a path."""
     return {
         "/".join(place[len(path) :]): tuple(leaf.shape)
         for place, leaf in traverse_util.flatten_dict(tree).items()
@@ -119,12 +127,12 @@ def _check_all_owned(plan: Plan, params: Mapping[str, Any]) -> None:
             if leaf not in layer.family.groups:
                 raise ValueError(
                     f"parameter {layer.name}/{leaf} belongs to no group of the optimizer; the"
-                    f" family {layer.family.kind!r} knows {', '.join(layer.family.groups)}"
+                    f" family {layer.family.kind!r} has {', '.join(layer.family.groups)}"
                 )
 
 
 def layer_collections(plan: Plan) -> tuple[str, ...]:
-    """The collections, besides "params" and "batch_stats", in which layers keep state."""
+    """Returns the collections of layer state, other than "params" and "batch_stats"."""
     found = {collection for layer in plan for collection in layer.state.values()}
     return tuple(sorted(found - {"batch_stats"}))
 
@@ -132,13 +140,13 @@ def layer_collections(plan: Plan) -> tuple[str, ...]:
 def specs(
     plan: Plan, config: Config, quantized: bool, dtypes: Mapping[str, str] | None = None
 ) -> dict[str, Tensor]:
-    """{"conv_1/bits": Tensor, ...}: every tensor of a model file of a network.
+    """Describes every tensor of a network's model file: {"conv_1/bits": Tensor, ...}.
 
     Args:
-        plan: of the network.
-        config: of it, for what the families' files depend on.
-        quantized: whether quantized weights are stored, where a family has them.
-        dtypes: of tensors in a file, where a family leaves a choice.
+        plan: plan of the network.
+        config: config of the network, which the tensors of some families depend on.
+        quantized: whether quantized weights are stored, if a family has any.
+        dtypes: {tensor name: dtype} of the file, for families with a choice.
     """
     found: dict[str, Tensor] = {}
     for layer in plan:
@@ -154,7 +162,7 @@ def specs(
 
 
 def filter_bits(plan: Plan, config: Config, quantized: bool) -> tuple[int, int]:
-    """Bits of all convolution filters, and of the same filters in float32.
+    """Returns the bits of all convolution filters, and of the same filters in float32.
 
     M-filters, centers, batch norm and dense layers are not counted.
     """

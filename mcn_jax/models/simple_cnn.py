@@ -11,16 +11,16 @@ from mcn_jax.models.classifier import Classifier
 
 
 class SimpleCNN(Classifier):
-    """Once per width: convolution 3x3, batch norm, ReLU, pooling; then the head.
+    """One convolution 3x3, batch norm, ReLU and pooling per width, followed by the head.
 
-    The paper pools before the ReLU; maxima and ReLU commute. `widths` are the output maps of each
-    layer, the other attributes are those of `Classifier`.
+    The paper pools before the ReLU; the result is the same, because maximum and ReLU commute.
+    `widths` are the output maps of each layer. For the other attributes see `Classifier`.
     """
 
     def convolutions(
         self, x: jax.Array, batch_norm: Callable[..., nn.Module]
     ) -> tuple[jax.Array, jax.Array]:
-        """See `Classifier`."""
+        """Computes everything before the head; see `Classifier`."""
         for layer, width in enumerate(self.widths, start=1):
             x = self.conv(width, name=f"conv_{layer}")(x)
             features = nn.relu(batch_norm(name=f"batch_norm_{layer}")(x))
@@ -28,7 +28,7 @@ class SimpleCNN(Classifier):
         return features, x
 
     def vector(self, maps: jax.Array) -> jax.Array:
-        """All pixels of all maps."""
+        """Returns all pixels of all maps as vectors."""
         return maps.reshape(maps.shape[0], -1)
 
 
@@ -43,6 +43,6 @@ def check_image_size(model: ModelConfig, height: int, width: int) -> None:
     size = min(height, width)
     if not size >> len(model.widths):
         raise InputError(
-            f"config.model.widths={model.widths} has more layers than images of {size} pixels can"
-            " be halved"
+            f"config.model.widths={model.widths} has too many layers for images of {size} pixels,"
+            " which each layer halves; use fewer layers or larger images"
         )

@@ -1,7 +1,7 @@
 """Wide residual networks with pre-activation basic blocks (the paper's Fig. 4(c)).
 
-No convolution but 3x3: a 1x1 kernel "does not propagate any M-filter information" (Sec. 3.1), so
-that shortcuts have no weights.
+All convolutions are 3x3, because a 1x1 kernel "does not propagate any M-filter information" (Sec.
+3.1). So shortcuts have no weights.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,11 @@ from mcn_jax.models.classifier import Classifier
 
 
 class Stem(NamedTuple):
-    """What comes before the first stage.
+    """The layers before the first stage.
 
-    strides: of its convolution. pools: whether 2x2 max-pooling follows.
+    Attributes:
+        strides: strides of the convolution.
+        pools: whether 2x2 max-pooling follows it.
     """
 
     strides: int
@@ -31,17 +33,17 @@ STEMS = {"cifar": Stem(strides=1, pools=False), "imagenet": Stem(strides=2, pool
 
 
 class WideResNet(Classifier):
-    """Stem, three stages of basic blocks, batch norm, ReLU; then the head, which takes the global
-    average where it is dense.
+    """Stem, three stages of basic blocks, batch norm and ReLU, followed by the head.
 
-    The first block of every stage but the first halves the image.
+    The first block of every stage but the first halves the image. A head with dense layers takes
+    the global average of the maps.
 
     Attributes:
         widths: output maps of the stem and of each stage, not decreasing.
-        depth: see `blocks_per_stage`.
+        depth: depth as the paper counts it, see `blocks_per_stage`.
         stem: a name in `STEMS`.
 
-    The other attributes are those of `Classifier`.
+    For the other attributes see `Classifier`.
     """
 
     dense_features: int = 512
@@ -51,7 +53,7 @@ class WideResNet(Classifier):
     def convolutions(
         self, x: jax.Array, batch_norm: Callable[..., nn.Module]
     ) -> tuple[jax.Array, jax.Array]:
-        """See `Classifier`."""
+        """Computes everything before the head; see `Classifier`."""
         if self.stem not in STEMS:
             raise ValueError(f"stem={self.stem!r} must be one of {', '.join(STEMS)}")
         stem, blocks = STEMS[self.stem], blocks_per_stage(self.depth)
@@ -72,19 +74,21 @@ class WideResNet(Classifier):
         return features, features
 
     def vector(self, maps: jax.Array) -> jax.Array:
-        """The global average."""
+        """Returns the global average of each map's channels."""
         return jnp.mean(maps, axis=(1, 2))
 
 
 class Block(nn.Module):
-    """Twice batch norm, ReLU, convolution 3x3; the input, by way of `shortcut`, is added.
+    """Residual block: twice batch norm, ReLU and 3x3 convolution, added to the input.
+
+    The input passes through `Pooling.shortcut`, and zeros are appended for additional maps.
 
     Attributes:
-        conv: as in `Classifier`.
+        conv: makes a convolution, see `Classifier`.
         batch_norm: makes a batch norm from its name.
-        out_maps: of both convolutions.
-        pooling: how the image is divided.
-        strides: of the first convolution, in y and x.
+        out_maps: output maps of both convolutions.
+        pooling: how the image is halved.
+        strides: strides of the first convolution, in y and x.
     """
 
     conv: Callable[..., nn.Module]
@@ -95,7 +99,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, Y, X, C] -> [N, Y / strides, X / strides, channels of the convolution]."""
+        """Maps [N, Y, X, C] to [N, Y / strides, X / strides, channels of the convolution]."""
         y = nn.relu(self.batch_norm(name="batch_norm_1")(x))
         y = self.pooling.convolution(self.conv, self.out_maps, self.strides, "conv_1")(y)
         y = nn.relu(self.batch_norm(name="batch_norm_2")(y))
@@ -104,29 +108,30 @@ class Block(nn.Module):
 
 
 def with_channels(x: jax.Array, channels: int) -> jax.Array:
-    """Appends zeros up to `channels`.
+    """Appends channels of zeros to x, up to `channels` in total.
 
-    Map g owns channels g*K to g*K + K - 1, so whole maps are appended.
+    Map g consists of channels g*K to g*K + K - 1, so whole maps are appended.
     """
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, channels - x.shape[-1])))
 
 
 def blocks_per_stage(depth: int) -> int:
-    """(depth - 4) / 6 or (depth - 2) / 6, whichever is whole.
+    """Returns (depth - 4) / 6 or (depth - 2) / 6, whichever is an integer.
 
-    The paper's networks of 28 and 34 layers are counted the first way, the one of 20 the second.
+    The paper's networks of 28 and 34 layers follow the first formula, the network of 20 layers the
+    second.
 
     Raises:
-        ValueError: where neither is whole and positive, naming the nearest depths.
+        ValueError: if neither is a positive integer; the error names the nearest depths.
     """
     if _is_depth(depth):
-        return (depth - 2) // 6  # of depths of the first kind, too: (6 * n + 2) // 6 = n
+        return (depth - 2) // 6  # also right for depths 6n + 4: (6n + 4 - 2) // 6 = n
     below = [d for d in range(depth - 3, depth) if _is_depth(d)]
     above = [d for d in range(max(depth, 7) + 1, max(depth, 7) + 4) if _is_depth(d)]
     nearest = " and ".join(map(str, (*below[-1:], above[0])))
     raise ValueError(
-        f"depth={depth} has no whole number of blocks a stage, neither by (depth - 4) / 6 nor by"
-        f" (depth - 2) / 6; nearest that have: {nearest}"
+        f"depth={depth} must be 6n + 2 or 6n + 4, where n >= 1 is the number of blocks per stage;"
+        f" nearest: {nearest}"
     )
 
 
@@ -153,14 +158,14 @@ def check(model: ModelConfig) -> None:
 
 
 def check_image_size(model: ModelConfig, height: int, width: int) -> None:
-    """Raises InputError unless everything that is halved is even."""
+    """Raises InputError unless height and width are even at every halving."""
     stem = STEMS[model.stem]
     halvings = len(model.widths) - 2
     unit = stem.strides * (2 if stem.pools else 1) * 2**halvings
     if height % unit or width % unit:
         size = -(-max(height, width) // unit) * unit
         raise InputError(
-            f"images of {height}x{width} pixels cannot be halved as often as a wide_resnet with"
-            f" config.model.stem={model.stem!r} does, which needs multiples of {unit}; set"
+            f"images of {height}x{width} pixels do not fit a wide_resnet with"
+            f" config.model.stem={model.stem!r}, which needs multiples of {unit}; set"
             f" config.data.image_size={size}"
         )

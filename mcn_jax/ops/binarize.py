@@ -1,6 +1,6 @@
 """Binarization of filters: k-means centers, and the nearest center of each weight.
 
-"Binary" is the paper's word for its main case of U = 2 centers; every function takes any U.
+"Binary" is the paper's word for its main case, U = 2 centers. Every function takes any U.
 """
 
 import itertools
@@ -11,20 +11,20 @@ import numpy as np
 
 
 def kmeans_centers(values: jax.Array, num_centers: int) -> jax.Array:
-    """Globally optimal k-means centers of scalars (Wang et al. 2018, Eq. 6: "offline k-means").
+    """Computes the optimal k-means centers of scalars (Wang et al. 2018, Eq. 6, "offline k-means").
 
-    In one dimension the clusters of an optimal solution are intervals of the sorted values, so the
-    optimum is a choice of U - 1 cuts and needs no starting point. U = 2 scans all cuts at once on
-    the device. Any other U is a dynamic program in float64 on the host (Wu 1991), which a traced
-    caller reaches through a callback. Both may be called under `jax.jit`.
+    In one dimension, the clusters of an optimal solution are intervals of the sorted values. So the
+    global optimum is a choice of U - 1 cuts and needs no starting point. For U = 2, all cuts are
+    compared at once on the device. For any other U, a dynamic program runs in float64 on the host
+    (Wu 1991); under `jax.jit` it is called through a callback.
 
     Args:
         values: any shape, at least U elements; the latent filters of one layer.
         num_centers: U >= 1.
 
     Returns:
-        [U], sorted, of the dtype of `values`. Where `values` has fewer than U distinct elements,
-        some centers are equal.
+        [U], sorted, in the dtype of `values`. Some centers are equal if `values` has fewer than U
+        distinct elements.
 
     Raises:
         ValueError: if U < 1 or U exceeds the number of values.
@@ -44,12 +44,12 @@ def kmeans_centers(values: jax.Array, num_centers: int) -> jax.Array:
 
 
 def _two_means(values: jax.Array) -> jax.Array:
-    """The best of all n - 1 cuts of the sorted values, by the between-cluster sum of squares."""
+    """Returns the two means for the cut with the greatest between-cluster sum of squares."""
     n = values.size
     sorted_values = jnp.sort(values)
     mean = jnp.mean(sorted_values)
-    # Around the mean the two cluster sums are S and -S, so that the criterion n1*m1^2 + n2*m2^2
-    # is S^2 (1/n1 + 1/n2) and loses no digits to a common offset.
+    # After subtracting the mean, the two cluster sums are S and -S. The criterion
+    # n1*m1^2 + n2*m2^2 then equals S^2 (1/n1 + 1/n2) and loses no digits to a common offset.
     sums = jnp.cumsum(sorted_values - mean)[:-1]
     left_counts = jnp.arange(1, n, dtype=values.dtype)
     cut = jnp.argmax(sums**2 * (1 / left_counts + 1 / (n - left_counts))) + 1
@@ -60,10 +60,13 @@ def _two_means(values: jax.Array) -> jax.Array:
 
 
 def _kmeans_dynamic_program(values: np.ndarray, num_centers: int) -> np.ndarray:
-    """Optimal cuts for U clusters: one pass over the sorted values a cluster, O(U n log n).
+    """Finds optimal cuts for U clusters in O(U n log n).
 
-    score[j] is the best sum of n_u * mean_u^2 over clusters of the first j values. The best last
-    cut of j never moves left as j grows, so the cuts of every second j bound those between them.
+    Each cluster takes one pass over the sorted values.
+
+    score[j] is the greatest sum of n_u * mean_u^2 over clusters of the first j values. The best
+    last cut of j never decreases as j grows. So the cuts for every second j bound the cuts between
+    them.
     """
     sorted_values = np.sort(values.astype(np.float64))
     n = sorted_values.size
@@ -80,7 +83,7 @@ def _kmeans_dynamic_program(values: np.ndarray, num_centers: int) -> np.ndarray:
         bounds.append(cuts[bounds[-1]])
     bounds = [0, *reversed(bounds)]
     centers = [
-        # An interval is empty only where there are fewer distinct values than centers.
+        # An interval is empty only if there are fewer distinct values than centers.
         sorted_values[start:stop].mean() if stop > start else sorted_values[min(start, n - 1)]
         for start, stop in itertools.pairwise(bounds)
     ]
@@ -88,7 +91,7 @@ def _kmeans_dynamic_program(values: np.ndarray, num_centers: int) -> np.ndarray:
 
 
 def _add_cluster(score: np.ndarray, prefix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Best score of the first j values with one cluster more, and its last cut, for every j."""
+    """Returns score and last cut of the first j values with one more cluster, for every j."""
     n = prefix.size - 1
     new_score = np.zeros(n + 1)
     cuts = np.zeros(n + 1, np.int64)
@@ -113,14 +116,14 @@ def _add_cluster(score: np.ndarray, prefix: np.ndarray) -> tuple[np.ndarray, np.
 def nearest_center(values: jax.Array, centers: jax.Array) -> jax.Array:
     """Replaces each value by the nearest of the sorted centers (Eq. 6).
 
-    At equal distance from two centers the higher one is taken: the paper's `<` is strict.
+    A value halfway between two centers takes the higher one, because the paper's `<` is strict.
 
     Args:
         values: any shape.
         centers: [U], sorted in ascending order.
 
     Returns:
-        As `values`; every element is one of `centers`, bit for bit.
+        Shape and dtype of `values`; every element equals one of `centers` bit for bit.
     """
     nearest = jnp.broadcast_to(centers[0], values.shape)
     for lower, higher in itertools.pairwise(centers):
@@ -129,7 +132,7 @@ def nearest_center(values: jax.Array, centers: jax.Array) -> jax.Array:
 
 
 def nearest_index(values: jax.Array, centers: jax.Array) -> jax.Array:
-    """The index of `nearest_center` among the sorted centers: 0 to U - 1, int32, as `values`."""
+    """Returns the index of each value's `nearest_center`: 0 to U - 1, int32, shape of `values`."""
     index = jnp.zeros(values.shape, jnp.int32)
     for higher_index, (lower, higher) in enumerate(itertools.pairwise(centers), start=1):
         is_lower = jnp.abs(values - lower) < jnp.abs(values - higher)

@@ -1,4 +1,4 @@
-"""On a CPU, work on a few images of a batch at a time, so that what lies between stays in cache."""
+"""Processing a batch in chunks of images on a CPU, so the intermediate arrays stay in cache."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,23 +6,23 @@ from typing import Any
 import jax
 from jax import lax
 
-# Of intermediates: about what a CPU keeps in cache.
+# Bytes of intermediate arrays per chunk: about what a CPU keeps in cache.
 CHUNK_BYTES = 2**22
 
 
 def images_at_a_time(images: int, image_bytes: int, at_least: int = 0) -> int:
-    """The greatest divisor of the batch whose intermediates fit; at least 1.
+    """Returns the greatest divisor of the batch size whose intermediates fit in cache; at least 1.
 
     Args:
-        images: of the batch.
-        image_bytes: of the intermediates of one image.
-        at_least: bytes that they may have in any case; else it is `CHUNK_BYTES`.
+        images: number of images in the batch.
+        image_bytes: bytes of the intermediate arrays of one image.
+        at_least: bytes that a chunk may take even if they exceed `CHUNK_BYTES`.
     """
     return greatest_divisor(images, max(CHUNK_BYTES, at_least) // image_bytes)
 
 
 def greatest_divisor(number: int, most: int) -> int:
-    """Of a number, up to `most`; at least 1."""
+    """Returns the greatest divisor of `number` that is at most `most`; at least 1."""
     return max(d for d in range(1, max(1, min(number, most)) + 1) if number % d == 0)
 
 
@@ -33,21 +33,20 @@ def scan_chunks(
     outputs: jax.Array,
     chunk: int,
 ) -> tuple[Any, jax.Array]:
-    """Calls a function for each chunk of a batch, in turn; on other platforms than a CPU once, for
-    the whole batch.
+    """Calls a function chunk by chunk on a CPU, and once for the whole batch elsewhere.
 
-    `lax.scan` would write to a buffer of zeros. XLA makes these where it likes, for all layers of a
-    network long before they are needed; so the caller gives the buffer.
+    The caller passes the buffer for the outputs. `lax.scan` would create one from zeros, and XLA
+    may allocate the zeros of all layers of a network long before they are needed.
 
     Args:
         function: (sums, chunk of each array) -> (sums, outputs of the chunk).
-        sums: at the start.
+        sums: initial values.
         arrays: [N, ...] each.
-        outputs: [N, ...], of any values, which are overwritten.
-        chunk: images of a chunk on a CPU, a divisor of N.
+        outputs: [N, ...], the buffer; its values are overwritten.
+        chunk: images per chunk on a CPU, a divisor of N.
 
     Returns:
-        The last sums, and the outputs of all chunks.
+        The final sums, and the outputs of all chunks.
     """
 
     def in_turn(sums: Any, outputs: jax.Array, *arrays: jax.Array) -> tuple[Any, jax.Array]:

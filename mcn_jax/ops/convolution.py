@@ -1,4 +1,4 @@
-"""The ordinary convolution that layers are built on, and the gradient of its filters."""
+"""The ordinary convolution that all layers use, and the gradient of its filters."""
 
 import dataclasses
 import math
@@ -10,14 +10,15 @@ from jax import lax
 from mcn_jax.ops.chunks import images_at_a_time
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-# Of the input, and at least as many as pixels: there XLA's gradient of filters took no more time
-# and memory than the product of patches, in float32 on a CPU with AVX-512.
+# A CPU uses XLA's filter gradient if the input has at least this many channels, and at least as
+# many channels as pixels. There it took no more time or memory than the product of patches,
+# measured in float32 with AVX-512.
 MANY_CHANNELS = 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvSpec:
-    """What a modulated convolution is besides its arrays; hashable, for a static argument."""
+    """Static settings of a modulated convolution; hashable, so they can be a static argument."""
 
     strides: tuple[int, int]
     padding: str
@@ -28,7 +29,7 @@ class ConvSpec:
 def convolve(
     features: jax.Array, filters: jax.Array, strides: tuple[int, int], padding: str
 ) -> jax.Array:
-    """Cross-correlation of [N, Y, X, C] with filters [W, W, C, O], in the dtype of the features."""
+    """Cross-correlates [N, Y, X, C] with filters [W, W, C, O], in the dtype of the features."""
     return lax.conv_general_dilated(
         features,
         filters.astype(features.dtype),
@@ -45,20 +46,21 @@ def filter_gradient(
     strides: tuple[int, int],
     padding: str,
 ) -> jax.Array:
-    """Gradient of `convolve` with respect to its filters: a sum over images, pixels and patches.
+    """Computes the gradient of `convolve` with respect to its filters.
 
     dQ[i, j, c, o] = sum over n, y, x of features[n, s*y + i, s*x + j, c] * cotangent[n, y, x, o]
 
-    XLA computes it as a convolution whose window is the image, which is fast on accelerators, and
-    on a CPU where there are many channels and few pixels. Elsewhere on a CPU it is one matrix
-    product of patches and cotangents a chunk of images, the chunk small enough for its patches to
-    stay in cache.
+    XLA computes this as a convolution whose window is the image. That is fast on accelerators, and
+    on a CPU if there are many channels and few pixels. Otherwise, a CPU computes one matrix product
+    of patches and cotangents per chunk of images. Chunks are so small that their patches stay in
+    cache.
 
     Args:
         features: [N, Y, X, C], as given to `convolve`.
         cotangent: [N, Y', X', O].
         kernel_size: (W, W).
-        strides, padding: as given to `convolve`.
+        strides: as given to `convolve`.
+        padding: as given to `convolve`.
 
     Returns:
         [W, W, C, O] in the dtype of the features.
@@ -109,7 +111,7 @@ def _filter_gradient_by_patches(
         )
         return total + product, None
 
-    # Half precision is summed in float32.
+    # Sums of half-precision products are kept in float32.
     sum_dtype = jnp.promote_types(features.dtype, jnp.float32)
     total, _ = lax.scan(
         add,

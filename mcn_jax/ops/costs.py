@@ -1,25 +1,33 @@
-"""Multiply-adds of one modulated convolution: what each form has to compute."""
+"""Multiply-adds of one modulated convolution, for each form of computing it."""
 
 import math
 
 from mcn_jax.ops.fastest import Shape
 
-TAPS = 9  # of 3x3 filters
+TAPS = 9  # taps of a 3x3 filter
 
 
 def multiply_adds(shape: Shape, form: str, *, gradients: bool = False, taps: int = TAPS) -> int:
-    """Multiply-adds of one image, border pixels counted like all others.
+    """Returns the multiply-adds of one MCconv on one image.
 
-    With C input channels, H maps and K planes, the direct form takes C*H*K a tap and output pixel,
-    and twice as many in the backward pass. The factored form takes C*H for the product with the
-    binary filters and K*H for its mix by M; its backward pass computes the products anew (which
-    XLA may find in the forward pass), mixes twice and multiplies twice.
+    C is the number of input channels, H of output maps and K of planes. Per tap and output pixel,
+    the direct form takes C*H*K multiply-adds forward and twice as many backward.
+
+    The factored form takes C*H for the product with the binary filters and K*H for the mix by M.
+    Its backward pass computes that product again, mixes twice and multiplies twice. XLA may reuse
+    the product of the forward pass, which is not subtracted here.
+
+    Border pixels count like all others.
 
     Args:
-        shape: of the layer.
-        form: "direct", which is an ordinary convolution of the same channels too, or "factored".
-        gradients: adds those of features, filters and M to the forward pass.
-        taps: of a filter.
+        shape: shape of the layer.
+        form: "direct" or "factored". "direct" also holds for an ordinary convolution with the same
+            channels.
+        gradients: whether to add the backward pass: the gradients of features, filters and M.
+        taps: taps per filter.
+
+    Raises:
+        ValueError: if `form` is unknown.
     """
     pixels = math.ceil(shape.size / shape.stride) ** 2
     filters = taps * shape.in_maps * shape.planes * shape.out_maps

@@ -1,23 +1,27 @@
-"""MCconv with a quarter of the multiply-adds of the convolution with reconstructed filters.
+"""MCconv in its factored form, with about 1/K of the direct form's multiply-adds.
 
 All K planes of an output map share one binary filter; only the weights of the taps differ:
 
     output[h, k] = sum over taps t of M[t, k] * (shift_t(features) @ filters[t, :, h])
 
-What is in brackets does not depend on k. So the features are multiplied once by the filters of all
-taps, [pixels, C] @ [C, T*H]; the product of each tap is shifted to the output pixels that it
-belongs to; and M, as a matrix [T, K], mixes T shifted products into K planes. The backward pass
-runs the other way: M spreads the cotangent over the taps, each is shifted back, and two matrix
-products make the gradients of features and filters of it. The gradient of M is the product of the
-shifted products, computed anew, and the cotangent. (Where nothing is cut, see below, XLA may see
-that they are those of the forward pass.)
+The product in brackets does not depend on k. The forward pass has three steps:
 
-With strides (s, s) a tap reads every s-th pixel in y and x, one of s*s phases of the image. Each
-phase is multiplied by the filters of its own taps; with stride 1 the image is the only phase.
+1. One matrix product, [pixels, C] @ [C, T*H], multiplies the features by the filters of all T taps.
+2. The product of each tap is shifted to the output pixels that it contributes to.
+3. M, as a matrix [T, K], mixes the T shifted products into K planes.
 
-What lies between has T*H channels, more than input and output together. On a CPU it is made for a
-few images at a time, so that it stays in cache and costs little memory, but for small batches of
-wide layers; elsewhere for the whole batch.
+The backward pass runs in the opposite direction. M spreads the cotangent over the taps, each part
+is shifted back, and two matrix products give the gradients of features and filters. The gradient of
+M is the matrix product of the shifted products and the cotangent. The shifted products are computed
+again for this. XLA may reuse those of the forward pass if the batch is not split (see `_chunk`).
+
+With strides (s, s), a tap reads every s-th pixel in y and x, which is one of the s*s phases of the
+image. Each phase is multiplied by the filters of its own taps. With stride 1, the image is the only
+phase.
+
+The intermediate arrays have T*H channels, more than input and output together. A CPU processes a
+few images at a time, so they stay in cache and take little memory; small batches of wide layers are
+the exception. Other platforms process the whole batch at once.
 """
 
 import itertools
@@ -36,20 +40,25 @@ from mcn_jax.ops.convolution import ConvSpec
 
 
 class _Tap(NamedTuple):
-    """A row or column of taps. `padding`, at the low and the high end and often negative, takes
-    its phase of the image to the output pixels that read it."""
+    """One row or column of taps.
+
+    Attributes:
+        phase: the phase of the image that the tap reads.
+        padding: low and high padding, often negative, that takes the phase to the output pixels
+            that read it.
+    """
 
     phase: int
     padding: tuple[int, int]
 
     @property
     def back(self) -> tuple[int, int]:
-        """The padding that undoes `padding`, and is its transpose."""
+        """Padding that reverses `padding`; as a linear map, it is the transpose."""
         return -self.padding[0], -self.padding[1]
 
 
 class _Taps(NamedTuple):
-    """All taps of a kernel on an image of `size`, in y and in x."""
+    """All taps of a kernel on an image of `size`, as rows in y and columns in x."""
 
     size: tuple[int, ...]
     out_size: tuple[int, ...]
@@ -58,7 +67,7 @@ class _Taps(NamedTuple):
     columns: list[_Tap]
 
     def by_phase(self) -> dict[tuple[int, int], list[tuple[int, int]]]:
-        """{phase in y and x: (i, j) of the taps that read it}."""
+        """Returns {phase in y and x: (i, j) of the taps that read it}."""
         found: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for (i, row), (j, column) in itertools.product(
             enumerate(self.rows), enumerate(self.columns)
@@ -70,7 +79,7 @@ class _Taps(NamedTuple):
 def forward(
     spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
 ) -> jax.Array:
-    """See `mcn_jax.ops.mcconv`."""
+    """Computes the output of MCconv; see `mcn_jax.ops.mcconv` for the signature."""
     taps = _taps(features.shape[1:3], filters.shape[:2], spec.strides, spec.padding)
     filters, m_TK = filters.astype(features.dtype), _matrix(m_filters, features.dtype)
     planes, maps = m_TK.shape[1], filters.shape[-1]
@@ -82,6 +91,7 @@ def forward(
         return nothing, jnp.moveaxis(mixed_KNYXH, 0, -1).reshape(-1, *out_shape[1:])
 
     out_shape = (len(features), *taps.out_size, maps * planes)
+    # Made of the features, so XLA cannot allocate it before they exist.
     buffer = jnp.broadcast_to(features[0, 0, 0, 0], out_shape)
     chunk = _chunk(features, filters, m_TK, taps)
     return scan_chunks(of_chunk, None, [features], buffer, chunk)[1]
@@ -95,12 +105,12 @@ def backward(
     m_filters: jax.Array,
     cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """See `mcn_jax.ops.mcconv`."""
+    """Computes the gradients of MCconv; see `mcn_jax.ops.mcconv` for the signature."""
     taps = _taps(features.shape[1:3], filters.shape[:2], spec.strides, spec.padding)
     filters_dtype, dtype = filters.dtype, features.dtype
     filters, m_sum_filters = filters.astype(dtype), m_sum_filters.astype(dtype)
     m_TK = _matrix(m_filters, dtype)
-    # Half precision is summed in float32.
+    # Sums of half-precision products are kept in float32.
     sum_dtype = jnp.promote_types(dtype, jnp.float32)
 
     def add(
@@ -125,8 +135,10 @@ def backward(
 
 
 def _shifted_products(images: jax.Array, filters: jax.Array, taps: _Taps) -> jax.Array:
-    """[N, Y, X, C] and [W, W, C, H] -> [T, N, Y', X', H], what each tap adds to each output pixel
-    before M weighs it."""
+    """Computes what each tap adds to each output pixel before M weighs it.
+
+    [N, Y, X, C] and [W, W, C, H] -> [T, N, Y', X', H].
+    """
     height, width = taps.strides
     products = {}
     for (y, x), its_taps in taps.by_phase().items():
@@ -140,10 +152,14 @@ def _shifted_products(images: jax.Array, filters: jax.Array, taps: _Taps) -> jax
 def _gradients_of_shifted(
     cotangents: jax.Array, m_TK: jax.Array, taps: _Taps
 ) -> dict[tuple[int, int], jax.Array]:
-    """[N, Y', X', H*K] -> {(i, j): [N, y, x, H]}, what M spreads over each tap, shifted back.
+    """Spreads the cotangent over the taps by M and shifts each part back.
 
-    The planes are padded once for all taps. So each tap reads windows of them, and weighing and
-    adding these, in the dtype of M, is one pass; by a matrix product of M it would be several."""
+    [N, Y', X', H*K] -> {(i, j): [N, y, x, H]}.
+
+    The planes are padded once for all taps, so each tap reads windows of the padded planes.
+    Weighing and adding these windows, in the dtype of M, takes one pass over memory. A matrix
+    product with M would take several.
+    """
     rows, columns = (np.array([tap.back for tap in line]) for line in (taps.rows, taps.columns))
     padded = _pad(cotangents, rows.max(axis=0), columns.max(axis=0))
     planes_last = padded.reshape(*padded.shape[:3], -1, m_TK.shape[1])
@@ -164,7 +180,7 @@ def _gradients_of_products(
     taps: _Taps,
     sum_dtype: DTypeLike,
 ) -> tuple[jax.Array, jax.Array]:
-    """Gradients of images and filters, from those of each tap's product."""
+    """Computes the gradients of images and filters from the gradient of each tap's product."""
     height, width = taps.strides
     d_images = jnp.zeros((), images.dtype)
     d_filters: dict[tuple[int, int], jax.Array] = {}
@@ -202,12 +218,12 @@ def _taps(
 
 
 def _matrix(m_filters: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """M as [T, K]."""
+    """Returns M as a matrix [T, K]."""
     return m_filters.reshape(-1, m_filters.shape[-1]).astype(dtype)
 
 
 def _side_by_side(filters: jax.Array, its_taps: Sequence[tuple[int, int]]) -> jax.Array:
-    """[W, W, C, H] -> [C, len(its_taps) * H]."""
+    """Concatenates the filters of some taps: [W, W, C, H] -> [C, len(its_taps) * H]."""
     return jnp.concatenate([filters[tap] for tap in its_taps], axis=-1)
 
 
@@ -218,7 +234,10 @@ def _pad(array: jax.Array, rows: Sequence[int], columns: Sequence[int]) -> jax.A
 
 
 def _onto_image(phase: jax.Array, place: tuple[int, int], taps: _Taps) -> jax.Array:
-    """[N, y, x, C] of one phase -> [N, Y, X, C], zero at the pixels of other phases."""
+    """Places the pixels of one phase in an image that is zero at the pixels of all other phases.
+
+    [N, y, x, C] -> [N, Y, X, C].
+    """
     if taps.strides == (1, 1):
         return phase
     config = [(0, 0, 0)]
@@ -231,11 +250,16 @@ def _onto_image(phase: jax.Array, place: tuple[int, int], taps: _Taps) -> jax.Ar
 
 
 def _chunk(features: jax.Array, filters: jax.Array, m_TK: jax.Array, taps: _Taps) -> int:
-    """Images a chunk on a CPU. Of each there are the products, their gradients and the cotangent,
-    planes first (with strides fewer than is counted here). Each chunk reads the filters again, so
-    that it is at least as large as they are. A batch that needs no more than three arrays of the
-    size of Q, which is what the direct form of a wide layer takes, is not cut: so the filters are
-    read once, and XLA may have the products of the forward pass for the backward pass, too."""
+    """Returns the number of images per chunk on a CPU.
+
+    The intermediates of an image are the products, their gradients, and the cotangent with its
+    planes as the leading axis. This estimate is for stride 1; with strides there are fewer.
+
+    Every chunk reads all filters, so a chunk may take at least as many bytes as the filters. A
+    batch is not split if its intermediates need no more memory than three arrays of the size of Q,
+    as much as the direct form of a wide layer takes. Then the filters are read once, and XLA may
+    reuse the products of the forward pass in the backward pass.
+    """
     pixels = max(math.prod(taps.size), math.prod(taps.out_size))
     planes = m_TK.shape[1]
     channels = (2 * m_TK.shape[0] + planes) * filters.shape[-1]

@@ -1,6 +1,6 @@
-"""Which form of MCconv is the fastest for a shape: the nearest one that was measured tells.
+"""The choice of the fastest form of MCconv, from measurements at similar shapes.
 
-`benchmarks/mcconv.py --tune` measures, and writes `fastest.json`.
+`benchmarks/mcconv.py --tune` measures the forms and writes `fastest.json`.
 """
 
 import functools
@@ -11,12 +11,20 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
 TABLE = pathlib.Path(__file__).with_name("fastest.json")
-# The form where nothing was measured: on another platform, or in another dtype.
+# The form for platforms and dtypes without measurements.
 UNMEASURED = "direct"
 
 
 class Shape(NamedTuple):
-    """Of one MCconv with 3x3 taps. `size`: height of the input in pixels; `stride`: in y."""
+    """Shape of one MCconv with 3x3 taps.
+
+    Attributes:
+        in_maps: G, feature maps of the input.
+        out_maps: H, feature maps of the output.
+        planes: K, channels per feature map.
+        size: height of the input in pixels.
+        stride: step in y in pixels.
+    """
 
     in_maps: int
     out_maps: int
@@ -26,27 +34,30 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> Self:
-        """That of a record which has these fields among others."""
+        """Takes the shape from a record that has these fields among others."""
         return cls(**{name: record[name] for name in cls._fields})
 
     def distance(self, other: "Shape") -> float:
-        """Octaves between two shapes. Those of K count most: the fewer planes share a filter, the
-        less there is to gain."""
+        """Returns the distance to another shape, in octaves.
+
+        An octave is a factor of two in one field; the octaves of all fields are added. Differences
+        in K count four times: the fewer planes share a filter, the less the factored form gains.
+        """
         weights = Shape(in_maps=1, out_maps=1, planes=4, size=1, stride=1)
         pairs = zip(weights, self, other, strict=True)
         return sum(weight * abs(math.log2(a / b)) for weight, a, b in pairs)
 
 
 def fastest_form(platform: str, dtype: str, shape: Shape) -> str:
-    """The name of the form that was the fastest at the nearest shape measured.
+    """Returns the form that was fastest at the most similar measured shape.
 
     Args:
-        platform: of JAX, such as "cpu" or "cuda".
-        dtype: of the features, such as "float32".
-        shape: of the MCconv.
+        platform: JAX's name of the platform, such as "cpu" or "cuda".
+        dtype: dtype of the features, such as "float32".
+        shape: shape of the MCconv.
 
     Returns:
-        "direct" or "factored"; `UNMEASURED` where the table has nothing of platform and dtype.
+        "direct" or "factored"; `UNMEASURED` if the table has no rows for platform and dtype.
     """
     rows = _measured().get((platform, dtype))
     if not rows:
@@ -55,7 +66,7 @@ def fastest_form(platform: str, dtype: str, shape: Shape) -> str:
 
 
 def measured_platforms() -> list[str]:
-    """Those that the table has anything of."""
+    """Returns the platforms for which the table has measurements."""
     return sorted({platform for platform, _ in _measured()})
 
 
@@ -65,7 +76,7 @@ def _measured() -> dict[tuple[str, str], list[tuple[Shape, str]]]:
 
 
 def parse(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, str], list[tuple[Shape, str]]]:
-    """{(platform, dtype): [(shape, form), ...]} of the rows of `fastest.json`."""
+    """Turns the rows of `fastest.json` into {(platform, dtype): [(shape, form), ...]}."""
     table: dict[tuple[str, str], list[tuple[Shape, str]]] = {}
     for row in rows:
         table.setdefault((row["platform"], row["dtype"]), []).append((Shape.of(row), row["form"]))

@@ -1,13 +1,14 @@
 """MCconv, the modulated convolution, with its straight-through gradient.
 
-A form of MCconv is a pair of functions that compute the same thing in another order. Both know
-only filters that are already binary; binarization and the choice of gradient stay in `_mcconv`.
+A form of MCconv is a pair of functions, forward and backward. All forms compute the same result, in
+a different order of operations. A form only receives filters that are already binary; `_mcconv`
+does the binarization and chooses the gradient of M.
 
     forward(spec, features, filters, m_filters) -> output
     backward(spec, features, filters, m_sum_filters, m_filters, cotangent)
         -> (d_features, d_filters, d_m), each in the dtype of its array
 
-`m_sum_filters` are the filters that Eq. 16 sums over: the binary or the latent ones.
+`m_sum_filters` are the filters in the sum of Eq. 16, either the binary or the latent ones.
 """
 
 import functools
@@ -31,7 +32,7 @@ M_GRADIENTS = ("binary", "latent")
 
 
 class Form(NamedTuple):
-    """One way to compute MCconv; the module's docstring gives both signatures."""
+    """One way to compute MCconv; the docstring of this module gives both signatures."""
 
     forward: Callable[..., jax.Array]
     backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
@@ -90,7 +91,7 @@ def _auto_backward(
 def _fastest(
     spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
 ) -> dict[str, Form]:
-    """The form to take on each platform that was measured, and by "default" elsewhere."""
+    """Returns {platform: fastest form}; "default" stands for platforms without measurements."""
     planes = m_filters.shape[-1]
     shape = Shape(
         in_maps=filters.shape[2] // planes,
@@ -123,35 +124,39 @@ def mcconv(
     m_gradient: str = "binary",
     form: str = "auto",
 ) -> jax.Array:
-    """Convolution with modulated binary filters (Wang et al. 2018, Eqs. 3 to 9 and 12, 16).
+    """Convolves features with modulated binary filters (Wang et al. 2018, Eqs. 3 to 9, 12 and 16).
 
     Forward:  C-hat = nearest_center(C, centers), ties to the higher center
               Q[.., c, h*K + k] = C-hat[.., c, h] * M[.., k]
               output = cross-correlation of the features with Q
     Backward: dC   = sum over k of dQ_k * M_k          straight through past C-hat (Eq. 12)
               dM_k = sum over c, h of dQ_k * C-hat     (Eq. 16)
-    With m_gradient="latent" the last line has C in place of C-hat, as the paper prints it; the
-    default is the exact derivative, which the authors' later book prints (its Eq. 3.26). The
-    centers are constants: their gradient is zero. With `centers=None` C takes the place of C-hat
-    everywhere, the unbinarized U-MCN. Products are computed in the dtype of the features,
-    binarization in that of the latent filters; each gradient has the dtype of its argument.
+
+    The default `m_gradient="binary"` is the exact derivative, which the authors' later book prints
+    (its Eq. 3.26). With `m_gradient="latent"` the last line has C in place of C-hat, as the paper
+    prints it.
+
+    The centers are constants: their gradient is zero. With `centers=None` the convolution is not
+    binarized (U-MCN): C replaces C-hat in all equations. Products are computed in the dtype of the
+    features, binarization in the dtype of the latent filters. Each gradient has the dtype of its
+    argument.
 
     Args:
-        features: [N, Y, X, G*K]; feature map g owns channels g*K ... g*K + K - 1.
+        features: [N, Y, X, G*K]; feature map g consists of channels g*K to g*K + K - 1.
         latent_filters: C, [W, W, G*K, H], W odd.
         centers: [U], sorted, or None.
         m_filters: M, [W, W, K].
         strides: steps in y and x, in pixels.
         padding: "SAME" or "VALID".
         m_gradient: "binary" or "latent".
-        form: a name in `FORMS`; all compute the same function. "auto" takes what was
-            the fastest at the nearest shape measured, see `mcn_jax.ops.fastest`.
+        form: a name in `FORMS`; all forms compute the same function. "auto" takes the form that was
+            fastest at the most similar measured shape, see `mcn_jax.ops.fastest`.
 
     Returns:
         [N, Y', X', H*K].
 
     Raises:
-        ValueError: for shapes that do not fit each other or leave no output, and for unknown names.
+        ValueError: if shapes do not fit each other, the output is empty, or a name is unknown.
     """
     _check_shapes(features, latent_filters, m_filters, padding)
     for name, value, allowed in (
@@ -216,18 +221,18 @@ def _check_shapes(
     height, width, channels, _ = latent_filters.shape
     planes = m_filters.shape[-1]
     if height != width or height % 2 == 0:
-        raise ValueError(f"filters of {height}x{width} taps: MCconv needs an odd square")
+        raise ValueError(f"filters of {height}x{width} taps must be square, with an odd side")
     if m_filters.shape[:2] != (height, width):
         raise ValueError(
-            f"M-filters of {m_filters.shape[:2]} taps for filters of {(height, width)}"
+            f"M-filters have {m_filters.shape[:2]} taps, but the filters have {(height, width)}"
         )
     if features.shape[-1] != channels:
-        raise ValueError(f"{features.shape[-1]} channels of features for filters of {channels}")
+        raise ValueError(f"features have {features.shape[-1]} channels, the filters {channels}")
     if channels % planes:
-        raise ValueError(f"{channels} channels are no whole number of maps of {planes} planes")
+        raise ValueError(f"{channels} channels are not divisible by the {planes} planes of a map")
     too_small = padding == "VALID" and min(features.shape[1:3]) < height
     if too_small or features.size == 0:
         raise ValueError(
-            f"features of shape {features.shape} leave no output of {height}x{width} taps and"
-            f" padding {padding}"
+            f"features of shape {features.shape} give an empty output with {height}x{width} taps"
+            f" and padding {padding}"
         )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def reconstructed_filters(filters: jax.Array, m_filters: jax.Array) -> jax.Array:
-    """Q[.., c, h*K + k] = filters[.., c, h] * M[.., k] (Eqs. 3 to 5).
+    """Computes Q[.., c, h*K + k] = filters[.., c, h] * M[.., k] (Eqs. 3 to 5).
 
     Args:
         filters: [W, W, G*K, H], binary filters (or latent ones, in a U-MCN).
@@ -21,7 +21,7 @@ def reconstructed_filters(filters: jax.Array, m_filters: jax.Array) -> jax.Array
 def _per_plane(
     latent_filters: jax.Array, binary_filters: jax.Array, m_filters: jax.Array
 ) -> jax.Array:
-    # A sum for each plane, because one over all of them makes an array of K times the filters.
+    # One sum per plane: a single sum over all planes needs an array K times the filters' size.
     distances = [
         jnp.sum((latent_filters - binary_filters * m_filters[:, :, None, None, k]) ** 2)
         for k in range(m_filters.shape[-1])
@@ -45,17 +45,20 @@ def filter_loss(
     m_filters: jax.Array,
     reading: str = "per_plane",
 ) -> jax.Array:
-    """Half the squared distance between latent and modulated binary filters of a layer (Eq. 1).
+    """Computes half the squared distance between latent and modulated binary filters (Eq. 1).
 
-    Forward, "per_plane": 1/2 * sum over filters and planes k of ||C - C-hat * M_k||^2;
-    "plane_sum": 1/2 * sum over filters of ||C - sum_k C-hat * M_k||^2, Eq. 3 taken literally.
-    Backward ("per_plane"): dC = sum_k (C - C-hat * M_k)                       (Eq. 13)
-                            dM_k = -sum over c, h of (C - C-hat * M_k) * C-hat  (Eq. 17)
-    C-hat is held constant. The caller multiplies by theta.
+    Forward, "per_plane":  1/2 * sum over filters and planes k of ||C - C-hat * M_k||^2
+    Forward, "plane_sum":  1/2 * sum over filters of ||C - sum_k C-hat * M_k||^2
+    Backward, "per_plane": dC = sum_k (C - C-hat * M_k)                        (Eq. 13)
+                           dM_k = -sum over c, h of (C - C-hat * M_k) * C-hat  (Eq. 17)
+
+    "plane_sum" takes Eq. 3 literally.
+
+    C-hat is held constant. The caller multiplies the loss by theta.
 
     Args:
-        latent_filters: C, [W, W, G*K, H].
-        binary_filters: C-hat, as C.
+        latent_filters: C, [W, W, G*K, H], of one layer.
+        binary_filters: C-hat, same shape.
         m_filters: M, [W, W, K].
         reading: a name in `FILTER_LOSSES`; only "per_plane" has the gradients the paper prints.
 
@@ -63,7 +66,7 @@ def filter_loss(
         A scalar.
 
     Raises:
-        ValueError: for an unknown reading.
+        ValueError: if `reading` is unknown.
     """
     if reading not in FILTER_LOSSES:
         raise ValueError(f"filter loss {reading!r} must be one of {sorted(FILTER_LOSSES)}")

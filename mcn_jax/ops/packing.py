@@ -1,12 +1,12 @@
-"""Filters as bits, and bits as filters: how a model file stores which center each weight has.
+"""Packing of filters into bits and back: how a model file stores which center each weight has.
 
-A code is the index of a weight's center, 0 to U - 1, and takes B = ceil(log2 U) bits. The codes of
-a layer are stored as B planes of bits, the lowest bit of every code first; within a plane, bit i
-(the least significant is bit 0) of byte j belongs to weight 8 * j + i in row-major order. So the
-usual case U = 2 is one plain string of bits, and any number of bits is as easily unpacked.
+The code of a weight is the index of its center, 0 to U - 1, and takes B = ceil(log2 U) bits. The
+codes of a layer are stored as B bit planes; plane b holds bit b of every code, lowest bit first.
+Within a plane, bit i of byte j (bit 0 is the least significant) belongs to weight 8 * j + i in
+row-major order. So the usual case U = 2 is a single bit plane, and any B unpacks the same way.
 
-Files are written and inspected on the host, with NumPy. `unpack_traced` does the same inside a
-compiled function, and inside an exported graph.
+Files are written and inspected on the host with NumPy. `unpack_traced` does the same inside a
+compiled function or an exported graph.
 """
 
 import math
@@ -19,7 +19,7 @@ MAX_CENTERS = 256
 
 
 def bits_per_weight(num_centers: int) -> int:
-    """B = ceil(log2 U).
+    """Returns B = ceil(log2 U).
 
     Raises:
         ValueError: unless 2 <= U <= 256.
@@ -30,7 +30,7 @@ def bits_per_weight(num_centers: int) -> int:
 
 
 def packed_shape(shape: tuple[int, ...], num_centers: int) -> tuple[int, int]:
-    """The shape of what `pack` makes of codes of this shape: (B, ceil(weights / 8))."""
+    """Returns the shape of packed codes, (B, ceil(weights / 8)), for codes of a given shape."""
     return bits_per_weight(num_centers), -(-math.prod(shape) // 8)
 
 
@@ -49,24 +49,24 @@ def pack(codes: np.ndarray, num_centers: int) -> np.ndarray:
     """
     bits, flat = bits_per_weight(num_centers), codes.ravel()
     if flat.size and flat.max() >= num_centers:
-        raise ValueError(f"a code of {flat.max()} for {num_centers} centers")
-    # Of one bit, the codes themselves are the bits.
+        raise ValueError(f"code {flat.max()} is out of range for {num_centers} centers")
+    # One-bit codes are already bits.
     planes = [flat] if bits == 1 else [flat & (1 << bit) for bit in range(bits)]
     return np.stack([np.packbits(plane, bitorder="little") for plane in planes])
 
 
 def unpack(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The codes that `pack` was given.
+    """Unpacks the codes that `pack` was given.
 
     Args:
         packed: [B, ceil(weights / 8)] uint8.
-        shape: of the codes.
+        shape: shape of the codes.
 
     Returns:
-        uint8, of that shape.
+        uint8 codes of that shape.
 
     Raises:
-        ValueError: if `packed` has not the bytes of so many weights.
+        ValueError: if the size of `packed` does not match that shape.
     """
     weights = math.prod(shape)
     if packed.ndim != 2 or not 1 <= packed.shape[0] <= 8 or packed.shape[1] != -(-weights // 8):
@@ -78,7 +78,7 @@ def unpack(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def unpack_traced(packed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """As `unpack`, traceable: int32 codes of packed bits [B, ceil(weights / 8)] uint8."""
+    """Unpacks bits [B, ceil(weights / 8)] uint8 to int32 codes; a traceable form of `unpack`."""
     eight = jnp.arange(8, dtype=jnp.uint8)[None, None]
     bits = jnp.bitwise_and(jnp.right_shift(packed[:, :, None], eight), jnp.uint8(1))
     planes = bits.reshape(len(packed), -1)[:, : math.prod(shape)].astype(jnp.int32)

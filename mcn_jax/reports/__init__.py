@@ -1,1 +1,1 @@
-"""How people look at results: tables, figures and pages of runs and networks."""
+"""Presents results: tables, figures and pages of runs and networks."""

@@ -1,4 +1,4 @@
-"""What the figures share: sizes, scales, colors and legends of their axes."""
+"""Sets sizes, scales, colors and legends of axes in the same way for all figures."""
 
 import math
 import textwrap
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 
-# Of about equal distance in lightness, told apart by the color-blind (Okabe and Ito 2008).
+# About equally spaced in lightness, and distinct for color-blind people (Okabe and Ito 2008).
 COLORS = ("#000000", "#0072B2", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of this width and height in inches."""
+    """Returns an empty figure of this width and height in inches."""
     import matplotlib.figure
 
     return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
 
 
 def epoch_numbers(records: Iterable[Record]) -> list[int]:
-    """Epochs counted from one."""
+    """Returns the epoch of each record, counted from one."""
     return [record["epoch"] + 1 for record in records]
 
 
 def over_epochs(axes: "Axes") -> None:
-    """Names the axis of epochs, with whole numbers on it."""
+    """Labels the x axis as epochs and gives it whole-number ticks."""
     import matplotlib.ticker
 
     axes.set_xlabel("epoch")
@@ -41,12 +41,12 @@ def over_epochs(axes: "Axes") -> None:
 
 
 def log_scale(axes: "Axes") -> None:
-    """A logarithmic scale of y, all of whose values are positive, with plain numbers."""
+    """Sets a logarithmic y scale labelled with plain numbers; all values must be positive."""
     import matplotlib.ticker
 
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    few = high < 10 * low  # so that powers of ten alone would leave hardly a tick
+    few = high < 10 * low  # powers of ten alone would leave hardly any ticks
     locator = matplotlib.ticker.AutoLocator() if few else matplotlib.ticker.LogLocator()
     if not few and high < 1000 * low:
         locator.set_params(subs=(1, 2, 5))
@@ -56,7 +56,7 @@ def log_scale(axes: "Axes") -> None:
 
 
 def log_scale_with_zero(axes: "Axes") -> None:
-    """A logarithmic scale of y, which is linear below the least value if there are zeros."""
+    """Sets a logarithmic y scale; if there are zeros, it is linear near zero."""
     import matplotlib.ticker
 
     drawn = [np.asarray(line.get_ydata(), float) for line in axes.lines]
@@ -78,9 +78,9 @@ def log_scale_with_zero(axes: "Axes") -> None:
 
 
 def legend_below(figure: "Figure", axes: "Axes") -> None:
-    """One legend for the whole figure, where it covers no data; long names take fewer columns.
+    """Puts one legend below all axes of a figure, where it covers no data.
 
-    The figure grows by its lines, so that the axes keep their height.
+    Long names take fewer columns. The figure grows with the legend, so the axes keep their height.
     """
     handles, labels = axes.get_legend_handles_labels()
     characters = 12 * figure.get_figwidth() - 6

@@ -1,7 +1,7 @@
-"""Figures of runs, drawn from their records; all can be read without colour.
+"""Draws figures of runs from their records; all of them can be read without color.
 
-Functions take the records of metrics.jsonl, or points made of them, and return a matplotlib
-Figure; `save` writes it. matplotlib is imported where it is used, because it is slow to import.
+Functions take the records of metrics.jsonl, or points made from them. They return a matplotlib
+Figure, which `save` writes. Functions import matplotlib themselves, because its import is slow.
 """
 
 import io
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg")
-TEST_LINES = ("-", "-.", ":")  # where "--" is the training's
+TEST_LINES = ("-", "-.", ":")  # "--" is for training
 
 
 def save(
@@ -40,8 +40,8 @@ def save(
     """Writes PATH.png at 120 dots per inch and PATH.svg; the same figure gives the same bytes.
 
     Args:
-        figure: to be written.
-        path: without suffix, in a directory that exists.
+        figure: the figure to write.
+        path: without suffix, in an existing directory.
         formats: suffixes of the files.
 
     Returns:
@@ -61,7 +61,7 @@ def save(
 
 
 def curves(records: Iterable[Record]) -> "Figure":
-    """Loss and accuracy of one run over its epochs: training a solid line, test a dashed one."""
+    """Draws a run's loss and accuracy over epochs: training solid, test dashed."""
     epochs = of_kind(records, "epoch")
     figure = new_figure(10, 4.3)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
@@ -82,14 +82,14 @@ def curves(records: Iterable[Record]) -> "Figure":
 
 
 def compare(runs: Mapping[str, Sequence[Iterable[Record]]]) -> "Figure":
-    """Accuracy and error of several settings over epochs, in the manner of Figs. 6 and 9.
+    """Draws accuracy and error of several settings over epochs, like Figs. 6 and 9 of the paper.
 
-    Test is a thick line with filled marks, training a thin dashed one with hollow marks. Several
-    runs of one setting become their mean, and a band of one standard deviation to either side of
-    the test's, over the epochs that all of them have. Up to 24 settings differ by mark and line.
+    Test is a thick line with filled marks, training a thin dashed line with hollow marks. Several
+    runs of one setting are drawn as their mean, over the epochs that all of them have. A band shows
+    one standard deviation on each side of the test mean. Up to 24 settings differ by mark and line.
 
     Args:
-        runs: of each setting, by its name in the legend, the records of one run or of several.
+        runs: for each name in the legend, the records of one or several runs.
     """
     figure = new_figure(11, 4.6)
     accuracy_axes, error_axes = figure.subplots(1, 2)
@@ -131,35 +131,36 @@ def compare(runs: Mapping[str, Sequence[Iterable[Record]]]) -> "Figure":
 
 
 def over_parameter(points: Iterable[Record], name: str) -> "Figure":
-    """Accuracy over theta or lambda, in the manner of Fig. 5.
+    """Draws accuracy over theta or lambda, like Fig. 5 of the paper.
 
-    Values stand at equal distances, zero apart from the others. Marks with error bars are the mean
-    and standard deviation of several runs, the dots beside them single runs.
+    Values are equally spaced, and zero is set apart from the others. Marks with error bars are the
+    mean and standard deviation of several runs. The dots beside them are single runs.
 
     Args:
-        points: a record a run: "series" (its name in the legend), "value" of the parameter, and
+        points: one record per run: "series" (name in the legend), "value" of the parameter, and
             "accuracy" (0 to 1).
-        name: of the parameter, for the axis.
+        name: label of the axis.
     """
     return _sweep(list(points), name)
 
 
 def over_centers(points: Iterable[Record]) -> "Figure":
-    """Accuracy over U, the number of centers, in the manner of Fig. 7.
+    """Draws accuracy over U, the number of centers, like Fig. 7 of the paper.
 
     Args:
-        points: as of `over_parameter`, with U as "value".
+        points: as for `over_parameter`, with U as "value".
     """
     return _sweep(list(points), "U, centers of a layer")
 
 
 def confusion(counts: np.ndarray, class_names: Sequence[str]) -> "Figure":
-    """How often images of each class (rows) were taken for each class (columns): shares of the
-    row, written into the cells where there are at most 20 classes.
+    """Draws how often images of each class (rows) were predicted as each class (columns).
+
+    Shades show shares of a row. The counts are written into the cells of up to 20 classes.
 
     Args:
         counts: [classes, classes].
-        class_names: of both.
+        class_names: names of rows and columns.
     """
     classes = len(class_names)
     few = classes <= 20
@@ -170,7 +171,7 @@ def confusion(counts: np.ndarray, class_names: Sequence[str]) -> "Figure":
     axes.imshow(shares, cmap="gray_r", vmin=0, vmax=1)
     if few:
         short = [n if len(n) <= 16 else f"{n[:13]}..." for n in class_names]
-        names = [name.replace("$", r"\$") for name in short]  # which begins mathematics
+        names = [name.replace("$", r"\$") for name in short]  # $ begins math text
         axes.set_xticks(range(classes), names, rotation=90)
         axes.set_yticks(range(classes), names)
         for (row, column), count in np.ndenumerate(counts):
@@ -209,7 +210,7 @@ def _sweep(points: list[Record], label: str) -> "Figure":
         # No line leads to zero, which has no place on a logarithmic scale.
         connected = [(a, mean) for a, mean in zip(x, means, strict=True) if values[0] or a > 0.5]
         line: dict[str, Any] = {
-            # Another line where the marks begin again.
+            # The line style changes when the marks start to repeat.
             "linestyle": LINES[(index + index // len(MARKERS)) % len(LINES)],
             "marker": marker,
             "markersize": 7,

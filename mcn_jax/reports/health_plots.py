@@ -1,4 +1,4 @@
-"""Figures of how quantized weights fare over the epochs."""
+"""Draws how quantized weights develop over the epochs."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,20 +18,21 @@ from mcn_jax.workdirs.files import of_kind
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FEW_LAYERS = 8  # up to which each layer has a line that can be told from the others
+FEW_LAYERS = 8  # up to this many layers, every layer has a line style of its own
 
 
 def health(records: Iterable[Record]) -> "Figure":
-    """How the filters of each layer of an MCN fare over the epochs with binary filters.
+    """Draws measures of the filters of each layer over the epochs with binary filters.
 
-    Up to 8 layers have a line style each. Of more, the first and the last stand out from thin lines
-    that darken with depth. A bold line is the measure of all layers together.
+    Up to 8 layers have a line style each. With more layers, the first and the last stand out, and
+    the others are thin lines that darken with depth. A bold line is the measure of all layers
+    together.
 
     Args:
-        records: of one run, at least one of which is of the kind "health".
+        records: of one run, with at least one of kind "health".
 
     Raises:
-        ValueError: if none is.
+        ValueError: if there is no record of kind "health".
     """
     records = list(records)
     lines = of_kind(records, "health")
@@ -44,17 +45,17 @@ def health(records: Iterable[Record]) -> "Figure":
     panels: tuple[tuple[tuple[str, ...], int, str], ...] = (
         (("flip_ratio",), 100, "weights that changed center (%)"),
         (("quantization_error",), 1, "quantization error, ||C - Ĉ∘M|| / ||C||"),
-        (("least_share",), 100, "weights at the center with fewest (%)"),
+        (("least_share",), 100, "weights at the least used center (%)"),
         (("m_min", "m_max"), 1, "least and greatest element of M"),
     )
-    # A line of one epoch is seen by its mark alone.
+    # A line through a single epoch is visible only by its mark.
     dot = {"marker": "."} if len(lines) == 1 else {}
     figure = new_figure(11, 8)
     grid = figure.subplots(2, 2)
     for axes, (measures, scale, label) in zip(grid.flat, panels, strict=True):
         for index, layer in enumerate(layers):
             style = dot | _layer_style(index, layers)
-            # Layer families measure what makes sense of their weights.
+            # A layer family reports only the measures that suit its weights.
             for measure in (m for m in measures if f"{layer}/{m}" in lines[0]):
                 values = [scale * record[f"{layer}/{measure}"] for record in lines]
                 axes.plot(epoch_numbers(lines), values, **style)
@@ -78,7 +79,7 @@ def health(records: Iterable[Record]) -> "Figure":
 
 
 def _least_shares(record: Record, layers: Iterable[str]) -> dict[str, float]:
-    """The share of the center with the fewest weights, of every layer that has centers."""
+    """Returns the share of weights at the least used center, for every layer with centers."""
     shares = {
         layer: [share for name, share in record.items() if name.startswith(f"{layer}/share_")]
         for layer in layers
@@ -87,7 +88,7 @@ def _least_shares(record: Record, layers: Iterable[str]) -> dict[str, float]:
 
 
 def _layer_style(index: int, layers: Sequence[str]) -> dict[str, Any]:
-    """How the line of a layer is drawn: from light to dark, with marks where there are few."""
+    """Returns the style of a layer's line: darker with depth, with marks if layers are few."""
     import matplotlib
 
     depth = index / max(1, len(layers) - 1)

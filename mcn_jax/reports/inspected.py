@@ -1,4 +1,4 @@
-"""What a network is made of, read from a work directory, a checkpoint or a model file."""
+"""Reads a network for inspection from a work directory, a checkpoint or a model file."""
 
 import dataclasses
 import functools
@@ -20,13 +20,16 @@ from mcn_jax.workdirs.trained import Trained, checkpoint_of, read_trained
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inspected:
-    """A network that is looked into.
+    """A network to inspect.
 
-    plan: its layers, in call order.
-    file_bytes: of the model file, or of all files of the checkpoint.
-    stored: the tensors of its model file, see `mcn_jax.deploy.model_file.packed_tensors`.
-    variables: of a checkpoint, its collections; None of a model file.
-    records: of metrics.jsonl up to this checkpoint; none of a model file.
+    Attributes:
+        path: the path that it was read from.
+        network: its architecture.
+        plan: its layers, in call order.
+        file_bytes: size of the model file, or of all files of the checkpoint.
+        stored: the tensors of its model file; see `mcn_jax.deploy.model_file.packed_tensors`.
+        variables: the collections of a checkpoint; None for a model file.
+        records: lines of metrics.jsonl up to this checkpoint; empty for a model file.
     """
 
     path: pathlib.Path
@@ -38,7 +41,7 @@ class Inspected:
     records: list[dict[str, Any]]
 
     def view(self, name: str) -> View:
-        """What a family sees of the layer of this name."""
+        """Returns the layer of this name as its family sees it."""
         layer = next(layer for layer in self.plan if layer.name == name)
         trained = None
         if self.variables is not None:
@@ -48,7 +51,7 @@ class Inspected:
 
     @functools.cached_property
     def quantizable(self) -> dict[str, View]:
-        """The layers that can have quantized weights, by their names."""
+        """The layers that can have quantized weights, by name."""
         return {layer.name: self.view(layer.name) for layer in self.plan if layer.family.quantizes}
 
 
@@ -56,7 +59,7 @@ def inspect(path: str | pathlib.Path) -> Inspected:
     """Reads a work directory, a checkpoint or a model file.
 
     Raises:
-        InputError: if it is none of these, is damaged, or of another version.
+        InputError: if the path is none of these, is damaged, or has an unsupported version.
     """
     path = pathlib.Path(path)
     if path.is_file():
@@ -98,14 +101,14 @@ def _of_model(path: pathlib.Path, model: model_file.Model) -> Inspected:
 
 
 def array_of(inspected: Inspected, name: str) -> np.ndarray:
-    """One array, such as "conv_1/binary_filters" or "dense_1/kernel".
+    """Returns one array, such as "conv_1/binary_filters" or "dense_1/kernel".
 
-    A layer whose weights can be quantized has the arrays that its family names; every other layer
-    the parameters and statistics of a checkpoint, or the tensors of a file.
-    "layers/3/binary_filters" is that of the third layer whose weights can be quantized.
+    A quantizable layer has the arrays that its family names. Any other layer has the parameters and
+    statistics of a checkpoint, or the tensors of a model file. "layers/3/binary_filters" means the
+    binary filters of the third quantizable layer.
 
     Raises:
-        InputError: if there is none of this name, naming the nearest.
+        InputError: if no array has this name; the error suggests the nearest name.
     """
     for number, (path, view) in enumerate(inspected.quantizable.items(), start=1):
         for prefix in (f"{path}/", f"layers/{number}/"):
@@ -120,13 +123,13 @@ def array_of(inspected: Inspected, name: str) -> np.ndarray:
     for p, view in inspected.quantizable.items():
         known += [f"{p}/{n}" for n in view.layer.family.arrays(view)]
     raise InputError(
-        f"{inspected.path} has no array {name!r}{did_you_mean(name, known)}; they are"
+        f"{inspected.path} has no array {name!r}{did_you_mean(name, known)}; its arrays are"
         f" {', '.join(known[:4])}, ..."
     )
 
 
 def _other_arrays(inspected: Inspected) -> dict[str, np.ndarray]:
-    """{"dense_1/kernel": ...}: the arrays of all layers that cannot be quantized."""
+    """Returns {"dense_1/kernel": ...}, the arrays of all layers that are not quantizable."""
     if inspected.variables is None:
         arrays = dict(inspected.stored)
     else:

@@ -1,4 +1,4 @@
-"""The measures of a network as tables for the terminal."""
+"""Formats the measures of a network as tables for the terminal."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,12 +11,12 @@ from mcn_jax.layers.family import Cell
 from mcn_jax.layers.table import family_of_kind
 
 FORMS = ("direct", "factored")
-FORMATS = {"flip_ratio": ".2%"}  # of a change; others have three digits
+FORMATS = {"flip_ratio": ".2%"}  # of changes; all others have three decimals
 CHANGES = {"m_drift": "drift of M", "latent_drift": "drift of C"}  # where the name alone is unclear
 
 
 def tables(description: dict[str, Any]) -> list[rich.table.Table]:
-    """`describe` as tables for the terminal: what the layers cost, and how their filters are."""
+    """Returns the result of `describe` as tables: costs of layers, and facts on filters if any."""
     costs = rich.table.Table(
         _layer_column(),
         "shape",
@@ -53,24 +53,24 @@ def tables(description: dict[str, Any]) -> list[rich.table.Table]:
 
 
 def _layer_column() -> Column:
-    # On a narrow terminal a long name continues on the next line; rich would cut it.
+    # On a narrow terminal a long name continues on the next line. By default, rich would cut it.
     return Column("layer", overflow="fold")
 
 
 def fact_columns(records: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The headers of what the families of some layers say besides costs, see `Family.columns`."""
+    """Returns the headers of what families show besides costs; see `Family.columns`."""
     kinds = dict.fromkeys(record["kind"] for record in records)
     return list(dict.fromkeys(name for kind in kinds for name in family_of_kind(kind).columns))
 
 
 def fact_cells(record: Mapping[str, Any], columns: Iterable[str]) -> list[Cell]:
-    """The cells of one layer in these columns; empty where its family does not have the column."""
+    """Returns a layer's cells in these columns; a cell is empty if its family lacks the column."""
     own = family_of_kind(record["kind"]).columns
     return [own[name](record) if name in own else ("", -1) for name in columns]
 
 
 def short(number: int) -> str:
-    """A number with a letter for thousands, millions or billions."""
+    """Returns a number as text, with a letter for thousands, millions or billions."""
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= factor:
             return f"{number / factor:.1f}{letter}"
@@ -78,13 +78,13 @@ def short(number: int) -> str:
 
 
 def change_columns(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """{name in the records of `compare`: header}, of all but the layer."""
+    """Returns {name in the records of `compare`: header}, without the column of layers."""
     names = dict.fromkeys(name for record in records for name in record if name != "layer")
     return {name: CHANGES.get(name, name.replace("_", " ")) for name in names}
 
 
 def comparison_table(records: list[dict[str, Any]], title: str) -> rich.table.Table:
-    """`compare` as a table for the terminal."""
+    """Returns the result of `compare` as a table for the terminal."""
     columns = change_columns(records)
     shown = rich.table.Table(_layer_column(), *columns.values(), title=rich.markup.escape(title))
     for record in records:

@@ -1,4 +1,4 @@
-"""What the layers of a network cost, how their weights fare, and how two networks differ."""
+"""Measures the costs and weights of layers, and the differences between two networks."""
 
 from typing import Any
 
@@ -11,18 +11,19 @@ from mcn_jax.reports.inspected import Inspected
 
 
 def describe(inspected: Inspected) -> dict[str, Any]:
-    """Everything that the command prints, as numbers.
+    """Returns everything that the inspection command prints, as numbers.
 
     Returns:
-        "path".
-        "layers": one record per layer, convolutions that can be quantized first, with "layer",
-            "kind", "shape", "weights", "bits" (of its weights, as a model file holds them) and
-            "float32_bits"; of convolutions also "multiply_adds_direct" and others of one image; and
-            what `Family.facts` says.
-        "totals": "filter_bits" and "float32_filter_bits" of all convolutions, "bits" and
-            "float32_bits" of everything, "multiply_adds_direct" of all convolutions and
-            "multiply_adds_factored" of those that have it, of one image; "file_bytes", the file's
-            or those of the checkpoint's files together.
+        "path": the path of the network.
+        "layers": one record per layer, quantizable layers first. It has "layer", "kind", "shape",
+            "weights", "bits" (of its weights in a model file) and "float32_bits". Convolutions also
+            have "multiply_adds_direct" and other forms, for one image. `Family.facts` adds more.
+        "totals": over all layers.
+            "filter_bits" and "float32_filter_bits" are the bits of all convolutions.
+            "bits" and "float32_bits" are the bits of everything.
+            "multiply_adds_direct" and "multiply_adds_factored" are sums over the convolutions that
+            have the form, for one image.
+            "file_bytes" is the size of the file, or of all files of the checkpoint.
     """
     dtypes = {name: tensor.dtype.name for name, tensor in inspected.stored.items()}
     tensors = specs(inspected.plan, *inspected.network, dtypes)
@@ -68,10 +69,10 @@ def _record(inspected: Inspected, layer: PlannedLayer) -> dict[str, Any]:
 
 
 def compare(a: Inspected, b: Inspected) -> list[dict[str, Any]]:
-    """What has changed from `a` to `b` in every layer whose family can tell.
+    """Returns what has changed from `a` to `b`, in every layer whose family can compare.
 
     Returns:
-        One record per layer: "layer", and what `Family.compare` says.
+        One record per layer: "layer", and the result of `Family.compare`.
 
     Raises:
         InputError: if the two are not the same network.

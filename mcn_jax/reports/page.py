@@ -1,4 +1,4 @@
-"""A page that shows a trained network: one HTML file that needs no network access."""
+"""Builds a page that shows a trained network: one HTML file that works offline."""
 
 import base64
 import html
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = 4  # of small pictures side by side
-MAX_HISTOGRAMS = 24  # of the layers of a deep network, evenly spread
+COLUMNS = 4  # small pictures per row
+MAX_HISTOGRAMS = 24  # layers shown of a deep network, evenly spread
 
 STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
@@ -62,11 +62,11 @@ for (const header of document.querySelectorAll("th button")) {
 
 
 def page(inspected: Inspected, description: Mapping[str, Any]) -> str:
-    """The page, as HTML.
+    """Returns the page as HTML.
 
     Args:
         inspected: from `mcn_jax.reports.inspected.inspect`.
-        description: from `describe`, with "compare" where there is a comparison.
+        description: from `describe`, with "compare" added if there is a comparison.
     """
     title = html.escape(f"{inspected.path}")
     sections = [
@@ -86,7 +86,7 @@ def page(inspected: Inspected, description: Mapping[str, Any]) -> str:
     }
     with_weights = {name: drawn for name, drawn in pictures.items() if drawn.weights.size}
     if with_weights:
-        heading = "Latent weights and the levels they are quantized to"
+        heading = "Latent weights and their quantization levels"
         sections.append((heading, _picture(_histograms(with_weights), "")))
     with_planes = {name: drawn for name, drawn in pictures.items() if drawn.planes.size}
     if with_planes:
@@ -106,7 +106,7 @@ def page(inspected: Inspected, description: Mapping[str, Any]) -> str:
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[tuple[str, Any]]]) -> str:
-    """Cells are (text, what they are sorted by)."""
+    """Returns a sortable HTML table; a cell is (text, sort key)."""
     head = "".join(
         f"<th><button type='button'>{html.escape(header)}</button></th>" for header in headers
     )
@@ -183,7 +183,7 @@ def _picture(figure: "Figure", text: str) -> str:
 
 
 def _grid(count: int, height: float) -> "tuple[Figure, list[Axes]]":
-    """A figure of `count` small pictures."""
+    """Returns a figure of `count` small pictures, and their axes."""
     from matplotlib.figure import Figure
 
     columns = min(COLUMNS, count)
@@ -197,14 +197,14 @@ def _grid(count: int, height: float) -> "tuple[Figure, list[Axes]]":
 
 
 def _spread(layers: Mapping[str, Pictures]) -> list[tuple[str, Pictures]]:
-    """All layers, or as many as there is room for, the first and the last among them."""
+    """Returns all layers, or `MAX_HISTOGRAMS` of them including the first and the last."""
     items = list(layers.items())
     chosen = np.unique(np.linspace(0, len(items) - 1, MAX_HISTOGRAMS).round().astype(int))
     return [items[index] for index in chosen]
 
 
 def _histograms(layers: Mapping[str, Pictures]) -> "Figure":
-    """How the latent weights of each layer are distributed, and where their levels lie."""
+    """Draws a histogram of each layer's latent weights, with its quantization levels as lines."""
     shown = _spread(layers)
     figure, all_axes = _grid(len(shown), 1.9)
     for axes, (name, drawn) in zip(all_axes, shown, strict=True):
@@ -218,7 +218,7 @@ def _histograms(layers: Mapping[str, Pictures]) -> "Figure":
 
 
 def _planes(layers: Mapping[str, Pictures]) -> "Figure":
-    """The planes of each layer side by side, all on one scale."""
+    """Draws the planes of each layer side by side, all on the same scale."""
     shown = _spread(layers)
     figure, all_axes = _grid(len(shown), 1.3)
     most = max(float(drawn.planes.max()) for drawn in layers.values())
@@ -232,8 +232,10 @@ def _planes(layers: Mapping[str, Pictures]) -> "Figure":
 
 
 def _filters(filters: Mapping[str, np.ndarray]) -> "Figure":
-    """The filters of a layer, one row each, channels side by side: at most eight filters of 16
-    channels."""
+    """Draws the filters of a layer, one per row, with their channels side by side.
+
+    At most eight filters and 16 channels are shown.
+    """
     from matplotlib.figure import Figure
 
     pictures = {name: array[:, :, :16, :8] for name, array in filters.items()}
@@ -251,7 +253,7 @@ def _filters(filters: Mapping[str, np.ndarray]) -> "Figure":
 
 
 def _tiles(images: np.ndarray, columns: int) -> np.ndarray:
-    """[N, Y, X] as one picture with a margin (NaN, drawn white) between them."""
+    """Returns images [N, Y, X] as one picture, with white (NaN) margins between them."""
     count, height, width = images.shape
     rows = -(-count // columns)
     picture = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), np.nan)

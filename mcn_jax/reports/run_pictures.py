@@ -1,21 +1,21 @@
-"""The pictures that a run leaves in its work directory."""
+"""Draws the pictures that a run leaves in its work directory."""
 
 import pathlib
 
 from mcn_jax.reports import figures, health_plots
 from mcn_jax.workdirs.files import of_kind, read_metrics
 
-DRAWINGS = {  # file name without suffix: (kind of records it needs, what draws it)
+DRAWINGS = {  # file name without suffix: (kind of records, function that draws them)
     "curves": ("epoch", figures.curves),
     "health": ("health", health_plots.health),
 }
 
 
 def draw_run(workdir: pathlib.Path) -> None:
-    """Draws curves.png, and health.png where weights were quantized, unless they are there.
+    """Draws curves.png, and health.png if weights were quantized, unless they exist already.
 
     Args:
-        workdir: of a run that has ended.
+        workdir: of a finished run.
 
     Raises:
         InputError: if a picture is missing and metrics.jsonl is damaged.

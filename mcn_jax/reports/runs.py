@@ -1,8 +1,9 @@
-"""Runs as their work directories tell of them, grouped into settings that several seeds repeat."""
+"""Reads runs from their work directories, and groups runs that repeat a setting."""
 
 import dataclasses
 import functools
 import itertools
+import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,11 +14,11 @@ from mcn_jax.layers.table import LAYERS
 from mcn_jax.models import MODELS
 from mcn_jax.workdirs.files import of_kind, read_json, read_metrics, read_result
 
-# What makes no setting of its own: seeds are repetitions, the others do not change a result.
+# Fields that do not define a setting: seeds repeat it, the others do not change results.
 IGNORED = ("seed", *RESUMABLE_CHANGES)
-# Of these, whether they are set: where the files lie is not part of a setting.
+# Paths: a setting contains whether they are set, but not the paths themselves.
 PLACES = ("init_from", "data.wnids_file")
-# What the columns method, data and network tell.
+# Fields that the columns method, data and network show.
 ALWAYS_SHOWN = (
     "data.name", "model.name", "model.widths", "model.depth", "model.conv", "binarize.enabled",
 )  # fmt: skip
@@ -36,11 +37,13 @@ RESULT_FIELDS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a work directory tells of its run.
+    """The content of a run's work directory.
 
-    config: {"loss.theta": 1e-4, ...}, every field.
-    records: of metrics.jsonl, at least one epoch's among them.
-    result: of result.json; None of a run that has not ended.
+    Attributes:
+        workdir: path of the work directory.
+        config: every field, as {"loss.theta": 1e-4, ...}.
+        records: lines of metrics.jsonl, with at least one of an epoch.
+        result: content of result.json; None if the run has not finished.
     """
 
     workdir: pathlib.Path
@@ -50,47 +53,47 @@ class Run:
 
     @property
     def epochs_done(self) -> int:
-        """The number of whole epochs."""
+        """The number of complete epochs."""
         return int(of_kind(self.records, "epoch")[-1]["epoch"]) + 1
 
     @functools.cached_property
     def setting(self) -> dict[str, Any]:
-        """What runs must share to be repetitions of each other: the config without the seed."""
+        """The fields that repetitions of a run share: the config without the seed."""
         kept = {name: value for name, value in self.config.items() if name not in IGNORED}
         return kept | {name: bool(kept[name]) for name in PLACES}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-    """The runs of one setting, by seed; at least one."""
+    """The runs of one setting, sorted by seed; at least one."""
 
     runs: tuple[Run, ...]
 
     @property
     def setting(self) -> dict[str, Any]:
-        """What its runs share."""
+        """The fields that all runs of the group share."""
         return self.runs[0].setting
 
     @property
     def finished(self) -> list[Run]:
-        """The runs that have ended."""
+        """The runs that have finished."""
         return [run for run in self.runs if run.result is not None]
 
     @property
     def running(self) -> list[Run]:
-        """The runs that have not ended."""
+        """The runs that have not finished."""
         return [run for run in self.runs if run.result is None]
 
     def results(self, name: str) -> list[Any]:
-        """A value of result.json of each run that has ended, such as "final_test_accuracy"."""
+        """Returns a value of result.json, such as "final_test_accuracy", of each finished run."""
         return [run.result[name] for run in self.runs if run.result is not None]
 
 
 def read_run(workdir: str | pathlib.Path) -> Run:
-    """Reads a work directory or a record of one, of this version or of an older one.
+    """Reads a work directory, or a copy of its records, of this version or of an older one.
 
     Raises:
-        InputError: if it is none, if a file of it is damaged, or if it has no whole epoch yet.
+        InputError: if it is not a work directory, a file is damaged, or no epoch is complete yet.
     """
     workdir = pathlib.Path(workdir)
     if not workdir.is_dir():
@@ -102,32 +105,71 @@ def read_run(workdir: str | pathlib.Path) -> Run:
         raise InputError(
             f"{workdir} has no config.json; name work directories, such as runs/digits"
         )
-    record = read_json(path)
+    metrics = read_metrics(workdir / "metrics.jsonl")
+    return _make_run(workdir, read_json(path), metrics, read_result(workdir))
+
+
+def read_runs(path: str | pathlib.Path) -> list[Run]:
+    """Reads a work directory, or a sweep file of many runs.
+
+    Args:
+        path: a work directory, or a .jsonl file with one line per run:
+            {"name": ..., "config": of config.json, "result": of result.json, "metrics": [...]}.
+
+    Returns:
+        One run, or one per line; the workdir of a line's run is path / name.
+
+    Raises:
+        InputError: as `read_run`, or if a line is not a run, or two lines have the same name.
+    """
+    path = pathlib.Path(path)
+    if path.suffix != ".jsonl" or not path.is_file():
+        return [read_run(path)]
+    runs: dict[str, Run] = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            name, metrics = str(record["name"]), list(record["metrics"])
+            config, result = record["config"], record["result"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}, line {number}, is not a run ({error!r})") from error
+        if name in runs:
+            raise InputError(f"{path}, line {number}: an earlier line has the name {name!r}, too")
+        runs[name] = _make_run(path / name, config, metrics, result)
+    return list(runs.values())
+
+
+def _make_run(
+    workdir: pathlib.Path,
+    record: Any,
+    metrics: Sequence[Mapping[str, Any]],
+    result: Mapping[str, Any] | None,
+) -> Run:
+    """Checks the contents of config.json, metrics.jsonl and result.json, and returns the run."""
+    path = workdir / "config.json"
     try:
         config = flatten(from_config_dict(record["config"]))
-        if config["data.root"]:  # a folder's data are told by their digest, not by their name
+        if config["data.root"]:  # the digest identifies a folder's data, the name does not
             config["data.full_name"] = record["data"]["full_name"]
     except (KeyError, TypeError, AttributeError, InputError) as error:
         raise InputError(f"{path} is damaged ({error}); leave {workdir} out") from error
     path = workdir / "metrics.jsonl"
-    records = read_metrics(path)
-    for number, line in enumerate(records, start=1):
+    for number, line in enumerate(metrics, start=1):
         _check_fields(line, ("kind", "step"), f"{path}, line {number},")
         if line["kind"] == "epoch":
             _check_fields(line, EPOCH_FIELDS, f"{path}, line {number},")
-    health = of_kind(records, "health")
+    health = of_kind(metrics, "health")
     if any(line.keys() != health[0].keys() for line in health):
         raise InputError(f"{path} is damaged: not all of its health records have the same layers")
-    if not of_kind(records, "epoch"):
-        raise InputError(f"{workdir} has no whole epoch yet; wait for it, or leave it out")
-    result = read_result(workdir)
+    if not of_kind(metrics, "epoch"):
+        raise InputError(f"{workdir} has no complete epoch yet; wait for one, or leave it out")
     if result is not None:
         _check_fields(result, RESULT_FIELDS, f"{workdir / 'result.json'}")
-    return Run(workdir=workdir, config=config, records=records, result=result)
+    return Run(workdir=workdir, config=config, records=metrics, result=result)
 
 
 def _check_fields(record: Any, names: Iterable[str], place: str) -> None:
-    """Checks that a record has these fields, all but "kind" numbers."""
+    """Checks that a record has these fields, and that all of them except "kind" are numbers."""
     for name in names:
         value = record.get(name) if isinstance(record, dict) else None
         if not isinstance(value, str if name == "kind" else int | float):
@@ -138,20 +180,20 @@ def _check_fields(record: Any, names: Iterable[str], place: str) -> None:
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Puts runs together that differ in their seed only.
+    """Groups runs that differ only in their seed.
 
-    Groups of one method, data set and network stand together, by theta, lambda and centers; else in
-    the order given.
+    Groups with the same method, data set and network stand together, sorted by theta, lambda and
+    centers. Otherwise the order of the runs is kept.
 
     Raises:
-        InputError: if two are the same work directory, or have the same setting and seed.
+        InputError: if two runs are the same work directory, or have the same setting and seed.
     """
     by_place: dict[pathlib.Path, Run] = {}
     by_setting: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         first = by_place.setdefault(run.workdir.resolve(), run)
         if first is not run:
-            raise InputError(f"{run.workdir} is {first.workdir}, given twice; leave one out")
+            raise InputError(f"{run.workdir} is the same as {first.workdir}; leave one out")
         by_setting.setdefault(tuple(sorted(run.setting.items())), []).append(run)
     groups = []
     for members in by_setting.values():
@@ -174,7 +216,10 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 
 
 def method(setting: Mapping[str, Any]) -> str:
-    """ "MCN", "U-MCN"; of ordinary convolutions "WRN" or "CNN"; or the name of another layer."""
+    """Returns the name of a method: "MCN", "U-MCN", or the name of another layer.
+
+    For networks of ordinary convolutions it is "WRN" or "CNN".
+    """
     family, architecture = LAYERS.get(setting["model.conv"]), MODELS.get(setting["model.name"])
     if family is not None and family.methods is not None:
         return family.methods[0 if setting["binarize.enabled"] else 1]
@@ -184,7 +229,7 @@ def method(setting: Mapping[str, Any]) -> str:
 
 
 def network(setting: Mapping[str, Any]) -> str:
-    """Such as "simple_cnn 5-10-20-40" or "wide_resnet 20 layers 16-16-32-64"."""
+    """Returns a name such as "simple_cnn 5-10-20-40" or "wide_resnet 20 layers 16-16-32-64"."""
     layers = f" {setting['model.depth']} layers" if setting["model.name"] == "wide_resnet" else ""
     return f"{setting['model.name']}{layers} {text(setting['model.widths'])}"
 
@@ -194,7 +239,7 @@ def _shown(setting: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def differing_fields(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The fields that tell settings apart, besides what method, data and network tell."""
+    """Returns the fields that differ, except those that method, data and network show."""
     names = list(dict.fromkeys(name for setting in settings for name in setting))
     fields = [name for name in names if len({setting.get(name) for setting in settings}) > 1]
     by_shown: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
@@ -209,8 +254,11 @@ def differing_fields(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name for each setting in a legend, no longer than tells it from the others: its method,
-    data set and network where these differ, and fields that differ among those with one name."""
+    """Returns a name for each setting in a legend, as short as the settings allow.
+
+    A name has the method, then the data set and the network if they differ. Settings that still
+    have the same name also get the fields in which they differ.
+    """
     names = [[method(setting)] for setting in settings]
     for describe in (lambda setting: str(setting["data.name"]), network):
         if len({describe(setting) for setting in settings}) > 1:
@@ -227,7 +275,7 @@ def labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _told_apart(setting: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> list[str]:
-    """In words, the fields of a setting that differ among settings."""
+    """Returns text for the fields in which settings of the same name differ."""
     fields = differing_fields(alike)
     short = [name.rpartition(".")[2] for name in fields]
     words = []
@@ -244,7 +292,7 @@ def _told_apart(setting: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) 
 
 
 def text(value: Any) -> str:
-    """A value of a config as a table shows it."""
+    """Returns a config value as the text of a table cell."""
     if isinstance(value, bool) or value is None or value == "":
         return {True: "yes", False: "no"}.get(value, "-")
     if isinstance(value, tuple):
@@ -253,15 +301,15 @@ def text(value: Any) -> str:
 
 
 def sweep(groups: Iterable[Group], field: str) -> list[dict[str, Any]]:
-    """The points of a figure over one field, a record for each run that has ended.
+    """Returns the points of a figure over one field, one record per finished run.
 
     Args:
         groups: of runs.
         field: such as "loss.theta".
 
     Returns:
-        Records with "series", "value" and "accuracy" (0 to 1). Within a series all else is equal;
-        a series of a single value is left out.
+        Records with "series", "value" and "accuracy" (0 to 1). Runs of a series differ only in this
+        field and the seed. A series with a single value is left out.
     """
     series: dict[tuple[Any, ...], list[Group]] = {}
     for group in groups:

@@ -1,4 +1,4 @@
-"""Runs side by side: the table of settings, its numbers, the figures that belong to it."""
+"""Compares runs: builds the table of settings, its numbers, and the figures of the report."""
 
 import pathlib
 import statistics
@@ -24,10 +24,10 @@ from mcn_jax.workdirs.files import of_kind, write_atomically
 
 
 def table(groups: Sequence[Group]) -> list[dict[str, str]]:
-    """A row a group, {column: cell}. All rows have the same columns.
+    """Returns one row {column: cell} per group. All rows have the same columns.
 
-    Fields that differ among the groups have columns of their own. Accuracies are in percent; those
-    of the best epoch were chosen by the test split.
+    Fields that differ between groups have their own columns. Accuracies are in percent. The best
+    epoch is chosen by the test split.
     """
     fields = differing_fields([group.setting for group in groups])
     return [
@@ -38,13 +38,13 @@ def table(groups: Sequence[Group]) -> list[dict[str, str]]:
             **{
                 SHORT_NAMES.get(name, name): text(group.setting.get(name))
                 for name in fields
-                if name != "num_epochs"  # has its column anyway
+                if name != "num_epochs"  # always has a column
             },
             "last epoch, %": _accuracies(group),
             "best epoch, %": _mean_and_std(group.results("best_test_accuracy")),
             **_size(group),
             "epochs": str(group.setting["num_epochs"]),
-            "time a run": _seconds(group.results("wall_seconds")),
+            "time per run": _seconds(group.results("wall_seconds")),
             "seeds": ", ".join(str(run.config["seed"]) for run in group.runs),
         }
         for group in groups
@@ -52,10 +52,10 @@ def table(groups: Sequence[Group]) -> list[dict[str, str]]:
 
 
 def summary(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """What --json writes: the numbers of `table`, unrounded, and those of each run.
+    """Returns the records of --json: the numbers of `table`, unrounded, and those of each run.
 
-    Accuracies are from 0 to 1; their standard deviation is null of a single run, their mean if
-    none has ended.
+    Accuracies are from 0 to 1. The standard deviation of a single run is null. Without finished
+    runs, the mean is null, too.
     """
     fields = differing_fields([group.setting for group in groups])
     records = []
@@ -94,10 +94,10 @@ def summary(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def draw(groups: Sequence[Group]) -> dict[str, Any]:
-    """{file name without suffix: Figure} of all that the groups have data for.
+    """Draws all figures for which the groups have data, as {file name without suffix: Figure}.
 
-    "curves" always; "health_RUN" of the first run with health records of each group; "theta",
-    "lambda" and "centers" where this differs among runs of otherwise the same config.
+    "curves" is always drawn. "health_RUN" shows the first run of each group with health records.
+    "theta", "lambda" and "centers" are drawn if runs differ in this field only.
     """
     names = labels([group.setting for group in groups])
     series: dict[str, list[Any]] = {}
@@ -113,7 +113,7 @@ def draw(groups: Sequence[Group]) -> dict[str, Any]:
         for run in with_health[:1]:
             name = base = f"health_{run.workdir.resolve().name}"
             number = 1
-            while name in drawn:  # work directories of one name in different places
+            while name in drawn:  # work directories in different places may have the same name
                 number += 1
                 name = f"{base}_{number}"
             drawn[name] = health_plots.health(run.records)
@@ -129,7 +129,7 @@ def draw(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def markdown(groups: Sequence[Group], names: Sequence[str]) -> str:
-    """The table in Markdown, with the figures of these file names and the work directories."""
+    """Returns the table in Markdown, with the named figures and the work directories."""
     rows = table(groups)
     lines = [
         "# Report",
@@ -156,7 +156,7 @@ def write_report(groups: Sequence[Group], out: pathlib.Path) -> list[pathlib.Pat
 
     Args:
         groups: at least one.
-        out: the directory, which is made where there is none.
+        out: the directory, which is created if it does not exist.
 
     Returns:
         The paths of the files.
@@ -216,7 +216,7 @@ def _escaped(cell: str) -> str:
 
 
 def print_table(rows: Sequence[dict[str, str]], console: rich.console.Console) -> None:
-    """One table, or where the terminal is too narrow for that, a list for each row."""
+    """Prints one table, or one list per row if the terminal is too narrow for the table."""
     together = rich.table.Table(*rows[0])
     for row in rows:
         together.add_row(*(rich.markup.escape(cell) for cell in row.values()))

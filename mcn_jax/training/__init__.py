@@ -1,1 +1,1 @@
-"""How a network is trained: the step, the epochs, the run, and what each run reports."""
+"""Trains a network: the step, the epochs, the whole run and its metrics."""

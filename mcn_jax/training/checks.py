@@ -1,4 +1,4 @@
-"""The checks of a whole config, made before any work."""
+"""Checks a whole config before any work starts."""
 
 import dataclasses
 import math
@@ -27,14 +27,14 @@ NOT_NEGATIVE = (
 
 
 def validate(config: Config, num_devices: int = 1) -> None:
-    """Checks every value, and that the devices divide the batch.
+    """Checks every value of a config, and that the devices divide the batch.
 
     Args:
-        config: of the run.
-        num_devices: over all processes.
+        config: the run's config.
+        num_devices: number of devices over all processes.
 
     Raises:
-        InputError: naming the first wrong value and what is allowed.
+        InputError: if a value is wrong. The error names the value and what is allowed.
     """
     flat = flatten(config)
     for name, value in flat.items():
@@ -52,7 +52,7 @@ def validate(config: Config, num_devices: int = 1) -> None:
     require_one_of("dtype", config.dtype, ("float32", "bfloat16", "float64"))
     require_one_of("param_dtype", config.param_dtype, ("float32", "float64"))
     if config.dtype == "float64":
-        message = 'must be "float64" where config.dtype is'
+        message = 'must be "float64" if config.dtype is "float64"'
         require(config.param_dtype == "float64", "param_dtype", config.param_dtype, message)
     check_data(config.data)
     models.check(config)
@@ -61,7 +61,7 @@ def validate(config: Config, num_devices: int = 1) -> None:
         not (config.data.mixup and config.loss.center_loss_weight),
         "data.mixup",
         config.data.mixup,
-        "leaves images without a class of their own, which the center loss needs; set it or"
+        "mixes images of two classes, but the center loss needs one class per image; set it or"
         " config.loss.center_loss_weight to 0",
     )
     facts = DATASETS.get(config.data.name)
@@ -77,7 +77,7 @@ def validate(config: Config, num_devices: int = 1) -> None:
             "binarize.start_epoch",
             config.binarize.start_epoch,
             f"leaves none of the {config.num_epochs} epochs for binary filters; lower it, or set"
-            " config.binarize.enabled=False for a U-MCN",
+            " config.binarize.enabled=False to train a U-MCN",
         )
     _check_batch(config, num_devices)
 
@@ -85,15 +85,15 @@ def validate(config: Config, num_devices: int = 1) -> None:
 def validate_for_data(
     config: Config, image_shape: tuple[int, int, int], num_examples: int | None
 ) -> None:
-    """Checks that batch and network fit the data, and the layers' options their sizes.
+    """Checks that batch and network fit the data, and that layer options fit layer sizes.
 
     Args:
-        config: of the run.
-        image_shape: (Y, X, C) as the model sees them.
-        num_examples: of the training split; None where it is not known yet.
+        config: the run's config.
+        image_shape: (Y, X, C) of the images as the model sees them.
+        num_examples: size of the training split; None if it is not known yet.
 
     Raises:
-        InputError: naming the first value that does not fit.
+        InputError: if a value does not fit. The error names it.
     """
     if num_examples is not None:
         require(
@@ -108,7 +108,8 @@ def validate_for_data(
     models.MODELS[model.name].check_image_size(model, height, width)
     if LAYERS[model.conv].takes_planes:
         check_input(model.input_planes, channels, model.planes, config.data.name)
-    # Planned with few centers: too many for a layer are named by its check.
+    # With too many centers planning fails, and its error does not name the config field. So plan
+    # with 2 centers; check_layer then rejects the number in the config with a clear error.
     binarize = dataclasses.replace(config.binarize, num_centers=2)
     plan = plan_of(dataclasses.replace(config, binarize=binarize), 2, image_shape)
     smallest_first = sorted(plan, key=lambda layer: sum(map(math.prod, layer.params.values())))
@@ -133,5 +134,5 @@ def _check_batch(config: Config, num_devices: int) -> None:
         raise InputError(
             f"config.batch_size={config.batch_size} is not divisible by"
             f" {'2 times ' if config.data.mixup else ''}the {num_devices} devices;"
-            f" the nearest sizes that are: {' and '.join(nearest)}"
+            f" the nearest valid sizes: {' and '.join(nearest)}"
         )

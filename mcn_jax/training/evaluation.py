@@ -1,4 +1,4 @@
-"""Evaluation of a split, each example once, and measures computed from logits."""
+"""Evaluates a split, counting each example once, and computes measures from logits."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,15 +17,15 @@ def evaluate(
     state: Any,
     batches: Iterable[tuple[Split, EvalBatch]],
 ) -> dict[str, float]:
-    """Loss and accuracy over a whole split.
+    """Computes loss and accuracy over a whole split.
 
     Args:
-        step: `parallel(eval_step)`.
-        state: replicated.
-        batches: of a source, from `test_batches`.
+        step: `eval_step`, mapped over the devices by `parallel`.
+        state: the replicated state.
+        batches: splits and batches from a source's `test_batches`.
 
     Returns:
-        "test_loss" in nats, "test_accuracy" from 0 to 1, "test_examples".
+        "test_loss" in nats, "test_accuracy" from 0 to 1, "test_examples": number of images.
     """
     sums = {"loss": 0.0, "correct": 0, "examples": 0}
     for split, batch in batches:
@@ -39,26 +39,30 @@ def evaluate(
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """The softmax of logits [N, classes], in float64."""
+    """Computes the softmax of logits [N, classes], in float64."""
     exact = logits.astype(np.float64)
     weights = np.exp(exact - exact.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)
 
 
 def measures(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """How well a network does.
+    """Computes accuracy, calibration error and confusion matrix from logits.
 
     Args:
         logits: [N, classes].
         labels: [N].
-        class_names: of the logits.
+        class_names: names of the classes, in the order of the logits.
 
     Returns:
-        "examples"; "accuracy" from 0 to 1; "calibration_error", the expected one: over 15 bins of
-        equal width in the probability of the likeliest class, the mean distance of that probability
-        from the accuracy, weighted by the examples (Guo et al. 2017); "classes", a record each with
-        "class", "examples" and "accuracy" (null without examples); "confusion", counts [classes,
-        classes] by label (rows) and prediction (columns).
+        "examples": number of examples.
+        "accuracy": from 0 to 1.
+        "calibration_error": the expected calibration error (Guo et al. 2017). Examples are
+            sorted into 15 bins of equal width by the probability of their likeliest class. The
+            error is the mean over the bins of |accuracy - mean probability|, weighted by the
+            number of examples.
+        "classes": one record per class with "class", "examples" and "accuracy", which is None for
+            a class without examples.
+        "confusion": counts [classes, classes] by label (rows) and prediction (columns).
     """
     confidence = probabilities(logits).max(axis=1)
     predicted = logits.argmax(axis=1)

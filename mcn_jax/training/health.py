@@ -1,7 +1,7 @@
-"""How the quantized layers of a network fare: measures of each, taken once per epoch.
+"""Measures the health of quantized layers, once per epoch.
 
-A binary network can stand still or collapse while its loss looks ordinary: no bit flips any more,
-nearly all weights sit at one center, or an M-filter has run to zero.
+A binary network can stall or collapse while its loss looks normal. Bits may stop flipping, nearly
+all weights may sit at one center, or an M-filter may have shrunk to zero.
 """
 
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ def network_health(
     collections: Mapping[str, Any],
     plan: Plan,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The measures of one epoch with quantized weights; see `Family.health`.
+    """Measures the layers over one epoch with quantized weights; see `Family.health`.
 
     Args:
         before: `Progress.filters_before`.
-        params: the parameters now.
-        collections: all others of the model.
-        plan: of the network.
+        params: the current parameters.
+        collections: all other collections of the model.
+        plan: plan of the network.
 
     Returns:
-        Two dictionaries: {"path/of/layer/flip_ratio": ...} of every layer, in the order of the
-        network, and {"flip_ratio": ...} of those measures that layers share.
+        Two dictionaries. {"path/of/layer/flip_ratio": ...} has the measures of every layer, in
+        network order. {"flip_ratio": ...} has the measures that can be pooled over all layers.
     """
     by_layer: dict[str, float] = {}
     pooled: dict[str, Share] = {}

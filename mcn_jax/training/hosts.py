@@ -1,4 +1,4 @@
-"""Finding the other processes of a run on several hosts, before JAX is asked for its devices."""
+"""Connects the processes of a run on several hosts, before JAX looks up its devices."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ import jax
 
 from mcn_jax.errors import InputError, first_line
 
-HEARTBEAT_SECONDS = 20  # a process that is silent for so long is lost, and its peers end
+HEARTBEAT_SECONDS = 20  # a process silent for this long counts as lost, and its peers exit
 
 
 def initialize(
@@ -18,21 +18,21 @@ def initialize(
     *,
     detect: bool = False,
 ) -> None:
-    """Joins the processes of a run through `jax.distributed`; returns at once if there is one.
+    """Connects this process to the others of its run through `jax.distributed`.
 
-    Tasks of Slurm's srun and workers of a TPU pod are found by what JAX knows of such clusters;
-    elsewhere the first three arguments are needed. `num_processes=1` alone makes a run of its own
-    of each task.
+    Returns at once if the run has only one process. JAX detects the tasks of Slurm's srun and the
+    workers of a TPU pod. Elsewhere the first three arguments are required. With `num_processes=1`
+    alone, each task of a cluster is a separate run.
 
     Args:
-        coordinator_address: HOST:PORT of the process 0, at which it will listen.
-        num_processes: of the run.
-        process_id: of this one, from 0.
-        detect: ask the cluster even if no environment variable tells of several processes.
+        coordinator_address: HOST:PORT at which process 0 listens.
+        num_processes: number of processes of the run.
+        process_id: number of this process, from 0.
+        detect: query the cluster even if no environment variable shows several processes.
 
     Raises:
-        InputError: if only some are given or do not fit, the port is in use, or the others do not
-            come within five minutes.
+        InputError: if only some of the three arguments are given, they do not fit together, the
+            port is in use, or the other processes do not connect within five minutes.
     """
     given = {
         "--coordinator_address": coordinator_address,
@@ -46,10 +46,14 @@ def initialize(
         if not (detect or belongs_to_several(os.environ)):
             return
     elif missing:
-        raise InputError(f"{' and '.join(missing)} missing; a process of several needs all three")
+        raise InputError(
+            f"{' and '.join(missing)} missing; give all of --coordinator_address, --num_processes"
+            " and --process_id, or none"
+        )
     elif not (process_id is not None and 0 <= process_id < (num_processes or 0)):
         raise InputError(
-            f"--process_id={process_id} is none of {num_processes} processes, counted from 0"
+            f"--process_id={process_id} must be at least 0 and below"
+            f" --num_processes={num_processes}"
         )
     if process_id == 0 and coordinator_address:
         _check_port(coordinator_address)
@@ -63,26 +67,32 @@ def initialize(
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"the processes of this run did not find each other ({reason}); check that each was"
-            " started, once, with the same --coordinator_address and --num_processes"
+            f"the processes of this run did not find each other ({reason}); start each of them"
+            " exactly once, with the same --coordinator_address and --num_processes"
         ) from error
 
 
 def _check_port(address: str) -> None:
-    """JAX would share the port with another run's process 0, and the two runs end each other."""
+    """Raises InputError if this process cannot listen at the coordinator's port.
+
+    Without this check JAX would share the port with process 0 of another run, and each run would
+    end the other.
+    """
     port = address.rpartition(":")[2]
     try:
         socket.create_server(("", int(port))).close()
     except (OSError, ValueError, OverflowError) as error:
         raise InputError(
             f"--coordinator_address={address}: this process cannot listen there"
-            f" ({first_line(error)}); name HOST:PORT with a port that nothing uses"
+            f" ({first_line(error)}); use HOST:PORT with a free port"
         ) from error
 
 
 def belongs_to_several(environment: Mapping[str, str]) -> bool:
-    """Whether environment variables name this process one task of srun or one worker of a TPU pod
-    among several."""
+    """Returns whether environment variables show a run of several processes.
+
+    This holds for one of several tasks of srun and for one of several workers of a TPU pod.
+    """
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
     workers = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
     return int(tasks) > 1 or len(workers) > 1

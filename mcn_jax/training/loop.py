@@ -1,4 +1,4 @@
-"""The epochs of a run: steps, evaluation, records and checkpoints."""
+"""Runs the epochs of a training run: steps, evaluation, records and checkpoints."""
 
 import dataclasses
 import itertools
@@ -32,7 +32,7 @@ from mcn_jax.workdirs.checkpoint import UNRANKED, Checkpoints, named_leaves
 
 
 def refresh_layers(host_state: TrainState, plan: Plan) -> TrainState:
-    """A state whose layers have computed their state anew, such as k-means centers."""
+    """Returns the state with recomputed layer state, such as k-means centers."""
     flat = traverse_util.flatten_dict(host_state.layer_state)
     for layer in plan:
         if layer.family.refresh is None:
@@ -45,7 +45,7 @@ def refresh_layers(host_state: TrainState, plan: Plan) -> TrainState:
 
 
 class Loop:
-    """The epochs of a run, with what they need at hand."""
+    """Runs the epochs of a training run."""
 
     def __init__(
         self,
@@ -62,26 +62,26 @@ class Loop:
         self.writer = writer
         self.stop = stop
         self.traces = traces
-        self._traced: set[bool] = set()  # phases
+        self._traced: set[bool] = set()  # phases already traced
         self._start_time = time.perf_counter()
         self._seconds_before = 0.0
 
     def seconds(self) -> float:
-        """Of the run, those before a resumption included."""
+        """Returns the seconds that the run has taken, including those before it resumed."""
         return self._seconds_before + time.perf_counter() - self._start_time
 
     def epochs(
         self, host_state: TrainState, progress: Progress | None, start: WarmStart | None
     ) -> TrainState:
-        """Trains from the step that `host_state` stands at to the last; returns the last state.
+        """Trains from the step of `host_state` to the last step; returns the last state.
 
         Args:
-            host_state: on the host.
-            progress: of the epoch that the state stands inside; None at the start of an epoch.
-            start: where the filters of a new run come from; None if they are random.
+            host_state: the state to start from, on the host.
+            progress: progress of a half-finished epoch; None at the start of an epoch.
+            start: the warm start of a new run; None if its filters are random.
 
         Raises:
-            Stopped: when asked to; everything up to here is saved.
+            Stopped: if a signal asked for it; all steps so far are saved.
         """
         config, steps_per_epoch = self.config, self.setup.steps_per_epoch
         first_epoch, steps_done = divmod(int(host_state.step), steps_per_epoch)
@@ -111,7 +111,8 @@ class Loop:
                     state, progress, rate = self._train(state, epoch, progress, bar, trace)
                 host_state, record = self._end_epoch(state, epoch, progress, rate)
                 progress = None
-                # The record first: when resuming, a surplus one is cut, a missing one is lost.
+                # Write the record before the checkpoint: resuming drops a surplus record, but
+                # cannot restore a missing one.
                 self.writer.write(record)
                 bar.epoch(record)
                 accuracy = ranked_accuracy(config, record)
@@ -121,7 +122,7 @@ class Loop:
         return host_state
 
     def _trace(self, quantized: bool) -> StepTrace:
-        """The trace of an epoch: of the first of each phase, if traces are asked for."""
+        """Returns the trace of an epoch; it records only if the epoch is the first of its phase."""
         if self.traces is None or quantized in self._traced:
             return StepTrace(None)
         self._traced.add(quantized)
@@ -135,7 +136,7 @@ class Loop:
         bar: metrics.ProgressBar,
         trace: StepTrace,
     ) -> tuple[TrainState, Progress, float]:
-        """The steps of an epoch that are not done yet; also returns their images per second."""
+        """Runs the remaining steps of an epoch; also returns their images per second."""
         config, setup = self.config, self.setup
         phase = setup.phase(phases.quantized_in(config, epoch))
         sums = {name: float(total) for name, total in progress.sums.items()}
@@ -160,7 +161,7 @@ class Loop:
             totals = {name: np.float64(total) for name, total in sums.items()}
             return dataclasses.replace(progress, sums=totals, seconds=np.float64(self.seconds()))
 
-        # Metrics are read one dispatch late, so that the device always has the next one at hand.
+        # Metrics are read one dispatch late, so the device never waits for the host.
         pending: Any = None
         done = first
         dispatches = (last - first) // setup.source.together
@@ -192,7 +193,7 @@ class Loop:
     def _end_epoch(
         self, state: TrainState, epoch: int, progress: Progress, rate: float
     ) -> tuple[TrainState, dict[str, Any]]:
-        """Evaluates; returns the state on the host and the record of the epoch."""
+        """Evaluates the network; returns the state on the host and the epoch's record."""
         setup = self.setup
         phase = setup.phase(phases.quantized_in(self.config, epoch))
         test = evaluate(phase.eval_step, state, setup.source.test_batches(epoch))
@@ -231,28 +232,28 @@ class Loop:
 
 
 def _check_finite(values: dict[str, float], step: int, state: TrainState) -> None:
-    """Stops a run that has diverged, before anything of it is recorded or saved."""
+    """Raises FloatingPointError if a value is not finite, before it is recorded or saved."""
     for name, value in values.items():
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"{name} is {value} at step {step}, {_largest_leaf(state)}; training stops, the"
-                " last checkpoint stays; lower config.optimizer.learning_rate or raise"
+                f"{name} is {value} at step {step}; {_largest_leaf(state)}; training stops and"
+                " keeps the last checkpoint; lower config.optimizer.learning_rate or raise"
                 " config.optimizer.warmup_epochs"
             )
 
 
 def _largest_leaf(state: TrainState) -> str:
-    """Where the model has its first value that is not finite by now, or else its largest."""
+    """Describes the current model: its first leaf that is not finite, or its largest value."""
     tree = {"params": state.params, "batch_stats": state.batch_stats}
     leaves = named_leaves(parallel.unreplicate(tree))
     bad = [name for name, leaf in leaves.items() if not np.isfinite(leaf).all()]
     if bad:
-        return f"{bad[0]} is by now the first of {len(bad)} leaves with values that are not finite"
+        return f"{bad[0]} is now the first of {len(bad)} leaves with values that are not finite"
     sizes = {name: np.abs(leaf).max() for name, leaf in leaves.items() if leaf.size}
     name = max(sizes, key=lambda name: sizes[name])
-    return f"the largest value, {sizes[name]:.3g}, is by now in {name}"
+    return f"the largest value is now {sizes[name]:.3g}, in {name}"
 
 
 def ranked_accuracy(config: Config, record: dict[str, Any]) -> float:
-    """The accuracy by which checkpoints are ranked: an MCN's float epochs do not count."""
+    """Returns the accuracy that ranks a checkpoint; it is 0 for an MCN's float epochs."""
     return record["test_accuracy"] if record["binarized"] == phases.quantizes(config) else 0.0

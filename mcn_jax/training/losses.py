@@ -1,4 +1,4 @@
-"""The losses of a network: softmax, center loss, and the penalties that its layers bring."""
+"""Computes the losses of a network: softmax loss, center loss and penalties of its layers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,15 +15,19 @@ from mcn_jax.models.plan import Plan
 
 
 def softmax_loss(logits: jax.Array, inputs: Inputs) -> jax.Array:
-    """Mean cross entropy, in nats, of logits [N, classes]; for mixed images that of both labels in
-    their shares."""
+    """Computes the mean cross entropy, in nats, of logits [N, classes].
+
+    A mixed image has two labels; their cross entropies are weighted by the labels' shares.
+    """
     entropy = optax.softmax_cross_entropy_with_integer_labels
     return _of_both_labels(lambda labels: entropy(logits, labels), inputs)
 
 
 def accuracy(logits: jax.Array, inputs: Inputs) -> jax.Array:
-    """Share of examples whose largest logit is their label's; of mixed ones both labels count, in
-    their shares."""
+    """Computes the share of examples whose label has the largest logit.
+
+    A mixed image has two labels; each counts by its share.
+    """
     predictions = jnp.argmax(logits, axis=-1)
     return _of_both_labels(lambda labels: predictions == labels, inputs)
 
@@ -43,18 +47,18 @@ def with_penalties(
     config: LossConfig,
     learning_rate: jax.Array,
 ) -> tuple[dict[str, Any], jax.Array]:
-    """Adds to gradients what the layers' own losses bring; see `Family.penalty`.
+    """Adds the gradients of the layers' own losses; see `Family.penalty`.
 
     Args:
-        gradients: of the softmax loss (and center loss, where it is used), as params.
+        gradients: gradients of the softmax and center loss, a tree like `params`.
         params: tree of parameters.
-        collections: all others of the model.
-        plan: of the network.
-        config: of the losses.
+        collections: all other collections of the model.
+        plan: plan of the network.
+        config: config of the losses.
         learning_rate: eta1 of this step.
 
     Returns:
-        The gradients with all penalties, and the sum of the layers' losses.
+        The gradients including all penalties, and the sum of the layers' losses.
     """
     total = jnp.zeros(())
     flat = traverse_util.flatten_dict(gradients)
@@ -70,10 +74,10 @@ def with_penalties(
 
 
 def center_loss(features: jax.Array, labels: jax.Array, class_means: jax.Array) -> jax.Array:
-    """Half the mean squared distance of features to the mean of their class (Wen et al. 2016).
+    """Computes half the mean squared distance of features to their class mean.
 
-    A mean over the batch, as the softmax loss is, so that lambda does not depend on the batch
-    size. The means are constants.
+    This is the center loss of Wen et al. 2016, averaged over the batch like the softmax loss. So
+    its weight lambda does not depend on the batch size. The class means get no gradient.
 
     Args:
         features: [N, Y, X, C].
@@ -91,7 +95,7 @@ def moved_class_means(
     rate: float,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Class means after a step (Wen et al. 2016).
+    """Computes the class means after a step (Wen et al. 2016).
 
     c_j <- c_j - rate * sum over the n_j examples i of class j of (c_j - x_i) / (1 + n_j)
 
@@ -100,8 +104,8 @@ def moved_class_means(
         features: [N, Y, X, C].
         labels: [N], integers.
         rate: alpha.
-        axis_name: of the mapped axis whose devices see parts of one batch; the sums run over all
-            of it, so that the result is the same on every device.
+        axis_name: the mapped axis over whose devices the batch is split. The sums run over the
+            whole axis, so the result is the same on every device.
     """
     num_classes = class_means.shape[0]
     counts = jnp.zeros(num_classes, class_means.dtype).at[labels].add(1)

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard events and the terminal."""
+"""Writes what a run reports: metrics.jsonl, TensorBoard events and terminal output."""
 
 import contextlib
 import json
@@ -21,16 +21,16 @@ from mcn_jax.workdirs.files import cut_metrics
 
 
 class NoWriter:
-    """Takes records and forgets them: of the processes of a run that do not write."""
+    """Discards records, in the processes of a run that do not write."""
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
 
     def write(self, record: dict[str, Any]) -> None:
-        """See `MetricsWriter`."""
+        """Discards a record; see `MetricsWriter.write`."""
 
     def seconds_at(self, step: int) -> float:
-        """Unknown here, and in no record."""
+        """Returns 0.0: this process does not know the time, and writes no record of it."""
         del step
         return 0.0
 
@@ -44,29 +44,34 @@ class NoWriter:
 class MetricsWriter:
     """Appends records to metrics.jsonl and writes their numbers as TensorBoard events.
 
-    Records after the step that a run resumes from are dropped first, so that no step stands twice.
+    When a run resumes, the records after the resumed step are dropped, so no step appears twice.
     """
 
     def __init__(self, workdir: pathlib.Path, step: int):
-        """Args:
-        workdir: of the run.
-        step: that the run starts or resumes from.
+        """Opens the files in a work directory.
+
+        Args:
+            workdir: the run's work directory.
+            step: the step from which the run starts or resumes.
         """
         path = workdir / "metrics.jsonl"
         self._path = path
         self.records = cut_metrics(path, step)
         self._file = path.open("a")
         (workdir / "tensorboard").mkdir(exist_ok=True)
-        # Not by a SummaryWriter, whose thread dies of a full disk and leaves its callers waiting.
+        # Not a SummaryWriter: on a full disk its thread dies, and its callers wait forever.
         self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
-        start = SessionLog(status=SessionLog.START)  # of which viewers drop what came after it
+        start = SessionLog(status=SessionLog.START)  # viewers drop older events from here on
         self._events.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def write(self, record: dict[str, Any]) -> None:
-        """Writes one record through to the disk. It has "kind" and "step" besides its values.
+        """Writes one record and flushes it to disk.
+
+        Args:
+            record: "kind", "step" and the values to write.
 
         Raises:
-            OSError: if it cannot be written.
+            OSError: if the record cannot be written.
         """
         self.records.append(record)
         try:
@@ -81,22 +86,22 @@ class MetricsWriter:
             self._events.flush()
         except OSError as error:
             raise OSError(
-                f"{self._path} and its events in tensorboard/ cannot be written:"
+                f"{self._path} or the events in tensorboard/ cannot be written:"
                 f" {first_line(error)}; make room, then the same command resumes from the last"
                 " checkpoint"
             ) from error
 
     def seconds_at(self, step: int) -> float:
-        """How long the run had taken at the end of the epoch that ended at a step.
+        """Returns the seconds that the run had taken when the epoch up to `step` ended.
 
         Raises:
-            InputError: if metrics.jsonl has lost it.
+            InputError: if metrics.jsonl does not have the record of that epoch.
         """
         epochs = epochs_of(self.records)
         if not epochs or epochs[-1]["step"] != step:
             raise InputError(
-                f"{self._path} has no record of the epoch that ended at step {step}, which the last"
-                " checkpoint stands after; restore the file, or use another --workdir"
+                f"{self._path} has no record of the epoch that ended at step {step}, which resuming"
+                " needs; restore the file, or use another --workdir"
             )
         return epochs[-1]["wall_seconds"]
 
@@ -111,29 +116,31 @@ class MetricsWriter:
 
 
 def make_writer(workdir: pathlib.Path, step: int) -> MetricsWriter | NoWriter:
-    """Of this process: one of the processes of a run writes.
+    """Returns the writer of this process; only one process of a run writes.
 
     Args:
-        workdir: of the run.
-        step: that the run starts or resumes from.
+        workdir: the run's work directory.
+        step: the step from which the run starts or resumes.
     """
     return MetricsWriter(workdir, step) if parallel.is_primary() else NoWriter()
 
 
 def epochs_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of whole epochs."""
+    """Returns the records of whole epochs."""
     return [record for record in records if record["kind"] == "epoch"]
 
 
 class ProgressBar:
-    """A bar on a terminal; elsewhere one plain line an epoch."""
+    """Shows progress: a bar on a terminal, elsewhere one plain line per epoch."""
 
     def __init__(self, num_epochs: int, steps_per_epoch: int, steps_done: int, *, quiet: bool):
-        """Args:
-        num_epochs: of the whole run.
-        steps_per_epoch: training steps.
-        steps_done: before this process began.
-        quiet: print nothing.
+        """Creates a bar; entering it as a context shows it.
+
+        Args:
+            num_epochs: epochs of the whole run.
+            steps_per_epoch: training steps per epoch.
+            steps_done: steps done before this process began.
+            quiet: print nothing.
         """
         self._num_epochs = num_epochs
         self._console = rich.console.Console(
@@ -158,7 +165,7 @@ class ProgressBar:
         self._console.print(line, markup=False)
 
     def step(self, epoch: int, loss: float) -> None:
-        """One training step is done."""
+        """Advances the bar by one training step."""
         self._bar.update(
             self._task,
             advance=1,
@@ -186,7 +193,7 @@ class ProgressBar:
 
 
 def print_result(result: dict[str, Any], workdir: pathlib.Path) -> None:
-    """The end of a run as a small table."""
+    """Prints the result of a run as a small table."""
     title = rich.markup.escape(f"result of {workdir}")
     table = rich.table.Table(show_header=False, title=title, title_justify="left")
     table.add_row("test accuracy", f"{result['final_test_accuracy']:.2%}, last epoch")

@@ -1,4 +1,4 @@
-"""Parameter groups, learning-rate schedules and the optax chain of each group."""
+"""Builds the optimizer: parameter groups, learning-rate schedules and one chain per group."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ from mcn_jax.models.plan import Plan
 
 
 def parameter_groups(plan: Plan) -> dict[str, Any]:
-    """The name of every parameter's group, as a tree like the "params" of the network."""
+    """Returns every parameter's group name, as a tree like the network's "params"."""
     return traverse_util.unflatten_dict(
         {
             (*layer.path, *leaf.split("/")): layer.family.groups[leaf].name
@@ -26,7 +26,7 @@ def parameter_groups(plan: Plan) -> dict[str, Any]:
 
 
 def describe_groups(plan: Plan) -> str:
-    """One line with the number of arrays and of parameters in every group."""
+    """Returns one line with the number of parameters and of arrays in every group."""
     sizes: dict[str, list[int]] = {}
     for layer in plan:
         for leaf, shape in layer.params.items():
@@ -58,10 +58,9 @@ SCHEDULES = {"step": _step_schedule, "cosine": _cosine_schedule, "constant": _co
 
 
 def rate_scale(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int) -> optax.Schedule:
-    """step -> factor in [0, 1] of both learning rates.
+    """Returns the schedule step -> factor in [0, 1] that scales both learning rates.
 
-    During the first `warmup_epochs` the schedule's factor is multiplied by (step + 1) / warm-up
-    steps; after that it is left as it is.
+    During the first `warmup_epochs` the factor is multiplied by (step + 1) / warm-up steps.
     """
     scale = SCHEDULES[config.schedule](config, steps_per_epoch, num_epochs)
     warmup_steps = config.warmup_epochs * steps_per_epoch
@@ -71,17 +70,19 @@ def rate_scale(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int) -
 
 
 def learning_rate(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int) -> optax.Schedule:
-    """step -> eta1."""
+    """Returns the schedule step -> eta1."""
     scale = rate_scale(config, steps_per_epoch, num_epochs)
     return lambda step: config.learning_rate * scale(step)
 
 
 def absolute_projection() -> optax.GradientTransformation:
-    """Makes the parameters |p + u| after the update u (Eq. 15: M <- |M - eta2 * dM|).
+    """Returns a transformation that makes updated parameters |p + u| instead of p + u.
 
-    The emitted update is |p + u| - p. In floating point p + (|p + u| - p) may miss |p + u| by a
-    rounding, and yet is never negative: |p + u| - p >= -p, and rounding keeps that order.
-    Must be the last transformation of its chain.
+    p is a parameter and u its update. This is Eq. 15: M <- |M - eta2 * dM|.
+
+    The emitted update is |p + u| - p. Adding it to p may miss |p + u| by a rounding error. The sum
+    is still never negative: |p + u| - p >= -p, and rounding keeps that order. The transformation
+    must be the last of its chain.
     """
 
     def update(updates, state, params):
@@ -107,10 +108,10 @@ OPTIMIZERS = {"sgd": _sgd, "adadelta": _adadelta}
 def make_optimizer(
     config: OptimizerConfig, steps_per_epoch: int, num_epochs: int, plan: Plan
 ) -> optax.GradientTransformation:
-    """One chain for each group of `parameter_groups`, as the group describes it.
+    """Builds one chain for each group of `parameter_groups`, as its `Group` describes it.
 
-    Weight decay comes before the momentum, so it is an L2 term of the loss. The absolute-value
-    projection ends its chain: whatever comes after it could make the parameters negative again.
+    Weight decay comes before momentum, so it acts as an L2 term of the loss. The absolute-value
+    projection ends its chain: a transformation after it could make parameters negative again.
     """
     scale = rate_scale(config, steps_per_epoch, num_epochs)
     make = OPTIMIZERS[config.name]
@@ -127,7 +128,7 @@ def make_optimizer(
         for group in layer.family.groups.values():
             if groups.setdefault(group.name, group) != group:
                 raise ValueError(
-                    f"group {group.name!r} of {layer.name} is {group}, and elsewhere"
+                    f"group {group.name!r} of {layer.name} is {group}, but elsewhere it is"
                     f" {groups[group.name]}; give it another name"
                 )
     chains = {name: chain(group) for name, group in groups.items()}

@@ -1,21 +1,21 @@
-"""The phases of a run: when weights are quantized, and what is due before and after an epoch."""
+"""Tells when a run quantizes weights, refreshes layers and saves checkpoints."""
 
 from mcn_jax.config import Config
 from mcn_jax.layers.table import LAYERS
 
 
 def quantizes(config: Config) -> bool:
-    """Whether the weights of the trained model are quantized."""
+    """Returns whether the fully trained model has quantized weights."""
     return LAYERS[config.model.conv].quantizes and config.binarize.enabled
 
 
 def quantized_in(config: Config, epoch: int) -> bool:
-    """Whether the convolutions of this epoch (from 0) use quantized weights."""
+    """Returns whether the convolutions use quantized weights in an epoch, counted from 0."""
     return quantizes(config) and epoch >= config.binarize.start_epoch
 
 
 def refreshes_before(config: Config, epoch: int) -> bool:
-    """Whether the layers compute their state, such as k-means centers, before this epoch."""
+    """Returns whether layers recompute their state, such as k-means centers, before an epoch."""
     if not quantized_in(config, epoch):
         return False
     epochs_quantized = epoch - config.binarize.start_epoch
@@ -24,6 +24,6 @@ def refreshes_before(config: Config, epoch: int) -> bool:
 
 
 def saves_between(config: Config, before: int, after: int) -> bool:
-    """Whether a checkpoint inside an epoch is due after a step from `before` + 1 to `after`."""
+    """Returns whether a checkpoint inside an epoch is due in steps `before` + 1 to `after`."""
     every = config.checkpoint_every_steps
     return every > 0 and after // every > before // every

@@ -1,4 +1,4 @@
-"""A whole run: from its config and work directory to its result."""
+"""Trains a whole run, from its config to its result."""
 
 import contextlib
 import json
@@ -49,35 +49,37 @@ from mcn_jax.workdirs.files import (
 def train_and_evaluate(
     config: Config, workdir: str | pathlib.Path, *, profile: bool = False
 ) -> dict[str, Any]:
-    """Trains to the end of the schedule, or resumes where a run in the same directory stopped.
+    """Trains to the end of the schedule, or resumes an interrupted run in the same directory.
 
-    In a run of several processes each calls it, with a directory that all of them share.
+    In a run of several processes, each process calls it with the same shared directory.
 
     Args:
-        config: of the run.
-        workdir: gets the files that the README lists, but no pictures. If its run has ended,
-            nothing is done.
-        profile: also write traces of a few steps to its directory `profile`, of the first epoch
-            that is trained without and with binary filters.
+        config: the run's config.
+        workdir: directory for the files that the README lists, except the pictures. If its run
+            has ended, nothing is trained.
+        profile: also write traces of a few steps to WORKDIR/profile: from the first epoch with
+            float filters and from the first with binary filters.
 
     Returns:
         The content of result.json.
 
     Raises:
         InputError: if the config, the data or the work directory do not fit.
-        FloatingPointError: if a loss or gradient is not finite; the last checkpoint stays.
-        Stopped: by SIGTERM or SIGINT, with the state saved; the same call resumes.
+        FloatingPointError: if a loss, gradient or parameter is not finite. The last checkpoint is
+            kept.
+        Stopped: if SIGTERM or SIGINT stopped the run. Its state is saved; the same call resumes.
     """
     workdir = pathlib.Path(workdir)
     if jax.device_count() != parallel.num_devices() and jax.process_count() > 1:
         raise InputError(
             f"this process has {len(parallel.local_devices())} of all {jax.device_count()} devices;"
-            f" give each of the {jax.process_count()} processes as many"
+            f" give each of the {jax.process_count()} processes the same number of devices"
         )
     validate(config, parallel.num_devices())
     if any(jax.dtypes.canonicalize_dtype(d) != d for d in (config.dtype, config.param_dtype)):
-        raise InputError("float64 needs JAX's 64-bit mode; set the environment's JAX_ENABLE_X64=1")
-    # The processes find each other here, for which they have seconds, not the time of preparing.
+        raise InputError("float64 needs JAX's 64-bit mode; set JAX_ENABLE_X64=1 in the environment")
+    # Processes connect at the first barrier, which times out after seconds. So it must come before
+    # the data are prepared, which can take much longer.
     parallel.barrier("joined")
     if not parallel.is_primary():
         parallel.barrier("prepared")
@@ -88,7 +90,7 @@ def train_and_evaluate(
     check_workdir(workdir, config, dataset.description())
     if (result := read_result(workdir)) is not None:
         if profile:
-            logging.warning("%s has ended and trains no step to trace; name another", workdir)
+            logging.warning("%s has ended, so no steps are traced; use another --workdir", workdir)
         return result
 
     with contextlib.ExitStack() as closing:
@@ -98,7 +100,7 @@ def train_and_evaluate(
         state = setup.initial_state()
         progress: Progress | None = None
         start: WarmStart | None = None
-        # Nothing is written before everything that can be wrong with the input has been seen.
+        # Nothing is written until all input has been checked.
         steps = saved_steps(workdir / "checkpoints")
         is_new = not parallel.from_primary(len(steps))
         if is_new and config.init_from:
@@ -130,13 +132,13 @@ def train_and_evaluate(
             if parallel.is_primary():
                 epochs = metrics.epochs_of(writer.records)
                 result = _result(config, dataset, setup.plan, epochs)
-                # Last, because its presence says that the run has ended.
+                # Written last, because its presence means that the run has ended.
                 write_atomically(workdir / "result.json", json.dumps(result, indent=2) + "\n")
     parallel.barrier("ended")
     if (result := read_result(workdir)) is None:
         raise InputError(
-            f"the first process has written {workdir / 'result.json'}, which is not here; use a"
-            " --workdir that all processes share"
+            f"the first process has written {workdir / 'result.json'}, but this process does not"
+            " see it; use a --workdir that all processes share"
         )
     return result
 
@@ -144,18 +146,21 @@ def train_and_evaluate(
 def restore_last(
     checkpoints: Checkpoints, template: TrainState, plan: Plan
 ) -> tuple[TrainState, Progress | None]:
-    """The state of the last checkpoint that is whole, for all processes of a run, and the progress
-    of the epoch it stands inside; None where it stands at the end of one.
+    """Restores the last undamaged checkpoint, the same one in all processes of a run.
 
-    Damaged ones after it are named and moved out of the way.
+    Damaged checkpoints after it are moved out of the way, with a warning that names them.
 
     Args:
-        checkpoints: of the run, at least one.
-        template: its state before the first step.
-        plan: of the network.
+        checkpoints: the run's checkpoints, at least one.
+        template: the run's state before the first step.
+        plan: plan of the network.
+
+    Returns:
+        The state, and the progress of its epoch. The progress is None at the end of an epoch.
 
     Raises:
-        InputError: if a checkpoint is of another model, or none is whole; none is moved then.
+        InputError: if a checkpoint belongs to another model, or all are damaged. No checkpoint is
+            moved then.
     """
     damaged: dict[int, str] = {}
     for step in reversed(checkpoints.steps()):
@@ -172,11 +177,11 @@ def restore_last(
             continue
         for other, reason in damaged.items():
             place = checkpoints.set_aside(other)
-            logging.warning("%s; it is now %s; resuming from step %d", reason, place, step)
+            logging.warning("%s; moved it to %s; resuming from step %d", reason, place, step)
         return from_saved_tree(tree)
-    reason = next(iter(damaged.values()), f"{checkpoints.directory} has no whole checkpoint")
+    reason = next(iter(damaged.values()), f"{checkpoints.directory} has no undamaged checkpoint")
     raise InputError(
-        f"{reason}, nor can one before it be read; use another --workdir to start anew"
+        f"{reason}, and no earlier checkpoint can be read; use another --workdir to start anew"
     )
 
 

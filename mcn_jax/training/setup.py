@@ -1,4 +1,4 @@
-"""What a run is made of before its first epoch: plan, optimizer, batches and compiled steps."""
+"""Builds what a run needs before its first epoch: plan, optimizer, batches and steps."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from mcn_jax.training.steps import StepSettings, eval_step, train_step, train_st
 class Phase:
     """The compiled steps of one part of the schedule: with float or with quantized weights.
 
-    train: one step, or as many as the source gives batches at a time.
+    train: runs one step, or several steps if the source delivers several batches at once.
     """
 
     quantized: bool
@@ -30,7 +30,7 @@ class Phase:
 
 
 class Setup:
-    """Model, optimizer and compiled steps of a run, and the source of its batches."""
+    """The plan, optimizer and compiled steps of a run, and the source of its batches."""
 
     def __init__(self, config: Config, dataset: Dataset):
         self.config = config
@@ -50,14 +50,14 @@ class Setup:
         self._phases: dict[bool, Phase] = {}
 
     def initial_state(self) -> TrainState:
-        """The state before the first step, on the host."""
+        """Returns the state before the first step, on the host."""
         config, shape = self.config, self.dataset.image_shape
         num_classes = len(self.dataset.class_names)
         model = models.make_model(config, num_classes, quantized=phases.quantizes(config))
         return jax.device_get(create_state(config, model, self.optimizer, self.plan, shape))
 
     def phase(self, quantized: bool) -> Phase:
-        """The steps with or without quantized weights; compiled at their first use."""
+        """Returns the steps with or without quantized weights; they compile at their first use."""
         if quantized not in self._phases:
             self._phases[quantized] = self._make_phase(quantized)
         return self._phases[quantized]

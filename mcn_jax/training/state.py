@@ -1,4 +1,4 @@
-"""The state of a training run and its first value, and the progress of an epoch beside it."""
+"""Defines and creates the state of a training run and the progress of an epoch."""
 
 from typing import Any
 
@@ -14,18 +14,18 @@ from mcn_jax.config import Config
 from mcn_jax.models.plan import Plan, layer_collections
 from mcn_jax.seeds import Purpose, run_key
 
-# Metrics of the steps whose means an epoch records.
+# The record of an epoch contains the epoch means of these step metrics.
 EPOCH_MEANS = ("softmax_loss", "accuracy", "filter_loss", "center_loss")
-PROGRESS = "epoch"  # name of the progress of an epoch among the parts of a checkpoint
+PROGRESS = "epoch"  # name of the epoch's progress in a checkpoint
 
 
 @flax.struct.dataclass
 class Progress:
-    """What an epoch has gathered up to a step inside it; a checkpoint holds it beside the state.
+    """What an epoch has accumulated so far. Checkpoints inside an epoch save it with the state.
 
-    sums: of each metric over the steps, float64 scalars.
-    filters_before: the parameters that `Family.health` compares, as the epoch began with them.
-    seconds: of the whole run, a float64 scalar.
+    sums: sum of each metric over the steps done, as float64 scalars.
+    filters_before: the parameters that `Family.health` compares, from the start of the epoch.
+    seconds: seconds that the whole run has taken so far, a float64 scalar.
     """
 
     sums: dict[str, Any]
@@ -37,11 +37,11 @@ class Progress:
 class TrainState:
     """Everything that a training step changes.
 
-    step: steps done, a scalar.
+    step: number of steps done, a scalar.
     params, batch_stats: collections of the model.
-    layer_state: {collection: tree} of what the layers keep besides, such as k-means centers.
-    class_means: [classes, Y, X, C] of the center loss; None where its weight is zero.
-    opt_state: of the optax chains.
+    layer_state: {collection: tree} of the layers' other state, such as k-means centers.
+    class_means: [classes, Y, X, C] of the center loss; None if its weight is zero.
+    opt_state: state of the optax chains.
     """
 
     step: jax.Array
@@ -53,24 +53,24 @@ class TrainState:
 
     @property
     def collections(self) -> dict[str, Any]:
-        """All collections of the model but the parameters."""
+        """All collections of the model except the parameters."""
         return {"batch_stats": self.batch_stats, **self.layer_state}
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
+        """The variables that `model.apply` takes."""
         return {"params": self.params, **self.collections}
 
 
 def saved_tree(state: TrainState, progress: Progress | None = None) -> dict[str, Any]:
-    """The parts of a checkpoint: a state, and the progress of the epoch that it stands inside."""
+    """Returns the parts of a checkpoint: a state and, inside an epoch, the progress."""
     tree = {**state.__dict__, **state.layer_state}
     del tree["layer_state"]
     return tree if progress is None else tree | {PROGRESS: progress}
 
 
 def from_saved_tree(tree: dict[str, Any]) -> tuple[TrainState, Progress | None]:
-    """The state and the progress of `saved_tree`."""
+    """Returns the state and the progress from a tree made by `saved_tree`."""
     tree = dict(tree)
     progress = tree.pop(PROGRESS, None)
     own = ("step", "params", "batch_stats", "class_means", "opt_state")
@@ -82,12 +82,12 @@ def from_saved_tree(tree: dict[str, Any]) -> tuple[TrainState, Progress | None]:
 
 
 def new_progress(state: TrainState, plan: Plan, seconds: float) -> Progress:
-    """Progress of an epoch with no steps done.
+    """Creates the progress of an epoch with no steps done.
 
     Args:
-        state: that the epoch begins with, on the host.
-        plan: of the network.
-        seconds: that the run has taken.
+        state: state at the start of the epoch, on the host.
+        plan: plan of the network.
+        seconds: seconds that the run has taken so far.
     """
     compared = {
         (*layer.path, *leaf.split("/")): value
@@ -108,14 +108,14 @@ def create_state(
     plan: Plan,
     image_shape: tuple[int, int, int],
 ) -> TrainState:
-    """The state before the first step, a function of `config.seed`.
+    """Creates the state before the first step; its random values depend only on `config.seed`.
 
     Args:
-        config: of the run.
+        config: the run's config.
         model: from `make_model`.
         optimizer: from `make_optimizer`.
-        plan: of the network.
-        image_shape: (Y, X, C) as the model sees it.
+        plan: plan of the network.
+        image_shape: (Y, X, C) of the images as the model sees them.
     """
     images = jnp.zeros((1, *image_shape), jnp.dtype(config.dtype))
 
@@ -128,7 +128,7 @@ def create_state(
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],
-            # Flax makes them float32 whatever the parameters are; a step would change the dtype.
+            # Flax always makes them float32. Without the cast a step would change their dtype.
             batch_stats=jax.tree.map(
                 lambda x: x.astype(config.param_dtype), variables["batch_stats"]
             ),

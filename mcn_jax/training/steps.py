@@ -1,7 +1,7 @@
-"""The training step and the evaluation step, as pure functions of arrays.
+"""Defines the training step and the evaluation step as pure functions of arrays.
 
-They know the name of a mapped axis and nothing else of devices: called with `axis_name=None` they
-run as they stand, on one device.
+The name of a mapped axis is all they know about devices. With `axis_name=None` they run unmapped
+on one device.
 """
 
 import dataclasses
@@ -26,8 +26,9 @@ from mcn_jax.training.state import TrainState
 class StepSettings:
     """What the steps need besides arrays.
 
-    plan: of the network.
-    mean, std: of each channel of the pixels in [0, 1].
+    plan: plan of the network.
+    learning_rate: schedule step -> eta1.
+    mean, std: mean and standard deviation of each channel, for pixels in [0, 1].
     """
 
     config: Config
@@ -48,20 +49,20 @@ def train_step(
     quantized: bool,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step: augment, forward, backward, then the updates of all parameters.
+    """Runs one step: augmentation, forward pass, backward pass and update of all parameters.
 
     Args:
-        state: before the step.
+        state: state before the step.
         split: the training split.
-        batch: of this device.
+        batch: this device's part of the batch.
         model: from `make_model`, with the same `quantized` and `axis_name`.
         optimizer: from `make_optimizer`.
         settings: see `StepSettings`.
         quantized: whether the penalties of quantized layers apply.
-        axis_name: of the mapped axis that gradients and metrics are averaged over.
+        axis_name: the mapped axis over which gradients and metrics are averaged.
 
     Returns:
-        The state after the step, and metrics: scalars that are equal on every device.
+        The state after the step, and the metrics: scalars that are equal on every device.
     """
     config, loss_config, plan = settings.config, settings.config.loss, settings.plan
     inputs = step_inputs(split, batch, state.step, settings)
@@ -121,16 +122,16 @@ def train_step(
 def train_steps(
     state: TrainState, split: Split, batches: Batch, **arguments: Any
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Several steps in one program, so that the host is asked once for all of them.
+    """Runs several steps in one program, so the host dispatches only once.
 
     Args:
-        state: before the first.
+        state: state before the first step.
         split: the training split.
-        batches: of this device, each array with a leading axis of steps.
-        **arguments: of `train_step`.
+        batches: this device's part of the batches; each array has a leading axis of steps.
+        **arguments: keyword arguments of `train_step`.
 
     Returns:
-        The state after the last step, and the metrics of each: [steps].
+        The state after the last step, and each metric of all steps: [steps].
     """
     return lax.scan(
         lambda state, batch: train_step(state, split, batch, **arguments), state, batches
@@ -138,7 +139,7 @@ def train_steps(
 
 
 def step_inputs(split: Split, batch: Batch, step: jax.Array, settings: StepSettings) -> Inputs:
-    """What a training step is given of the data: rows of the split, augmented, normalised."""
+    """Returns the data of a training step: rows of the split, augmented and normalised."""
     config = settings.config
     return training_inputs(
         split,
@@ -152,7 +153,7 @@ def step_inputs(split: Split, batch: Batch, step: jax.Array, settings: StepSetti
 
 
 def _ranges(params: Any, plan: Plan) -> dict[str, jax.Array]:
-    """{"m_min": ..., "m_max": ...}: the range, over all layers, of what their families watch."""
+    """Returns {"m_min": ..., "m_max": ...}, the range over all layers of watched parameters."""
     watched: dict[str, list[jax.Array]] = {}
     for layer in plan:
         p = layer.params_in(params)
@@ -174,7 +175,7 @@ def eval_step(
     settings: StepSettings,
     axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
-    """Sums over the batch that is not padding: "loss" in nats, "correct" and "examples"."""
+    """Sums "loss" in nats, "correct" and "examples" over a batch, leaving out its padding."""
     labels = split.labels[batch.indices]
     images = normalise(
         split.images[batch.indices],

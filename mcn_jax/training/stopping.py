@@ -1,4 +1,4 @@
-"""Signals that ask a training run to save its state and end."""
+"""Handles the signals that ask a training run to save its state and end."""
 
 import signal
 import threading
@@ -12,14 +12,14 @@ EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes
 
 
 class Stopped(Exception):  # noqa: N818  not an error
-    """A run was asked to end and has saved its state."""
+    """A signal asked the run to end, and the run has saved its state."""
 
 
 class StopRequests:
-    """Notes SIGTERM, which clusters send before they take a machine away, and SIGINT.
+    """Records SIGTERM, which clusters send before they take a machine away, and SIGINT.
 
-    The second SIGINT raises KeyboardInterrupt. In a run of several processes JAX's runtime notes
-    SIGTERM, and all processes agree on where to stop; SIGINT keeps its meaning there.
+    A second SIGINT raises KeyboardInterrupt. In a run of several processes, JAX's runtime records
+    SIGTERM, and all processes agree on the step to stop after. SIGINT keeps Python's handler there.
     """
 
     def __init__(self) -> None:
@@ -46,14 +46,17 @@ class StopRequests:
         self._signal = number
 
     def pending(self) -> bool:
-        """Whether to stop now. Every process of a run asks equally often; once true, it stays."""
+        """Returns whether to stop now; once true, it stays true.
+
+        All processes of a run must call it equally often.
+        """
         if jax.process_count() == 1:
             return self._signal is not None
         self._calls += 1
-        # The runtime counts on consecutive numbers, and says yes at one of them.
+        # The runtime expects consecutive numbers, and returns true for only one of them.
         self._agreed |= multihost_utils.reached_preemption_sync_point(self._calls)
         return self._agreed
 
     def reason(self) -> str:
-        """The name of the signal."""
+        """Returns the name of the signal."""
         return signal.Signals(self._signal or signal.SIGTERM).name

@@ -1,4 +1,4 @@
-"""Starting a run from the filters of another one: `--config.init_from=WORKDIR`."""
+"""Starts a run from the filters of another run: `--config.init_from=WORKDIR`."""
 
 import dataclasses
 import pathlib
@@ -12,12 +12,13 @@ from mcn_jax.workdirs.trained import saved_epochs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WarmStart:
-    """Where a run starts that does not start from random filters.
+    """The start of a run from another run's filters.
 
-    state: step 0, optimizer and class means new, the rest the other run's.
-    keeps_centers: whether its centers were taken over, so that the first epoch needs no k-means.
-    description: for config.json: "workdir", "step" and "test_accuracy" of the other run, "sha256"
-        over all that was taken.
+    state: state at step 0. Parameters and batch statistics come from the other run, and so do the
+        centers if `keeps_centers`. Optimizer state and class means are new.
+    keeps_centers: whether the other run's centers are taken, so the first epoch needs no k-means.
+    description: record for config.json: "workdir", "step" and "test_accuracy" of the other run,
+        and "sha256" over everything taken from it.
     """
 
     state: TrainState
@@ -25,8 +26,8 @@ class WarmStart:
     description: dict[str, Any]
 
     def summary(self) -> str:
-        """One line for the terminal."""
-        kept = "with its centers" if self.keeps_centers else "its centers left behind"
+        """Returns one line for the terminal."""
+        kept = "with its centers" if self.keeps_centers else "without its centers"
         return (
             f"starting from {self.description['workdir']}, step {self.description['step']}"
             f" ({self.description['test_accuracy']:.2%}), {kept}"
@@ -34,14 +35,15 @@ class WarmStart:
 
 
 def warm_start(source: pathlib.Path, state: TrainState) -> WarmStart:
-    """The state of a new run with parameters and batch statistics of another's last epoch.
+    """Builds the start of a new run from the last epoch of another run.
 
-    Its centers are taken, too, where its filters were binary with as many of them. The other
-    run's files are only read; it may still be running.
+    It takes the parameters and batch statistics. It also takes the centers, if the other run's
+    filters were binary with the same number of centers. The other run's files are only read, so
+    that run may still be training.
 
     Args:
         source: the other run's work directory.
-        state: of the new run, with random filters.
+        state: state of the new run, with random filters.
 
     Raises:
         InputError: if `source` is not a work directory, has no checkpoint, or holds another
@@ -56,7 +58,7 @@ def warm_start(source: pathlib.Path, state: TrainState) -> WarmStart:
     epochs = saved_epochs(source)
     if not epochs:
         raise InputError(
-            f"{source / 'metrics.jsonl'} has no record of an epoch that ended at a checkpoint, of"
+            f"{source / 'metrics.jsonl'} has no record of an epoch that ended at a checkpoint, at"
             f" step {' or '.join(map(str, steps))}; wait for the end of an epoch, restore the file,"
             " or name another config.init_from"
         )

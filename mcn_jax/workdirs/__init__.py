@@ -1,1 +1,1 @@
-"""What a run leaves in its work directory, and how it is read back."""
+"""Writes a run's files to its work directory, and reads them back."""

@@ -1,8 +1,8 @@
-"""Checkpoints: a training state through Orbax, with a digest of every leaf.
+"""Saves and restores training states with Orbax, with a digest of every leaf.
 
-Orbax notices truncated files; it restores flipped bits and casts dtypes without a word. So a
-JSON item beside the state holds shape, dtype and SHA-256 of every leaf, and restoring checks all
-of them before the state is used.
+Orbax detects truncated files, but silently restores flipped bits and casts dtypes. So a JSON item
+beside the state holds the shape, dtype and SHA-256 of every leaf. Restoring checks all of them
+before the state is used.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from mcn_jax import parallel
 from mcn_jax.errors import InputError, first_line, without_warnings
 
 METRIC = "test_accuracy"
-UNRANKED = -1.0  # accuracy of a checkpoint inside an epoch, below that of any other
-# What Orbax and the libraries under it raise for missing, truncated and malformed files.
+UNRANKED = -1.0  # for checkpoints inside an epoch: below any accuracy
+# Errors that Orbax and its libraries raise for missing, truncated and malformed files.
 READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 class DamagedCheckpointError(InputError):
-    """A checkpoint is not what was saved: a file is missing, cannot be read or has other bytes."""
+    """A checkpoint is not what was saved: a file is missing, unreadable or has changed."""
 
 
 def named_leaves(tree: Any) -> dict[str, np.ndarray]:
-    """{"params/dense_1/kernel": array, ...} of any tree of arrays."""
+    """Returns {"params/dense_1/kernel": array, ...} for any tree of arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
@@ -41,7 +41,7 @@ def named_leaves(tree: Any) -> dict[str, np.ndarray]:
 
 
 def digests(leaves: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Shape, dtype and SHA-256 of the bytes of every leaf."""
+    """Computes the shape, dtype and SHA-256 of the bytes of every leaf."""
     return {
         name: {
             "shape": list(leaf.shape),
@@ -53,34 +53,40 @@ def digests(leaves: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
 
 
 def saved_steps(directory: pathlib.Path) -> list[int]:
-    """The steps of the whole checkpoints in a directory, ascending; none where it is absent."""
+    """Returns the steps of complete checkpoints, ascending; [] if the directory is absent."""
     names = (path.name for path in directory.glob("*"))
     return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
 
 def sha256(record: Any) -> str:
-    """Of anything that JSON can hold, such as `digests`; in hexadecimal digits."""
+    """Computes the SHA-256, in hexadecimal, of anything that JSON can hold, such as `digests`."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """Never: `mcn_jax.training.stopping` asks the runtime, by other numbers than steps."""
+        """Returns False: `mcn_jax.training.stopping` asks the runtime instead.
+
+        The runtime expects consecutive numbers, so Orbax must not pass it steps.
+        """
         del step
         return False
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last two steps and the best one are kept.
+    """The checkpoints of one run, of which the last two and the best are kept.
 
-    They are written while training continues. One that a kill, or a full disk, cut short has a name
-    that is not a step, and is removed when the directory is opened again.
+    They are written while training continues. A checkpoint that a kill or a full disk left
+    incomplete has a name that is not a step. It is removed when the directory is opened again.
     """
 
     def __init__(self, directory: pathlib.Path, *, read_only: bool = False):
-        """Args:
-        directory: WORKDIR/checkpoints; created if absent.
-        read_only: change nothing there, not even what a running run has half written.
+        """Opens a directory of checkpoints.
+
+        Args:
+            directory: WORKDIR/checkpoints; created if absent, unless `read_only`.
+            read_only: change nothing there. Incomplete checkpoints stay too, because a run may be
+                writing them.
         """
         self.directory = directory.absolute()
 
@@ -92,13 +98,14 @@ class Checkpoints:
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                 [
                     checkpoint_managers.LatestN(2),
-                    # One without accuracy is what a kill left of a checkpoint being removed.
+                    # A checkpoint without accuracy is one that a kill left half removed.
                     checkpoint_managers.BestN(
                         get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False
                     ),
                 ]
             ),
-            # Several processes save in step: one that fails then ends, and the others with it.
+            # Several processes save synchronously: if one cannot save, it ends at once, and the
+            # others end with it.
             enable_async_checkpointing=not read_only and jax.process_count() == 1,
             read_only=read_only,
             save_interval_steps=0 if read_only else 1,
@@ -109,7 +116,7 @@ class Checkpoints:
         if not read_only and parallel.is_primary():
             self._remove_half_written()
         try:
-            with without_warnings():  # Orbax warns of a directory that it is told only to read
+            with without_warnings():  # Orbax warns if a directory is read-only
                 self._manager = _Manager(self.directory, options=options)
         except READ_ERRORS as error:
             if parallel.peer_is_lost(error):
@@ -120,26 +127,29 @@ class Checkpoints:
             ) from error
 
     def _remove_half_written(self) -> None:
-        # Orbax's own option removes them in a thread that only a later save waits for; a run that
-        # ended before it could remove what the next one writes.
+        # Orbax's own option removes them in a thread that only a later save waits for. If a run
+        # ends without another save, that thread could remove what the next run writes.
         for path in self.directory.glob(f"*{ocp.path.step.TMP_DIR_SUFFIX}*"):
             try:
                 shutil.rmtree(path)
             except OSError as error:
                 raise InputError(
-                    f"{path}, which a kill left half written, cannot be removed:"
-                    f" {first_line(error)}; delete it to go on"
+                    f"{path}, an incomplete checkpoint, cannot be removed:"
+                    f" {first_line(error)}; delete it to resume"
                 ) from error
 
     def _check_metrics(self, step: int) -> None:
-        """Orbax reads the accuracies of all checkpoints before it lists them, and removes
-        checkpoints by them."""
+        """Raises InputError if a checkpoint's accuracy is damaged.
+
+        Orbax reads the accuracies of all checkpoints before it lists them, and they decide which
+        checkpoints it removes.
+        """
         path = self.directory / str(step) / "metrics" / "metrics"
         try:
-            if path.exists():  # Orbax does without the file, but not with a damaged one
+            if path.exists():  # Orbax tolerates a missing file, but not a damaged one
                 accuracy = float(json.loads(path.read_text())[METRIC])
                 if self._accuracy_beside_digests(step) not in (None, accuracy):
-                    raise ValueError("its accuracy differs from that beside the digests")
+                    raise ValueError("its accuracy differs from the one beside the digests")
         except READ_ERRORS as error:
             raise InputError(
                 f"{path} is damaged ({first_line(error)}); delete the directory of step {step} to"
@@ -147,7 +157,10 @@ class Checkpoints:
             ) from error
 
     def _accuracy_beside_digests(self, step: int) -> float | None:
-        """None where it cannot be read, which restoring tells of."""
+        """Returns the accuracy stored with the digests, or None if it cannot be read.
+
+        Restoring the checkpoint reports unreadable digests.
+        """
         try:
             text = (self.directory / str(step) / "digests" / "metadata").read_text()
             return float(json.loads(text)[METRIC])
@@ -155,23 +168,27 @@ class Checkpoints:
             return None
 
     def steps(self) -> list[int]:
-        """The steps that were saved, that which is still being written included, ascending."""
+        """Returns the saved steps, ascending, including one that is still being written."""
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The step of the highest test accuracy, the latest of equals; None without any."""
+        """Returns the step with the highest test accuracy, the latest one in a tie.
+
+        None if there is no checkpoint.
+        """
         return self._manager.best_step()
 
     def save(self, step: int, state: Any, test_accuracy: float) -> None:
-        """Begins to write a checkpoint, which becomes visible only when it is whole.
+        """Starts writing a checkpoint, which becomes visible only when it is complete.
 
         Args:
-            step: steps done, more than those of any checkpoint.
-            state: a tree of arrays of one device, which nobody writes to.
-            test_accuracy: that decides which checkpoint is the best.
+            step: number of steps done, larger than that of any other checkpoint.
+            state: a tree of arrays of one device, which must not be modified afterwards.
+            test_accuracy: the accuracy that decides which checkpoint is the best.
 
         Raises:
-            OSError: if this or the one before cannot be written; see `wait`, too.
+            OSError: if this checkpoint or the previous one cannot be written. Writing continues
+                in the background; the next call or `wait` raises its errors.
         """
         leaves = named_leaves(state)
         described = digests(leaves)
@@ -186,8 +203,8 @@ class Checkpoints:
             )
         if not saved:
             raise OSError(
-                f"{self.directory} has got checkpoints of another process up to step"
-                f" {self.steps()[-1]}; start the same command again, once"
+                f"{self.directory} has checkpoints of another process up to step"
+                f" {self.steps()[-1]}; start the same command again, only once"
             )
 
     @contextlib.contextmanager
@@ -196,18 +213,18 @@ class Checkpoints:
             with without_warnings():  # Orbax logs what it raises
                 yield
         except READ_ERRORS as error:
-            if parallel.peer_is_lost(error):  # in one of the barriers in which Orbax's save ends
+            if parallel.peer_is_lost(error):  # in a barrier at the end of Orbax's save
                 raise
             raise OSError(
                 f"a checkpoint in {self.directory} cannot be written: {first_line(error)}; make"
-                " room, then the same command resumes from the one before"
+                " room, then the same command resumes from the checkpoint before it"
             ) from error
 
     def digests(self, step: int) -> dict[str, dict[str, Any]]:
-        """What `digests` said of every leaf when it was saved.
+        """Returns the digest of every leaf, as `digests` computed it when the leaf was saved.
 
         Raises:
-            DamagedCheckpointError: if that is not known any more.
+            DamagedCheckpointError: if the digests cannot be read or have changed.
         """
         record = self._read(step, digests=ocp.args.JsonRestore())["digests"]
         if not isinstance(record, dict) or record.get("sha256") != sha256(record.get("leaves")):
@@ -218,7 +235,10 @@ class Checkpoints:
         return record["leaves"]
 
     def holds(self, step: int, template: Any) -> bool:
-        """Whether a checkpoint has every leaf of a template in its shape; raises as `digests`."""
+        """Returns whether a checkpoint has all leaves of a template; raises as `digests`.
+
+        Shapes must agree, too; dtypes need not.
+        """
         saved = self.digests(step)
         return all(
             name in saved and tuple(saved[name]["shape"]) == leaf.shape
@@ -233,21 +253,22 @@ class Checkpoints:
         part: bool = False,
         remedy: str = "resume it with the config it was written with, or use another --workdir",
     ) -> Any:
-        """Reads a checkpoint into the structure of a template.
+        """Restores a checkpoint into the structure of a template.
 
         Args:
             step: one of `steps()`.
             template: a tree of arrays with the structure, shapes and dtypes expected.
-            part: whether the checkpoint may hold more than the template.
-            remedy: what an error about a leaf that does not fit advises.
+            part: whether the checkpoint may hold more leaves than the template.
+            remedy: the advice in an error about a leaf that does not fit.
 
         Returns:
-            A tree like `template` of numpy arrays.
+            A tree like `template`, of numpy arrays.
 
         Raises:
-            InputError: naming the leaf that is missing, left over, of another shape or dtype.
-            DamagedCheckpointError: naming the leaf that is damaged or the file that cannot be
-                read.
+            InputError: if a leaf is missing, is not in the template, or has another shape or
+                dtype. The error names the leaf.
+            DamagedCheckpointError: if a leaf is damaged or a file cannot be read. The error names
+                the leaf or the file.
         """
         expected = named_leaves(template)
         saved = self.digests(step)
@@ -258,15 +279,16 @@ class Checkpoints:
         )
 
     def read(self, step: int) -> dict[str, np.ndarray]:
-        """All that a checkpoint holds, by the names that `named_leaves` gave it.
+        """Returns all leaves of a checkpoint, by the names that `named_leaves` gave them.
 
         Raises:
-            DamagedCheckpointError: as `restore`.
+            DamagedCheckpointError: as `restore` does.
         """
         return self._read_leaves(step, self.digests(step))
 
     def _read_leaves(self, step: int, saved: dict[str, Any]) -> dict[str, np.ndarray]:
-        # Orbax reads all leaves or none, so that it is told of all, by arrays without memory.
+        # Orbax reads either all leaves or none, so it gets a template of all. The broadcast arrays
+        # take no memory.
         whole = {
             name: np.broadcast_to(np.zeros((), digest["dtype"]), digest["shape"])
             for name, digest in saved.items()
@@ -281,14 +303,14 @@ class Checkpoints:
         return leaves
 
     def wait(self) -> None:
-        """Returns when all that was saved is on the disk; raises OSError if it cannot be."""
+        """Waits until every checkpoint is on disk; raises OSError if one cannot be written."""
         with self._writing():
             self._manager.wait_until_finished()
 
     def set_aside(self, step: int) -> pathlib.Path:
-        """Moves a checkpoint out of the way, for somebody to look at; returns where it is.
+        """Moves a checkpoint to WORKDIR/damaged_checkpoints and returns its new path.
 
-        Every process of a run calls it.
+        There it can be examined. Every process of a run must call this method.
         """
         place = self.directory.parent / "damaged_checkpoints" / str(step)
         parallel.barrier(f"all know that {step} is damaged")
@@ -302,7 +324,7 @@ class Checkpoints:
         return place
 
     def close(self) -> None:
-        """Waits for what was saved, and releases Orbax's threads; raises OSError as `wait`."""
+        """Waits for the checkpoints and releases Orbax's threads; raises OSError as `wait` does."""
         with self._writing():
             self._manager.close()
 
@@ -340,4 +362,4 @@ class Checkpoints:
                 )
         for name in saved:
             if name not in expected and not part:
-                raise InputError(f"{where} holds {name}, which this model has not; {remedy}")
+                raise InputError(f"{where} holds {name}, which this model does not have; {remedy}")

@@ -1,4 +1,4 @@
-"""The small files of a work directory: config.json, metrics.jsonl and result.json."""
+"""Reads and writes a work directory's config.json, metrics.jsonl and result.json."""
 
 import contextlib
 import dataclasses
@@ -27,12 +27,12 @@ PACKAGES = (
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Replaces a file as a whole: whoever reads it finds the old text or the new one."""
+    """Replaces a file as a whole, so a reader sees either the old text or the new text."""
     write_bytes_atomically(path, text.encode())
 
 
 def write_bytes_atomically(path: pathlib.Path, content: bytes) -> None:
-    """As `write_atomically`; nothing is left behind where writing fails."""
+    """Writes bytes like `write_atomically`, and leaves nothing behind if writing fails."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -49,13 +49,13 @@ def check_workdir(workdir: pathlib.Path, config: Config, data: dict[str, Any]) -
     """Checks that a work directory is new or belongs to the same run; writes nothing.
 
     Args:
-        workdir: may not exist yet.
-        config: of the run that is about to start or resume.
-        data: the description of its data set.
+        workdir: the work directory, which may not exist yet.
+        config: config of the run that is about to start or resume.
+        data: description of its data set.
 
     Raises:
-        InputError: naming the first field that differs from the run that wrote the directory, or
-            the file that is damaged or missing.
+        InputError: if a field differs from the run that wrote the directory, or a file is damaged
+            or missing. The error names the field or the file.
     """
     path = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
@@ -63,8 +63,8 @@ def check_workdir(workdir: pathlib.Path, config: Config, data: dict[str, Any]) -
     if not path.exists():
         if any((workdir / "checkpoints").glob("*")):
             raise InputError(
-                f"{workdir} has checkpoints and no config.json to tell whose they are; restore it,"
-                " or use another --workdir"
+                f"{workdir} has checkpoints and no config.json that describes their run; restore"
+                " config.json, or use another --workdir"
             )
         return
     record = read_json(path)
@@ -74,7 +74,7 @@ def check_workdir(workdir: pathlib.Path, config: Config, data: dict[str, Any]) -
         environment_before = {name: record[name] for name in environment()}
     except (KeyError, TypeError, InputError) as error:
         raise InputError(
-            f"{path} is not of this version ({error}); use another --workdir"
+            f"{path} does not fit this version ({error}); use another --workdir"
         ) from error
     for name, value in flatten(config).items():
         if name not in RESUMABLE_CHANGES and before[name] != value:
@@ -86,7 +86,7 @@ def check_workdir(workdir: pathlib.Path, config: Config, data: dict[str, Any]) -
         if data_before[name] != value:
             raise InputError(
                 f"{workdir} was written with other data: {name} was {data_before[name]!r} and is"
-                f" {value!r}; use another --workdir, or the same data to resume"
+                f" now {value!r}; use another --workdir, or the same data to resume"
             )
     for name, value in environment().items():
         if name != "git_revision" and environment_before[name] != value:
@@ -105,10 +105,10 @@ def write_config(
     """Creates a work directory with its config.json.
 
     Args:
-        workdir: may not exist yet.
-        config: of the run.
-        data: the description of its data set.
-        source: the description of the run that it starts from; None if it starts at random.
+        workdir: the work directory, which may not exist yet.
+        config: the run's config.
+        data: description of its data set.
+        source: description of the run whose filters it starts from; None for random filters.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     record = {
@@ -124,10 +124,10 @@ def write_config(
 def locked(workdir: pathlib.Path) -> Iterator[None]:
     """Keeps other processes from training in a directory, which is created if absent.
 
-    The lock is the kernel's, so that it ends with the process, however that ends.
+    The kernel holds the lock, so it ends with the process, however the process ends.
 
     Raises:
-        InputError: naming the process that holds the lock.
+        InputError: if another process holds the lock. The error names the process.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "lock").open("a+") as file:
@@ -136,10 +136,10 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise InputError(
-                f"{workdir} is in use by {file.read().strip() or 'another process'}; wait for its"
-                " end, or use another --workdir"
+                f"{workdir} is in use by {file.read().strip() or 'another process'}; wait until"
+                " it ends, or use another --workdir"
             ) from error
-        except OSError as error:  # of file systems without locks
+        except OSError as error:  # the file system has no locks
             logging.warning("%s is not protected from a second process: %s", workdir, error)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -148,7 +148,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """The content of a JSON file.
+    """Reads a JSON file.
 
     Raises:
         InputError: if it is not JSON.
@@ -157,12 +157,12 @@ def read_json(path: pathlib.Path) -> Any:
         return json.loads(path.read_text())
     except ValueError as error:
         raise InputError(
-            f"{path} is damaged ({error}); mend it, or use another work directory"
+            f"{path} is damaged ({error}); repair it, or use another work directory"
         ) from error
 
 
 def environment() -> dict[str, Any]:
-    """What decides whether a run can be repeated bit for bit."""
+    """Returns what a run that repeats bit for bit must have in common with the first one."""
     return {
         "versions": {
             "python": platform.python_version(),
@@ -176,8 +176,10 @@ def environment() -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
-    """Of the source tree, with "-dirty" where it has changes; None where there is none. Records
-    under results/ are no source."""
+    """Returns the source tree's git revision, with "-dirty" if its files have changed.
+
+    Changed records under results/ do not count. None if there is no git repository.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(pathlib.Path(__file__).parent), *arguments]
@@ -192,15 +194,15 @@ def _git_revision() -> str | None:
 
 
 def read_metrics(path: pathlib.Path, last_step: int | None = None) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, those up to `last_step` if it is given.
+    """Reads the records of a metrics.jsonl, up to `last_step` if it is given.
 
-    A last line without its end, which a kill cut short, is left out.
+    An incomplete last line, which a kill may leave, is skipped.
 
     Raises:
-        InputError: naming the line that is not a record.
+        InputError: if a line is not a record. The error names the line.
     """
     records = []
-    # Bytes that are no text become escapes, which are no JSON.
+    # Bytes that are not text become escapes that JSON does not know, so they are reported below.
     content = path.read_text(errors="backslashreplace") if path.exists() else ""
     lines = content.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
@@ -212,7 +214,7 @@ def read_metrics(path: pathlib.Path, last_step: int | None = None) -> list[dict[
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise InputError(
-                f"{path}, line {number}, is damaged ({reason}); mend it, or use another work"
+                f"{path}, line {number}, is damaged ({reason}); repair it, or use another work"
                 " directory"
             ) from error
         if is_later:
@@ -222,18 +224,18 @@ def read_metrics(path: pathlib.Path, last_step: int | None = None) -> list[dict[
 
 
 def of_kind(records: Iterable[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
-    """The records of one kind, such as "epoch"."""
+    """Returns the records of one kind, such as "epoch"."""
     return [record for record in records if record["kind"] == kind]
 
 
 def cut_metrics(path: pathlib.Path, last_step: int) -> list[dict[str, Any]]:
-    """Drops the records after `last_step` from a metrics.jsonl, and returns the rest."""
+    """Removes the records after `last_step` from a metrics.jsonl, and returns the rest."""
     records = read_metrics(path, last_step)
     write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
     return records
 
 
 def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The result.json of a run that has ended; None of one that has not."""
+    """Reads the result.json of a run; None if the run has not ended."""
     path = workdir / "result.json"
     return read_json(path) if path.exists() else None

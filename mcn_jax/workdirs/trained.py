@@ -1,4 +1,4 @@
-"""What a run has trained, as its work directory keeps it."""
+"""Reads trained networks from work directories."""
 
 import dataclasses
 import pathlib
@@ -19,13 +19,13 @@ EPOCH_FIELDS = ("kind", "step", "epoch", "binarized", "test_accuracy")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A checkpoint at the end of an epoch, without what only training needs.
+    """A checkpoint at the end of an epoch, without the parts that only training needs.
 
-    data: the description of the data set, from config.json.
-    epoch: the record of the epoch that ended there.
-    file_bytes: of all files of the checkpoint.
-    variables: collections of the network, "params", "batch_stats" and those that its layers keep,
-        of numpy arrays.
+    data: description of the data set, from config.json.
+    epoch: record of the epoch that ended there.
+    file_bytes: total size of the checkpoint's files.
+    variables: collections of the network as numpy arrays: "params", "batch_stats" and the
+        collections of its layers.
     """
 
     workdir: pathlib.Path
@@ -38,15 +38,15 @@ class Trained:
 
     @property
     def binary(self) -> bool:
-        """Whether its convolutions use quantized weights."""
+        """Whether the convolutions use quantized weights."""
         return bool(self.epoch["binarized"])
 
 
 def saved_epochs(workdir: pathlib.Path) -> dict[int, dict[str, Any]]:
-    """{step: its record} of the whole epochs that end with a checkpoint, in their order.
+    """Returns {step: record} of the whole epochs that ended with a checkpoint, in order.
 
     Raises:
-        InputError: if a record lacks what `Trained.epoch` needs.
+        InputError: if a record lacks a field that `Trained.epoch` needs.
     """
     steps, path = saved_steps(workdir / "checkpoints"), workdir / "metrics.jsonl"
     records = (r for r in read_metrics(path) if r.get("kind") == "epoch")
@@ -58,8 +58,10 @@ def saved_epochs(workdir: pathlib.Path) -> dict[int, dict[str, Any]]:
 
 
 def checkpoint_of(path: str | pathlib.Path) -> tuple[pathlib.Path, int] | None:
-    """(WORKDIR, STEP) where a path is WORKDIR/checkpoints/STEP of a work directory, whether there
-    is such a checkpoint or not; None where it is anything else."""
+    """Returns (WORKDIR, STEP) if a path is WORKDIR/checkpoints/STEP of a work directory.
+
+    The checkpoint itself need not exist. Returns None for any other path.
+    """
     path = pathlib.Path(path)
     for named in (path, path.absolute(), path.resolve()):
         workdir = named.parent.parent
@@ -75,15 +77,15 @@ def checkpoint_of(path: str | pathlib.Path) -> tuple[pathlib.Path, int] | None:
 
 
 def read_trained(path: str | pathlib.Path, step: int | None = None) -> Trained:
-    """Reads a checkpoint of a run, which may still be going on; nothing is changed.
+    """Reads a checkpoint of a run without changing any file; the run may still be training.
 
     Args:
         path: WORKDIR, the work directory of the run, or WORKDIR/checkpoints/STEP.
-        step: of the checkpoint, where `path` does not tell; None takes that of the last whole
-            epoch.
+        step: step of the checkpoint, if `path` does not name it. None takes the last whole epoch.
 
     Raises:
-        InputError: if it is not a work directory, is of another version, or has no such checkpoint.
+        InputError: if `path` is not in a work directory, its config does not fit this version, or
+            there is no such checkpoint.
         DamagedCheckpointError: if the checkpoint is not what was saved.
     """
     workdir, step = checkpoint_of(path) or (pathlib.Path(path), step)
@@ -100,7 +102,9 @@ def read_trained(path: str | pathlib.Path, step: int | None = None) -> Trained:
         for name in DATA_FIELDS:
             data[name]
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not of this version ({error}); train the run anew") from error
+        raise InputError(
+            f"{path} does not fit this version ({error}); train the run again"
+        ) from error
     epochs = saved_epochs(workdir)
     if not epochs:
         raise InputError(
@@ -109,7 +113,7 @@ def read_trained(path: str | pathlib.Path, step: int | None = None) -> Trained:
     chosen = max(epochs) if step is None else step
     if chosen not in epochs:
         raise InputError(
-            f"{workdir} has no checkpoint at the end of an epoch at step {step}; it has those at"
+            f"{workdir} has no checkpoint of a whole epoch at step {step}; choose one of the steps"
             f" {', '.join(map(str, sorted(epochs)))}"
         )
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)

@@ -1,4 +1,4 @@
-"""Augmentations by value, against numpy, and how their random choices are distributed."""
+"""Compares augmentations with numpy, and checks the distribution of their random choices."""
 
 import functools
 
@@ -62,9 +62,9 @@ def test_random_flip_mirrors_half_of_the_images():
 
 
 def test_shifts_and_flips_of_a_run_are_uniform_over_steps_and_positions():
-    """The keys that a run makes, not keys of the test: 100 steps of 100 examples."""
+    """Uses the keys of a run, for 100 steps of 100 examples."""
     marked = np.zeros((100, 9, 9, 1), np.uint8)
-    marked[:, 4, 2] = 1  # left of the middle, so that a flip shows
+    marked[:, 4, 2] = 1  # left of the middle, so a flip changes the image
 
     @jax.jit
     def step(number):
@@ -82,7 +82,7 @@ def test_shifts_and_flips_of_a_run_are_uniform_over_steps_and_positions():
 
     counts = sum(np.asarray(step(number)) for number in range(100)).round()
     assert counts.sum() == DRAWS
-    # Shifts by -2 to 2 of column 2, and mirrored of column 6: 0 to 4, and 4 to 8.
+    # Column 2 shifts by -2 to 2, to 0 to 4. Its mirror image, column 6, shifts to 4 to 8.
     expected = np.zeros((9, 9))
     expected[2:7, 0:5] += DRAWS / 50
     expected[2:7, 4:9] += DRAWS / 50
@@ -154,7 +154,7 @@ def test_shares_of_mixup_are_beta_distributed():
 
 
 def test_augmentations_come_in_order_and_use_streams_of_their_own():
-    """All of them at once equal the single ones applied one after the other."""
+    """All augmentations at once equal the single ones in sequence."""
     split = jax.tree.map(jnp.asarray, random_split(32, size=8))
     indices, positions = jnp.arange(32)[::-1], jnp.arange(100, 132)
     stream = functools.partial(example_keys, 3, step=jnp.int32(5), positions=positions)

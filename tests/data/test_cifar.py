@@ -27,7 +27,7 @@ BUILDERS = {"cifar10": cifar.Cifar10, "cifar100": cifar.Cifar100}
 
 
 def small_archive(archive, records):
-    """The official format with fewer records: (its description, {name: content})."""
+    """Returns (description, {name: content}) of an official archive with fewer records."""
     generator = np.random.default_rng(0)
     classes = {"label": 10 if len(archive.labels) == 1 else 100, "coarse_label": 20}
     files, contents = {}, {}
@@ -55,7 +55,7 @@ def write_tar(path, archive, contents, extra=()):
 
 @pytest.fixture(params=["cifar10", "cifar100"])
 def small(request, tmp_path, monkeypatch):
-    """(data set, description, contents, empty directory for archives) of a small CIFAR."""
+    """Returns (data set, description, contents, empty archive directory) of a small CIFAR."""
     name = request.param
     archive, contents = small_archive(BUILDERS[name].ARCHIVE, records=6)
     monkeypatch.setattr(BUILDERS[name], "ARCHIVE", archive)
@@ -197,7 +197,7 @@ def test_real_cifar(name, cifar_archives, tmp_path):
         folder = pathlib.Path(cifar_archives, archive.folder)
         content = b"".join((folder / file).read_bytes() for file, _, _ in archive.files[split])
         records = np.frombuffer(content, np.uint8).reshape(-1, len(archive.labels) + cifar.PIXELS)
-        # TFDS shuffles; as sets of (label, planes) both must be the same.
+        # TFDS shuffles, so the sets of (label, planes) must be equal.
         planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
         ours = np.hstack([labels[:, None].astype(np.uint8), planes])
         expected = records[:, len(archive.labels) - 1 :]
@@ -215,7 +215,7 @@ def test_real_cifar(name, cifar_archives, tmp_path):
 
 
 def checksum(rows):
-    """SHA-256 of the sorted rows."""
+    """Returns the SHA-256 of the sorted rows."""
     return hashlib.sha256(b"".join(sorted(row.tobytes() for row in rows))).hexdigest()
 
 
@@ -242,7 +242,7 @@ def test_evaluation_of_real_cifar_counts_every_image_once(
         donate_state=False,
     )
     dataset = open_dataset(run.data)
-    dataset = dataclasses.replace(dataset, train=dataset.test)  # which is not what this is about
+    dataset = dataclasses.replace(dataset, train=dataset.test)  # any split will do here
     state = parallel.replicate(state)
     results = []
     for size in (128, 1000, 333):

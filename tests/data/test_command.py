@@ -1,35 +1,22 @@
-"""`python -m mcn_jax.data`, as a user sees it."""
+"""Runs `python -m mcn_jax.data` as a user would."""
 
-import os
-import pathlib
-import subprocess
-import sys
+import functools
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import processes
 from mcn_jax.config import DataConfig
 from mcn_jax.data import contact_sheet
 from mcn_jax.data.dataset import open_dataset
 from mcn_jax.data.facts import DATASETS
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def run(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "mcn_jax.data", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+run = functools.partial(processes.run, "mcn_jax.data")
 
 
 def row(output, *cells):
-    """Whether a table has a row of these cells, one after the other."""
+    """Returns whether a table has a row with these cells in this order."""
     rows = [[cell.strip() for cell in line.strip("│ ").split("│")] for line in output.splitlines()]
     return any(list(cells) == row[i : i + len(cells)] for row in rows for i in range(len(row)))
 
@@ -43,7 +30,7 @@ def test_digits_are_counted_and_shown(data_dir, tmp_path):
     assert "contact sheet: digits.png" in result.stdout
     with Image.open(tmp_path / "digits.png") as sheet:
         assert min(sheet.size) > 500
-        assert len(sheet.convert("L").getcolors()) > 100  # not one blank page
+        assert len(sheet.convert("L").getcolors()) > 100  # not a blank page
 
 
 def test_list_and_help(tmp_path):
@@ -79,7 +66,7 @@ def test_bad_arguments_are_one_line(arguments, message, data_dir, tmp_path):
     assert "Traceback" not in result.stderr
     *before, line = result.stderr.strip().splitlines()
     assert message in line
-    assert not before or line.startswith("python -m mcn_jax.data: error:")  # after its usage
+    assert not before or line.startswith("python -m mcn_jax.data: error:")  # after the usage
     assert list(tmp_path.iterdir()) == []
 
 
@@ -106,7 +93,7 @@ def test_the_columns_of_the_sheet_are_what_the_augmentations_make(data_dir):
 @pytest.mark.slow
 def test_images_of_many_sizes_have_a_column_of_random_parts(tmp_path):
     generator = np.random.default_rng(0)
-    for name in ("a$_$b", "cat [old]"):  # neither mathematics nor markup
+    for name in ("a$_$b", "cat [old]"):  # must not be read as math text or markup
         (tmp_path / "own" / name).mkdir(parents=True)
         for number in range(6):
             pixels = generator.integers(0, 256, (40, 50 + number, 3)).astype(np.uint8)

@@ -86,7 +86,7 @@ def test_mnist_extracted_in_torchvisions_layout(mnist_archives, tmp_path):
 
 @pytest.fixture
 def archives(tmp_path, monkeypatch):
-    """Four small archives in the official format, and the table that says what they hold."""
+    """Writes four small archives in the official format, and the table that describes them."""
     generator = np.random.default_rng(0)
     directory = tmp_path / "archives"
     directory.mkdir()
@@ -150,7 +150,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def archive_server(archives, monkeypatch):
-    """Serves a directory over HTTP on this machine in place of the official site."""
+    """Serves a local directory over HTTP in place of the official site."""
     handler = functools.partial(QuietHandler, directory=str(archives))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -183,7 +183,7 @@ def test_the_checksums_are_package_data_with_the_official_urls():
     assert urls <= set(mnist.Mnist.url_infos)
 
 
-# Without its dataset_info.json TFDS prepares a data set anew.
+# Without dataset_info.json, TFDS prepares a data set again.
 @pytest.mark.parametrize(
     ("file", "damage"),
     [

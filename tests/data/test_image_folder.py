@@ -1,26 +1,23 @@
-"""A folder of the user's own images: layouts, the cut, errors, and a run on it."""
+"""Tests folders of the user's own images: layouts, splits, errors, and a run."""
 
+import functools
 import json
 import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import processes
 from mcn_jax.config import DataConfig
 from mcn_jax.data import image_folder
 from mcn_jax.data.dataset import open_dataset
 from mcn_jax.errors import InputError
 
-ROOT = pathlib.Path(__file__).parents[2]
-
 
 def fill(folder, count, colour, suffix="png"):
-    """`count` images of one colour, of different sizes."""
+    """Writes `count` images of one color in different sizes."""
     folder.mkdir(parents=True)
     for number in range(count):
         Image.new("RGB", (9 + number, 12), colour).save(folder / f"{number}.{suffix}")
@@ -40,7 +37,7 @@ def config(root, tmp_path, **changes):
 
 
 def colours_of(examples):
-    """label -> the colours of its images, for every image of a split."""
+    """Returns {label: colors of its images} for all images of a split."""
     split = examples.read_all()
     assert split.images.shape[1:] == (8, 8, 3)
     seen = {}
@@ -182,7 +179,7 @@ def flat_test_folder(root):
         (flat_test_folder, r"pets/test has no class folders; put its images into .*/test/CLASS"),
         (truncated, r"pets/cat/0\.png cannot be read as an image .*; replace or remove it"),
         (empty_class, r"class folder .*pets/fox has no images .*; fill or remove it"),
-        (one_image, r"class folder .*pets/fox has one image, of which none is left for testing"),
+        (one_image, r"class folder .*pets/fox has one image, so none is left for testing"),
         (one_class, r"pets has 1 class folders, at least two are needed"),
         (missing_partner, r"class folder .*train/fox has no partner in .*test; every class needs"),
     ],
@@ -205,7 +202,7 @@ def test_no_folder(root, tmp_path):
 
 @pytest.fixture(scope="module")
 def digits_folder(tmp_path_factory):
-    """400 scans of digits as PNGs, a folder a class, named as people name them."""
+    """Writes 400 scans of digits as PNGs, with one folder per class, named in words."""
     names = "zero one two three four five six seven eight nine".split()
     root = tmp_path_factory.mktemp("own") / "digits of mine"
     digits = load_digits()
@@ -217,15 +214,7 @@ def digits_folder(tmp_path_factory):
     return root
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "mcn_jax.main", "--config=configs/image_folder.py", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+run = functools.partial(processes.run, "mcn_jax.main", "--config=configs/image_folder.py")
 
 
 @pytest.mark.slow
@@ -244,7 +233,7 @@ def test_a_folder_of_digits_trains_with_its_root_and_nothing_else(digits_folder,
     )
     assert written["final_test_accuracy"] >= 0.9
     assert written["test_examples"] == 80
-    # A folder that has changed is not resumed from as if it had not.
+    # A run must not resume if its folder has changed.
     (tmp_path / "run" / "result.json").unlink()
     for path in list((digits_folder / "one").iterdir())[:10]:
         path.unlink()
@@ -262,7 +251,7 @@ def test_the_description_tells_a_changed_folder_from_a_moved_one(tmp_path):
     (tmp_path / "pets").rename(tmp_path / "moved")
     root = tmp_path / "moved"
     assert open_dataset(config(root, tmp_path)).description() == before
-    # As many images, of the same bytes, but one under another label.
+    # Same number of images with the same bytes, but two labels are swapped.
     (root / "train" / "cat" / "3.png").rename(root / "train" / "dog" / "9.png")
     (root / "train" / "dog" / "3.png").rename(root / "train" / "cat" / "3.png")
     after = open_dataset(config(root, tmp_path)).description()

@@ -1,5 +1,8 @@
-"""ImageNet-100, from archives that the tests write as the official ones are: a tar of tars, a flat
-tar, a development kit with a real MATLAB file; or from class folders."""
+"""Tests ImageNet-100, from class folders and from archives like the official ones.
+
+The tests write these archives: a tar of tars, a flat tar, and a development kit with a real MATLAB
+file.
+"""
 
 import copy
 import dataclasses
@@ -21,7 +24,7 @@ from mcn_jax.data import archives, imagenet100, images
 from mcn_jax.data.dataset import open_dataset
 from mcn_jax.errors import InputError
 
-# wnid -> (ILSVRC2012_ID, words, colour): two of one name, and one that is not chosen.
+# wnid -> (ILSVRC2012_ID, words, color). Two classes have the same name; one class is not chosen.
 CLASSES = {
     "n02012849": (3, "crane", (200, 30, 40)),
     "n01440764": (1, "tench, Tinca tinca", (20, 180, 60)),
@@ -30,7 +33,7 @@ CLASSES = {
 }
 CHOSEN = ["n01440764", "n02012849", "n03126707"]
 TRAIN_IMAGES = 6
-# Class of every validation image: its number is its place, from one.
+# Class of every validation image, in the order of the image numbers 1, 2, ...
 VALIDATION = ["n02012849", "n02007558", "n01440764", "n03126707", "n02012849", "n01440764"]
 TRAIN, VAL, DEVKIT = (imagenet100.FILES[key].name for key in ("train", "test", "devkit"))
 
@@ -42,13 +45,13 @@ def encode(image, suffix="JPEG", **options):
 
 
 def noise(wnid):
-    """[19, 31, 3] pixels of a class that only a lossless format keeps."""
+    """Returns [19, 31, 3] random pixels for a class, which only a lossless format preserves."""
     seed = int(wnid[1:])
     return np.random.default_rng(seed).integers(0, 256, (19, 31, 3)).astype(np.uint8)
 
 
 def train_image(wnid, number):
-    """The kinds of image that ImageNet has: colour, gray and CMYK JPEGs, a PNG named .JPEG."""
+    """Returns an image as in ImageNet: a color, gray or CMYK JPEG, or a PNG named .JPEG."""
     colour = CLASSES[wnid][2]
     if number == 0:
         return encode(Image.fromarray(noise(wnid)), "PNG")
@@ -65,7 +68,7 @@ def validation_image(number):
 
 
 def write_tar(path, members, mode="w"):
-    """Members are [(name, content)]; `path` may be an open file."""
+    """Writes a tar of members [(name, content)]; `path` may be an open file."""
     where = {"fileobj": path} if hasattr(path, "write") else {"name": path}
     with tarfile.open(**where, mode=mode) as archive:
         for name, content in members:
@@ -81,7 +84,7 @@ def tar_bytes(members):
 
 
 def class_tars():
-    """[(name, content)] of the outer train archive, not in the order of the wnids."""
+    """Returns [(name, content)] of the outer train archive, not in the order of the wnids."""
     return [
         (f"{wnid}.tar", tar_bytes((f"{wnid}_{i}.JPEG", train_image(wnid, i)) for i in range(6)))
         for wnid in CLASSES
@@ -89,7 +92,7 @@ def class_tars():
 
 
 def validation_members():
-    # Not in order, to see that the number in the name counts and not the place.
+    # Out of order, to check that the number in the name counts, not the position.
     numbers = [4, 2, 6, 1, 3, 5]
     return [(f"ILSVRC2012_val_{n:08d}.JPEG", validation_image(n)) for n in numbers]
 
@@ -101,7 +104,10 @@ def mat(synsets, variable="synsets"):
 
 
 def meta_mat(classes=CLASSES, variable="synsets"):
-    """meta.mat: a struct array [S, 1] with the official fields; the last synset is a group."""
+    """Returns meta.mat: a struct array [S, 1] with the official fields.
+
+    The last synset is a group.
+    """
     rows = [(number, wnid, words, 0) for wnid, (number, words, _) in classes.items()]
     rows.append((1001, "n00001740", "entity", 2))
     fields = ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children")
@@ -126,7 +132,7 @@ def write_devkit(directory, meta=None, truth=None):
 
 
 def believe(monkeypatch, directory):
-    """Makes the archives that are there the official ones."""
+    """Registers the archives in a directory as the official ones."""
     for key, file in list(imagenet100.FILES.items()):
         path = directory / file.name
         if path.is_file():
@@ -154,7 +160,7 @@ def write_folders(directory, *names):
 
 @pytest.fixture
 def directory(tmp_path, monkeypatch):
-    """An empty directory for archives; the table of official files is restored afterwards."""
+    """Returns an empty archive directory, and restores the table of official files afterwards."""
     monkeypatch.setattr(imagenet100, "FILES", copy.copy(imagenet100.FILES))
     monkeypatch.setattr(imagenet100, "VALIDATION_IMAGES", len(VALIDATION))
     monkeypatch.setattr(imagenet100, "VALIDATION_IMAGES_OF_A_CLASS", None)
@@ -165,7 +171,7 @@ def directory(tmp_path, monkeypatch):
 
 @pytest.fixture
 def official(directory, monkeypatch):
-    """A directory with the three archives."""
+    """Returns a directory with the three archives."""
     write_tar(directory / TRAIN, class_tars())
     write_tar(directory / VAL, validation_members())
     write_devkit(directory)
@@ -196,7 +202,7 @@ def prepared_files(tmp_path):
 
 
 def stored(dataset, split):
-    """Sorted (label, encoded image) of a split."""
+    """Returns the sorted (label, encoded image) pairs of a split."""
     source = getattr(dataset, split).source
     return sorted((int(source[i]["label"]), source[i]["image"]) for i in range(len(source)))
 
@@ -273,7 +279,7 @@ def test_names_are_restored_without_the_archives(official, tmp_path, wnids_file)
     names = open_dataset(config).class_names
     for file in list(official.iterdir()):
         file.unlink()
-    # A directory that has lost its archives, one that is not there, and none.
+    # A directory without its archives, a missing directory, and no directory.
     for archive_dir in (official, "/nowhere/at/all", ""):
         later = dataclasses.replace(config, archive_dir=str(archive_dir))
         assert open_dataset(later).class_names == names
@@ -323,7 +329,7 @@ def test_images_of_other_classes_are_not_looked_at(directory, tmp_path, wnids_fi
 
 
 def replaced(members, name, content):
-    """Members with another content of one; None removes it."""
+    """Returns the members with the content of one replaced; None removes it."""
     assert name in dict(members)
     changed = [(n, content if n == name else old) for n, old in members]
     return [(n, new) for n, new in changed if new is not None]
@@ -339,8 +345,8 @@ VAL_IMAGE = "ILSVRC2012_val_00000005.JPEG"
 HALF = validation_image(5)[:300]
 TRUNCATED_CLASS = replaced(class_tars(), f"{LAST}.tar", tar_bytes(LAST_IMAGES)[:4000])
 
-# name -> (which archive, its members or bytes, message): the file is the official one, so that
-# what is wrong in it is found by reading it.
+# name -> (archive, its members or bytes, message). Each file is registered as the official one, so
+# errors are found only by reading it.
 BAD_CONTENT = {
     "train is no tar": (TRAIN, b"<html>" * 1000, "img_train.tar is truncated or damaged"),
     "train is empty": (TRAIN, b"", "img_train.tar is truncated or damaged"),
@@ -354,9 +360,9 @@ BAD_CONTENT = {
     "class is missing": (
         TRAIN,
         inner(LAST, None),
-        f"img_train.tar has no {LAST}.tar; take {LAST} out of --config.data.wnids_file",
+        f"img_train.tar has no {LAST}.tar; remove {LAST} from --config.data.wnids_file",
     ),
-    "class is empty": (TRAIN, inner(LAST, []), f"{LAST}.tar has no images; replace .*train.tar by"),
+    "class is empty": (TRAIN, inner(LAST, []), f"{LAST}.tar has no images; replace .*train.tar"),
     "class has a bad image": (
         TRAIN,
         inner(LAST, replaced(LAST_IMAGES, f"{LAST}_4.JPEG", HALF)),
@@ -429,21 +435,21 @@ FEWER = {wnid: facts for wnid, facts in CLASSES.items() if wnid != LAST}
     [
         ({"meta": b"<html>" * 1000}, r"meta\.mat cannot be read as a MATLAB file .*; replace it"),
         ({"meta": meta_mat(variable="x")}, r"meta\.mat has no variable synsets; replace it"),
-        ({"meta": mat(np.ones(3))}, r"meta\.mat is no list of synsets \(.*\); replace .*\.gz by"),
-        ({"meta": meta_mat(FEWER)}, r"ground_truth\.txt, line 4: '4' is the ILSVRC2012_ID of no"),
+        ({"meta": mat(np.ones(3))}, r"meta\.mat is not a list of synsets \(.*\); replace .*\.gz"),
+        ({"meta": meta_mat(FEWER)}, r"ground_truth\.txt, line 4: '4' is not the ILSVRC2012_ID"),
         (
             {"meta": meta_mat(FEWER), "truth": ground_truth(VALIDATION[:3] * 2)},
-            f"gz has no validation images of {LAST}; take {LAST} out of --config.data.wnids_file",
+            f"gz has no validation images of {LAST}; remove {LAST} from --config.data.wnids_file",
         ),
         (
             {"truth": ground_truth(VALIDATION[:3] * 2)},
-            f"gz has no validation images of {LAST}; take {LAST} out of --config.data.wnids_file",
+            f"gz has no validation images of {LAST}; remove {LAST} from --config.data.wnids_file",
         ),
         ({"truth": ground_truth(VALIDATION[:-1])}, r"truth\.txt has 5 lines where 6 are expected"),
         ({"truth": ground_truth([*VALIDATION, LAST])}, r"truth\.txt has 7 lines where 6 are"),
-        ({"truth": ground_truth()[:-2] + b"0\n"}, r"truth\.txt, line 6: '0' is the ILSVRC2012_ID"),
-        ({"truth": ground_truth()[:-2] + b"1001"}, r"truth\.txt, line 6: '1001' is the ILSVRC"),
-        ({"truth": ground_truth()[:-2] + b"\xff1"}, r"truth\.txt, line 6: '.*' is the ILSVRC"),
+        ({"truth": ground_truth()[:-2] + b"0\n"}, r"truth\.txt, line 6: '0' is not the ILSVRC"),
+        ({"truth": ground_truth()[:-2] + b"1001"}, r"truth\.txt, line 6: '1001' is not the ILSVRC"),
+        ({"truth": ground_truth()[:-2] + b"\xff1"}, r"truth\.txt, line 6: '.*' is not the ILSVRC"),
     ],
 )
 def test_a_bad_development_kit(official, tmp_path, wnids_file, monkeypatch, files, message):
@@ -472,7 +478,7 @@ def test_files_that_are_not_the_official_ones(official, tmp_path, wnids_file, na
         path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     else:
         path.write_bytes(content[: len(content) // 2])
-        if name != DEVKIT:  # whose size nobody says
+        if name != DEVKIT:  # its official size is unknown
             size = len(content)
             message = (
                 f"truncated or not the official file: it holds {size // 2} bytes where {size} "
@@ -493,7 +499,7 @@ def test_bad_class_folders(directory, tmp_path, wnids_file, split, damage):
         message = f"class folder {folder} has no images; extract"
         if damage == "missing":
             folder.rmdir()
-            message = f"class folder {folder} is not there; .* take it out of --config.data.wnids"
+            message = f"class folder {folder} does not exist; .* remove it from --config.data.wnids"
         elif damage == "hidden":
             (folder / "._x.JPEG").write_bytes(b"what macOS leaves")
             (folder / "notes.txt").write_bytes(b"x")
@@ -528,13 +534,13 @@ def test_what_is_quick_to_see_is_found_before_hashing(official, tmp_path, wnids_
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"n01440764\nn0144076\n", "line 2: 'n0144076' is no wnid, which is an n and eight digits"),
-        (b"n01440764\n1440764\n", "line 2: '1440764' is no wnid"),
-        (b"n01440764,n02012849\n", "line 1: 'n01440764,n02012849' is no wnid"),
+        (b"n01440764\nn0144076\n", "line 2: 'n0144076' is not a wnid, .* n and eight digits"),
+        (b"n01440764\n1440764\n", "line 2: '1440764' is not a wnid"),
+        (b"n01440764,n02012849\n", "line 1: 'n01440764,n02012849' is not a wnid"),
         (b"# c\n\nn01440764\nn02012849\nn01440764 tench\n", "line 5: n01440764 is named twice"),
         (b"n01440764 tench\n", "names 1 classes, at least two are needed"),
         (b"\n# nothing\n", "names 0 classes, at least two are needed"),
-        (b"\xff\xfen0", "is no text in UTF-8; write a wnid a line there"),
+        (b"\xff\xfen0", "is not UTF-8 text; write one wnid per line"),
         (None, r"cannot be read \(No such file .*pass a .* --config\.data\.wnids_file"),
     ],
 )

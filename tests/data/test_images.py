@@ -1,4 +1,4 @@
-"""Decoding and cropping with Pillow, by value."""
+"""Tests the values of images that are decoded and cropped with Pillow."""
 
 import io
 import zlib
@@ -18,7 +18,7 @@ def encoded(image, suffix="PNG", **options):
 
 
 def ramp(height, width):
-    """An image whose red is its row and whose green is its column."""
+    """Returns an image with the row number as red and the column number as green."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[..., 0] = np.arange(height)[:, None]
     pixels[..., 1] = np.arange(width)[None, :]
@@ -101,13 +101,13 @@ def test_random_boxes_have_the_areas_and_ratios_asked_for():
     assert shares.max() <= 1
     assert ratios.min() > 0.74
     assert ratios.max() < 1.35
-    # Small boxes always fit: there the shares are uniform and the ratios log-uniform.
+    # Small boxes always fit, so their shares are uniform and their ratios log-uniform.
     small = shares < 0.5
     counts, _ = np.histogram(shares[small], 5, (0.25, 0.5))
     np.testing.assert_allclose(counts, counts.mean(), atol=5 * counts.mean() ** 0.5)
     counts, _ = np.histogram(np.log(ratios[small]), 4, (-np.log(4 / 3), np.log(4 / 3)))
     np.testing.assert_allclose(counts, counts.mean(), rtol=0.1)
-    # A box is anywhere it fits: its place, as a share of what is free, is uniform.
+    # The position of a box is uniform over all positions where it fits.
     free = 400 - widths
     places = (boxes[:, 0][free > 50] + 0.5) / (free[free > 50] + 1)
     counts, _ = np.histogram(places, 10, (0, 1))
@@ -163,5 +163,5 @@ def test_readable_images_pass():
 @pytest.mark.parametrize(("dtype", "suffix"), [(np.uint16, "PNG"), (np.float32, "TIFF")])
 def test_images_of_more_than_8_bits_are_refused_and_not_clipped(dtype, suffix):
     content = encoded(Image.fromarray(np.full((4, 4), 30, dtype)), suffix)
-    with pytest.raises(InputError, match=r"x\.png has more than 8 bits a channel .*; convert it"):
+    with pytest.raises(InputError, match=r"x\.png has more than 8 bits per channel .*; convert it"):
         images.check_readable(content, "x.png")

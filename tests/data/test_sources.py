@@ -1,4 +1,4 @@
-"""Both sources give the same batches, as functions of (seed, epoch, step), to real steps."""
+"""Tests that both sources give the same batches, which depend only on (seed, epoch, step)."""
 
 import dataclasses
 import itertools
@@ -34,7 +34,7 @@ def with_data(config, **changes):
 
 
 def examples_of(batch):
-    """The images and labels that a step on each device takes of (split, batch), in order."""
+    """Returns the images and labels of (split, batch) that a step on each device uses, in order."""
     split, indices = batch
     images, labels = [], []
     for device in range(len(parallel.local_devices())):
@@ -46,7 +46,7 @@ def examples_of(batch):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """40 JPEGs of many sizes in two classes, in noise of their class's colour."""
+    """Writes 40 JPEGs of many sizes in two classes: noise in the color of the class."""
     root = tmp_path_factory.mktemp("photos")
     generator = np.random.default_rng(0)
     for name, colour in (("red", (200, 40, 40)), ("blue", (40, 40, 200))):
@@ -129,7 +129,7 @@ def test_the_source_is_chosen_by_size(data_dir, monkeypatch):
     config = digits_config(data_dir)
     dataset = open_dataset(config.data)
     assert sources.source_name(config, dataset) == "resident"
-    size = 1437 * 32 * 32  # of the larger split; eight CPU devices keep eight copies
+    size = 1437 * 32 * 32  # bytes of the larger split; eight CPU devices hold eight copies
     monkeypatch.setattr(sources, "RESIDENT_BYTES", 8 * size)
     assert sources.source_name(config, dataset) == "resident"
     monkeypatch.setattr(sources, "RESIDENT_BYTES", 8 * size - 1)
@@ -156,7 +156,7 @@ def test_random_parts_are_streamed_and_depend_on_seed_epoch_and_step(photos, dat
     for (images, labels), (same, same_labels) in zip(first, again, strict=True):
         np.testing.assert_array_equal(images, same)
         np.testing.assert_array_equal(labels, same_labels)
-    # By value: the part that the generator of (seed, step, position) takes.
+    # The generator of (seed, step, position) chooses the crop.
     images, labels = first[2]
     rows = epoch_order(config.seed, 1, 32)[16:24]
     generators = example_generators(config.seed, Purpose.RANDOM_CROP, 1 * 4 + 2, np.arange(8))
@@ -180,7 +180,7 @@ def test_the_processes_of_a_run_read_parts_that_make_the_whole(
         monkeypatch.setattr(jax, "process_count", lambda: count)
         return sources._BatchReader(config, dataset.train, dataset.test)
 
-    # The batches of the test split are as large as the devices of all processes ask for.
+    # The size of test batches depends on the devices of all processes.
     monkeypatch.setattr(sources._BatchReader, "_all_devices", 4)
     whole = reader(0, 1)
     parts = [reader(process, processes) for process in range(processes)]
@@ -242,7 +242,7 @@ def test_a_streamed_run_equals_a_resident_one_and_may_resume_it(
 
 @pytest.fixture
 def begun_batches(photos, data_dir, one_device):
-    """What is left of a streamed epoch after its first batch: more than is read ahead."""
+    """Returns the rest of a streamed epoch after its first batch: more than is read ahead."""
     config = photos_config(photos, data_dir, min_crop_area=0.3, workers=1)
     config = dataclasses.replace(config, batch_size=1)
     source = sources.StreamedSource(config, open_dataset(config.data))
@@ -253,7 +253,7 @@ def begun_batches(photos, data_dir, one_device):
 
 
 def test_signals_to_the_whole_process_group_leave_the_workers_alone(begun_batches):
-    """Ctrl-C reaches all of them; the run saves, and asks its workers for the rest of a step."""
+    """Ctrl-C reaches all processes, but the run still needs its workers to finish a step."""
     workers = multiprocessing.active_children()
     assert workers
     for process in workers:
@@ -298,7 +298,7 @@ def test_a_record_that_a_worker_cannot_read_is_one_line(photos, tmp_path, one_de
 
 @pytest.mark.slow
 def test_a_streamed_command_leaves_nothing_behind(photos, tmp_path):
-    """No warning, no shared memory, no worker: its standard error is empty."""
+    """Leaves no warning, shared memory or worker behind; standard error is empty."""
     before = set(os.listdir("/dev/shm"))
     result = subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""SVHN, from MATLAB files that the tests write as the official ones are written."""
+"""Tests SVHN, from MATLAB files that the tests write in the official format."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ EXAMPLES = {"train": 23, "test": 11, "extra": 12}
 
 
 def official(path, **changes):
-    """The description of a file that is right as it lies there."""
+    """Returns a description that makes a file the official one."""
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     fields = {"name": path.name, "size": len(content), "digest": digest} | changes
@@ -34,7 +34,7 @@ def write_mat(path, variables):
 
 
 def small_arrays(split):
-    """X [32, 32, 3, N] and y [N, 1]: image n has random pixels, every label of 1 to 10 occurs."""
+    """Returns X [32, 32, 3, N] with random pixels, and y [N, 1] with every label from 1 to 10."""
     generator = np.random.default_rng(EXAMPLES[split])
     images = generator.integers(0, 256, (32, 32, 3, EXAMPLES[split])).astype(np.uint8)
     labels = (np.arange(EXAMPLES[split]) % 10 + 1).astype(np.uint8)[:, None]
@@ -43,7 +43,7 @@ def small_arrays(split):
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """A directory with three small files in the official format, and tables that know them."""
+    """Returns a directory with three small official files, and adapts the tables to them."""
     directory = tmp_path / "archives"
     directory.mkdir()
     files = {}
@@ -63,7 +63,7 @@ def load_svhn(directory, tmp_path, **changes):
 
 
 def expected_pairs(*splits):
-    """{bytes of an image, row by row: its digit}, read off X and y with indices."""
+    """Returns {bytes of an image, row by row: its digit}, read from X and y by index."""
     pairs = {}
     for split in splits:
         arrays = small_arrays(split)
@@ -136,7 +136,7 @@ def test_labels_that_matlab_keeps_as_doubles(small, tmp_path, monkeypatch):
     assert pairs(load_svhn(small, tmp_path).test) == expected_pairs("test")
 
 
-# The file of the second split is the bad one: TFDS would write the first before it reads this.
+# The second split has the bad file, because TFDS would write the first split before reading it.
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -199,7 +199,7 @@ def test_a_bad_optional_file_is_an_error_all_the_same(small, tmp_path):
 
 
 def test_a_damaged_stream_inside_the_right_bytes(small):
-    """What the hash cannot show: the table itself is wrong."""
+    """Tests a file that matches the hash in the table but is damaged inside."""
     path = small / "test_32x32.mat"
     content = path.read_bytes()
     path.write_bytes(content[:-20])

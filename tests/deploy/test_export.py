@@ -1,4 +1,4 @@
-"""Taking trained networks away, and using them."""
+"""Tests exporting trained networks, and predicting with the exported files."""
 
 import dataclasses
 import json
@@ -6,7 +6,6 @@ import os
 import pathlib
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,8 +24,8 @@ READER = pathlib.Path(__file__).parents[2] / "examples" / "read_model.py"
 
 
 @pytest.fixture(scope="module")
-def wide_resnet_run(data_dir, tmp_path_factory):
-    """The work directory of a small Wide-ResNet of four centers and eight planes."""
+def wide_resnet_run(data_dir, shared_run):
+    """Returns the work directory of a small Wide-ResNet with four centers and eight planes."""
     config = digits_config(
         data_dir,
         num_epochs=2,
@@ -35,11 +34,7 @@ def wide_resnet_run(data_dir, tmp_path_factory):
         ),
         binarize=BinarizeConfig(start_epoch=1, num_centers=4),
     )
-    workdir = tmp_path_factory.mktemp("wide_resnet") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mcn_jax.parallel.local_devices", lambda: jax.local_devices()[:1])
-        train_and_evaluate(config, workdir)
-    return workdir
+    return shared_run("wide_resnet", config)
 
 
 @pytest.mark.parametrize("name", ["seed_0", "centers_3", "umcn", "wide_resnet"])
@@ -65,7 +60,7 @@ def test_trained_networks_agree_on_every_test_image(
 
 @pytest.fixture(scope="module")
 def colour_images(tmp_path_factory):
-    """The root of a folder of images: each class a hue, lighter and darker by pixel."""
+    """Returns a folder of images: each class has a hue, and pixels vary in brightness."""
     root = tmp_path_factory.mktemp("colours")
     generator = np.random.default_rng(0)
     for name, hue in {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}.items():
@@ -117,7 +112,7 @@ def test_networks_trained_on_colours_agree(
     )  # fmt: skip
     train_and_evaluate(config, tmp_path / "run")
     result = export.export(tmp_path / "run", tmp_path / "out", "float32", {})
-    # It has learned something, so that the agreement is not that of constants.
+    # The network has learned something, so the comparison is not between constants.
     assert result["checkpoint"]["accuracy"] > 0.5
     for file in ("model.safetensors", "model.onnx"):
         assert result[file]["difference"] <= 1e-4
@@ -128,7 +123,7 @@ def test_networks_trained_on_colours_agree(
 
 
 def assert_same_classes(logits, expected):
-    """Wherever the two likeliest classes are apart."""
+    """Compares the classes of images whose two likeliest classes are not almost equal."""
     second, first = np.sort(expected, axis=1)[:, -2:].T
     clear = first - second > 1e-4 * np.abs(expected).max()
     assert clear.mean() > 0.9
@@ -136,7 +131,7 @@ def assert_same_classes(logits, expected):
 
 
 def compare_classes(workdir, out):
-    """Of every test image by both files, against the checkpoint."""
+    """Compares the class of every test image from both files with the checkpoint."""
     members = {
         path.name: predictor.open_predictor(path)
         for path in (workdir, out / "model.safetensors", out / "model.onnx")
@@ -151,7 +146,7 @@ def compare_classes(workdir, out):
 
 
 def compare_with_numpy(workdir, path, monkeypatch):
-    """The reader in NumPy, on every test image, against the checkpoint."""
+    """Compares the NumPy reader with the checkpoint, on every test image."""
     monkeypatch.syspath_prepend(READER.parent)
     import read_model as reader
 
@@ -184,10 +179,10 @@ def test_other_data_than_the_networks_are_refused(report_runs):
     with pytest.raises(InputError, match="the data have the classes 0, 1, 2"):
         predictor.open_test_split(renamed, {})
     changed = dataclasses.replace(member, full_name="digits/0.0.1")
-    with pytest.raises(InputError, match=r"trained on digits/0.0.1, and these data are digits/"):
+    with pytest.raises(InputError, match=r"trained on digits/0.0.1, but these data are digits/"):
         predictor.open_test_split(changed, {})
     smaller = dataclasses.replace(member.images, height=28)
-    message = r"takes images of 28x32x1, and those of digits/\S+ are 32x32x1; name the data"
+    message = r"takes images of 28x32x1, but those of digits/\S+ are 32x32x1; name the data"
     with pytest.raises(InputError, match=message):
         predictor.open_test_split(dataclasses.replace(member, images=smaller), {})
 
@@ -206,9 +201,9 @@ def test_a_checkpoint_of_an_earlier_epoch_is_a_network_too(report_runs, tmp_path
 def test_checkpoints_are_found_by_their_names(report_runs, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(report_runs["seed_0"], workdir)
-    with pytest.raises(InputError, match=f"^{workdir} has no checkpoint at the end of an epoch"):
+    with pytest.raises(InputError, match=f"^{workdir} has no checkpoint of a whole epoch"):
         predictor.open_predictor(workdir / "checkpoints" / "99")
-    # A directory of checkpoints that lies elsewhere, and a work directory with a checkpoint's name.
+    # Checkpoints behind a symbolic link, and a work directory with the name of a checkpoint.
     (workdir / "checkpoints").rename(tmp_path / "elsewhere")
     (workdir / "checkpoints").symlink_to(tmp_path / "elsewhere")
     assert read_trained(workdir / "checkpoints" / "44").epoch["step"] == 44
@@ -234,7 +229,7 @@ def test_every_image_is_computed_once_or_to_fill_up_a_chunk(report_runs):
 
 def test_large_images_are_computed_and_read_few_at_a_time(report_runs, images, monkeypatch):
     member = predictor.open_predictor(report_runs["seed_0"])
-    # The first layer makes two maps of four planes, in float32; the second one has fewer pixels.
+    # The first layer outputs two maps of four planes in float32; the second has fewer pixels.
     assert member.image_bytes == 32 * 32 * 2 * 4 * 4
     assert member.most_images == predictor.BATCH_BYTES // member.image_bytes
     examples = predictor.open_test_split(member, {})
@@ -281,7 +276,7 @@ def test_a_file_tells_no_places(report_runs, tmp_path):
 def test_sizes_add_up_to_the_file(report_runs, tmp_path):
     result = export.export(report_runs["seed_0"], tmp_path, "float32", {})
     parts = model_file.parts(result["model"])
-    # Two layers of 2 and 4 maps: 9*4*2 and 9*8*4 weights in bits, and as many M-filters as layers.
+    # Layers of 2 and 4 maps have 9*4*2 and 9*8*4 weights as bits, and one M-filter each.
     assert parts["filters"] == (9 + 36, 4 * (72 + 288))
     assert parts["M-filters"] == (2 * 36 * 4, 2 * 36 * 4)
     assert parts["centers"] == (2 * 2 * 4, 0)
@@ -323,9 +318,7 @@ def test_a_run_that_has_no_binary_filters_yet_is_refused(data_dir, tmp_path, one
     assert (first.binary, trained.binary) == (False, True)
     with pytest.raises(InputError, match="no binary filters yet, after epoch 1; they start with"):
         export.model_of(first, (32, 32, 1), "float32")
-    with pytest.raises(
-        InputError, match="at the end of an epoch at step 3; it has those at 44, 88"
-    ):
+    with pytest.raises(InputError, match=r"no checkpoint of a whole epoch at step 3; .* 44, 88"):
         read_trained(workdir, 3)
 
 
@@ -354,7 +347,7 @@ def test_what_is_no_run_is_one_line(arguments, message, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def images(data_dir, tmp_path_factory):
-    """A directory of three test digits, two of them resized, and their rows in the test split."""
+    """Returns a directory of three test digits, two of them resized, and their test rows."""
     examples = open_dataset(digits_config(data_dir).data).test
     directory = tmp_path_factory.mktemp("images")
     pixels = examples.read(np.arange(3)).images[..., 0]
@@ -367,7 +360,7 @@ def images(data_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(report_runs, tmp_path_factory):
-    """The directory of an exported model."""
+    """Returns the directory of an exported model."""
     out = tmp_path_factory.mktemp("model")
     export.export(report_runs["seed_0"], out, "float32", {})
     return out
@@ -434,7 +427,7 @@ def test_an_image_that_cannot_be_used_is_one_line(name, content, message, model,
 
 def test_an_image_is_cut_as_in_training(images, model):
     spec = read_model(model / "model.safetensors").images
-    path = images / "below" / "c.jpg"  # 48x32 pixels, of which the middle 32x32 are taken
+    path = images / "below" / "c.jpg"  # 48x32 pixels; the middle 32x32 are used
     with Image.open(path) as picture:
         expected = np.asarray(picture)[:, 8:40, None]
     np.testing.assert_array_equal(predict.read_image(path, spec), expected)
@@ -448,5 +441,5 @@ def test_an_image_is_cut_as_in_training(images, model):
 def test_an_image_of_another_shape_for_a_model_that_is_not_square(model, tmp_path):
     spec = dataclasses.replace(read_model(model / "model.safetensors").images, width=16)
     Image.new("L", (32, 32)).save(tmp_path / "x.png")
-    with pytest.raises(InputError, match="has not the 32x16 pixels of the model"):
+    with pytest.raises(InputError, match="does not have the model's 32x16 pixels"):
         predict.read_image(tmp_path / "x.png", spec)

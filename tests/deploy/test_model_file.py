@@ -1,4 +1,4 @@
-"""Model files: what is written is what is read, and a stranger's file does no harm."""
+"""Tests that model files are read as written, and that untrusted files do no harm."""
 
 import dataclasses
 import json
@@ -66,12 +66,12 @@ NETWORKS = {
     "U-MCN, linear head": {"num_centers": 0, "head": "linear"},
     "WRN, conv head": {"num_centers": 0, "conv": "conv", "name": "wide_resnet", "head": "conv"},
 }
-# Those that version 0.1 could write, which had no choice of a head.
+# Networks that version 0.1 could write; it had no choice of a head.
 OF_0_1 = [name for name, fields in NETWORKS.items() if "head" not in fields]
 
 
 def trained_logits(model, variables, config, images):
-    """By the network with its own batch norm, as training evaluates it."""
+    """Returns the logits of the network with its own batch norm, as training evaluates it."""
     module = models.make_model(config, CLASSES, quantized=model.network.quantized)
     x = padded_to(images, model.images.image_size)
     x = normalise(x, model.images.mean, model.images.std, jnp.dtype("float32"))
@@ -79,7 +79,7 @@ def trained_logits(model, variables, config, images):
 
 
 def check_agreement(name, write, path):
-    """That a file computes what the checkpoint does."""
+    """Checks that a file computes the same logits as the checkpoint."""
     model, variables, config = random_model(**NETWORKS[name])
     images = random_images(7, model)
     write(model, path)
@@ -168,12 +168,12 @@ def test_onnx_holds_bits_and_takes_any_batch():
     held = {tensor.name: tensor for tensor in graph.initializer}
     assert held["conv_2/bits"].dims == [1, 9 * 32 * 16 // 8]
     sizes = [np.prod(tensor.dims) for name, tensor in held.items() if "dense" not in name]
-    assert max(sizes) < 9 * 32 * 16  # no filter is there in any other form
+    assert max(sizes) < 9 * 32 * 16  # filters are not stored in any other form
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
 
 
 def check_read(path, model):
-    """That a file is read as the model that was written."""
+    """Checks that a file is read as the model that was written."""
     read = read_model(path)
     assert dataclasses.replace(read, tensors={}) == dataclasses.replace(
         model, tensors={}, provenance=json.loads(json.dumps(model.provenance))
@@ -184,7 +184,7 @@ def check_read(path, model):
 
 
 def as_used(model):
-    """A model whose config has its defaults where its network does not depend on it."""
+    """Returns a model with default values for config fields that its network does not use."""
     network, config = model.network, model.network.config
     unused = {}
     if config.model.head != "dense":
@@ -204,7 +204,7 @@ def test_what_is_read_is_what_was_written(name, tmp_path):
 
 
 def network_of_0_1(model):
-    """The "network" of a header as version 0.1 wrote it: all of its fields, used or not."""
+    """Returns the "network" of a header as version 0.1 wrote it: all fields, used or not."""
     config, quantized = model.network
     names = (
         "name", "conv", "widths", "depth", "stem", "planes", "input_planes", "dense_features",
@@ -246,7 +246,7 @@ def test_a_field_that_a_header_lacks_has_its_default(name, tmp_path):
     assert fields[name] == default
     del fields[name]
     if name == "num_centers":
-        assert fields["quantized"]  # which version 0.1 told by the number of centers
+        assert fields["quantized"]  # version 0.1 stored this as the number of centers
     path = tmp_path / "model.safetensors"
     written(model, path, network=fields)
     check_read(path, model)
@@ -260,7 +260,7 @@ def test_a_model_file_is_a_plain_safetensors_file(tmp_path):
 
 
 def written(model, path, tensors=None, **changes):
-    """Writes a model file whose header and tensors were changed by hand."""
+    """Writes a model file with a changed header or other tensors."""
     fields = json.loads(header(model))
     for name, value in changes.items():
         *groups, last = name.split("__")
@@ -275,17 +275,17 @@ def written(model, path, tensors=None, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "its version is 2, and this program reads 1"),
+        ({"version": 2}, "its version is 2, but .* reads only 1"),
         ({"network": []}, "its network is not an object"),
         ({"network__heads": "dense"}, "unknown field network.'heads'; did you mean head"),
         ({"network__dropout_rate": 0.5}, "unknown field network.'dropout_rate'"),
         ({"network__enabled": True}, "unknown field network.'enabled'"),
         ({"network__head": "tail"}, "network.head='tail' must be one of dense, linear, conv"),
-        ({"network__head": "linear"}, "it has no tensor dense/kernel"),
-        ({"network__head": "conv"}, "it has no tensor head/conv/kernel"),
+        ({"network__head": "linear"}, "its tensor dense/kernel is missing"),
+        ({"network__head": "conv"}, "its tensor head/conv/kernel is missing"),
         ({"network__pooling": "x"}, "network.pooling='x' must be one of strided"),
         ({"network__quantized": 1}, "network.quantized=1 must be true or false"),
-        ({"network__quantized": False}, "it has no tensor conv_1/latent_filters"),
+        ({"network__quantized": False}, "its tensor conv_1/latent_filters is missing"),
         ({"network__head": "x" * 1000}, "network.head='x+ is too long for a name"),
         ({"network__name": "resnet"}, "network.name='resnet' must be one of simple_cnn"),
         ({"network__name": ["simple_cnn"]}, r"network.name=\['simple_cnn'\] must be of type str"),
@@ -303,12 +303,12 @@ def written(model, path, tensors=None, **changes):
         ({"network__dense_features": 2**40}, "network.dense_features=1099511627776 does not lie"),
         ({"network__planes": 64, "network__widths": [300, 1]}, "the bits of the filters="),
         ({"network__widths": []}, "the number of network.widths=0 does not lie"),
-        ({"network__widths": [2, 4]}, "its filter_shapes are not those of its network"),
+        ({"network__widths": [2, 4]}, "its filter_shapes do not match"),
         ({"network__depth": 10**12}, "network.depth=1000000000000 does not lie"),
         ({"network__depth": 202}, "network.depth=202 does not lie in 0..200"),
         ({"network__num_centers": 0}, "network.num_centers=0 does not lie in 2..256"),
         ({"network__num_centers": 1}, "network.num_centers=1 does not lie in 2..256"),
-        ({"network__conv": "conv"}, "network.conv=conv has no quantized weights, and the file has"),
+        ({"network__conv": "conv"}, "network.conv=conv does not support quantized weights"),
         ({"network__input_planes": "rgbx"}, "network.input_planes='rgbx' needs 3 channels"),
         ({"images": 3}, "its images is not an object"),
         ({"images__heigth": 16}, "unknown field images.'heigth'; did you mean height"),
@@ -334,7 +334,7 @@ def written(model, path, tensors=None, **changes):
             {"provenance": {"data": {"full_name": 3}}},
             "provenance.data.full_name=3 is not printable",
         ),
-        ({"filter_shapes": {}}, "its filter_shapes are not those of its network"),
+        ({"filter_shapes": {}}, "its filter_shapes do not match"),
     ],
 )  # fmt: skip
 def test_a_wrong_header_is_named(changes, message, tmp_path):
@@ -348,15 +348,15 @@ def test_a_wrong_header_is_named(changes, message, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("conv_1/bits", None, "it has no tensor conv_1/bits"),
+        ("conv_1/bits", None, "its tensor conv_1/bits is missing"),
         ("conv_1/bits", np.zeros((1, 8), np.uint8), r"conv_1/bits is uint8 \[1, 8\] instead of"),
-        ("conv_1/bits", np.full((2, 9), 255, np.uint8), "conv_1/bits has codes beyond its centers"),
+        ("conv_1/bits", np.full((2, 9), 255, np.uint8), "conv_1/bits has codes without a center"),
         ("conv_1/m_filters", np.full((3, 3, 4), np.nan, np.float32), "m_filters has values that"),
         ("conv_1/centers", np.zeros(3, np.float64), "conv_1/centers is float64"),
-        ("conv_1/centers", np.array([1, 0, 2], np.float32), "conv_1/centers does not ascend"),
+        ("conv_1/centers", np.array([1, 0, 2], np.float32), "conv_1/centers is not in ascending"),
         ("conv_1/m_filters", np.full((3, 3, 4), -1, np.float32), "m_filters has negative values"),
         ("dense_1/kernel", np.zeros((192, 16), np.int32), "dense_1/kernel is int32, not one of"),
-        ("conv_9/bits", np.zeros(3, np.uint8), "it has a tensor 'conv_9/bits' that its network"),
+        ("conv_9/bits", np.zeros(3, np.uint8), "its tensor 'conv_9/bits' does not belong"),
     ],
 )
 def test_a_wrong_tensor_is_named(name, value, message, tmp_path):
@@ -402,12 +402,12 @@ def test_a_network_for_imagenet_can_be_read():
         )
         read = network_from_json(fields, images, 1000, 200, 10**7)
         assert read == Network(expected, True)
-        # The stem makes 64 maps of 4 planes, in float32; that of ImageNet halves the image.
+        # The stem outputs 64 maps of 4 planes in float32. The ImageNet stem halves the image.
         assert layer_bytes(read.plan(1000, images.shape), images) == 224**2 * 64 * 4 * 4
 
 
 def test_the_filters_that_are_convolved_with_are_bounded():
-    """A file of few bits may ask for many numbers: each bit becomes K of them."""
+    """A small file may need much memory, because each bit becomes K numbers."""
     images = InputImages(height=8, width=8, channels=1, mean=(0.5,), std=(0.2,))
     model = ModelConfig(widths=(2, 1000), planes=64)
     fields = Network(Config(model=model), True).to_json() | {"widths": [2, 1000]}
@@ -421,7 +421,7 @@ def test_the_filters_that_are_convolved_with_are_bounded():
 
 @pytest.mark.parametrize("conv", LAYERS)
 def test_an_absurd_network_is_refused_at_once(conv):
-    """Planning takes neither time nor memory, whatever the sizes."""
+    """Planning needs little time and memory for any size."""
     shape = {"height": 2048, "width": 2048, "channels": 3}
     images = InputImages(**shape, mean=(0.5,) * 3, std=(0.2,) * 3)
     begin = time.monotonic()
@@ -438,7 +438,7 @@ def test_an_absurd_network_is_refused_at_once(conv):
 
 def test_the_deepest_network_has_no_more_tensors_than_a_file_may_have():
     convolutions = 1 + 2 * sum([blocks_per_stage(MAX_DEPTH)] * 3)
-    # Three tensors each, two of the batch norm that follows, and three of each dense layer.
+    # Three per convolution, two per batch norm after it, and three per dense layer.
     most = convolutions * 5 + 2 * 3
     assert most == 1001 <= MAX_TENSORS
     model = ModelConfig(name="wide_resnet", depth=MAX_DEPTH, widths=(1, 1, 1, 1))
@@ -451,7 +451,7 @@ BYTES = {"F32": 4, "U8": 1, "I8": 1, "F16": 2, "BF16": 2, "I32": 4, "F64": 8, "I
 
 
 def with_another_dtype(entries, generator):
-    """A tensor read as numbers of another type, mostly with a shape of as many bytes."""
+    """Changes the dtype of a tensor, mostly with a shape of the same number of bytes."""
     entry = entries[generator.choice([name for name in entries if name != "__metadata__"])]
     before, entry["dtype"] = entry["dtype"], str(generator.choice(list(BYTES)))
     if generator.random() < 0.75:
@@ -459,7 +459,7 @@ def with_another_dtype(entries, generator):
 
 
 def with_other_offsets(entries, generator):
-    """A tensor shifted, or two of them in the same place or in each other's."""
+    """Shifts a tensor, moves it onto another one, or swaps two tensors."""
     names = [name for name in entries if name != "__metadata__"]
     one, two = (entries[name] for name in generator.choice(names, 2, replace=False))
     kind = generator.integers(3)
@@ -481,8 +481,7 @@ VALUES = (
 
 
 def with_another_field(entries, generator):
-    """One to three fields of the network or the images absent, or of another value, mostly of the
-    same type."""
+    """Removes or changes one to three fields of the network or images, mostly keeping the type."""
     fields = json.loads(entries["__metadata__"][KEY])
     for _ in range(generator.integers(1, 4)):
         group = fields[generator.choice(["network", "network", "network", "images"])]
@@ -498,8 +497,7 @@ def with_another_field(entries, generator):
 
 
 def mutations(content, count):
-    """Files that were truncated, had bytes changed, pieces moved, numbers and fields of their
-    header, or types and places of tensors."""
+    """Yields damaged files: truncated, or with changed bytes, header fields or tensor entries."""
     generator = np.random.default_rng(0)
     (length,) = struct.unpack("<Q", content[:8])
     numbers = (b"0", b"-1", b"1e999", b"99999999999999999999", b"null", b'"x"', b"[]", b"4096")
@@ -508,10 +506,10 @@ def mutations(content, count):
         changed = bytearray(content)
         if kind == 0:
             del changed[generator.integers(len(changed)) :]
-        elif kind == 1:  # anywhere in the header, its length included
+        elif kind == 1:  # bytes of the header or its length
             for place in generator.integers(0, 8 + length, generator.integers(1, 4)):
                 changed[place] = generator.integers(256)
-        elif kind == 2:  # a number of the header, with the length mended
+        elif kind == 2:  # a number in the header, with the length corrected
             text = bytes(changed[8 : 8 + length])
             places = [i for i, c in enumerate(text) if 48 <= c < 58]
             start = stop = int(generator.choice(places))
@@ -537,7 +535,7 @@ def mutations(content, count):
         yield bytes(changed)
 
 
-# (of which network, whether its header is that of version 0.1)
+# (fields of the network, whether the header is from version 0.1)
 MUTATED = (
     ({}, False),
     ({}, True),
@@ -551,9 +549,9 @@ MUTATED = (
 
 
 def survive(count, tmp_path, run_every=16):
-    """How many of some mutated files can still be used; the others end in one clear line.
+    """Returns how many mutated files can still be used; all others must give a one-line error.
 
-    One in `run_every` of the former is run, uncompiled, which is faster for a single image.
+    One in `run_every` usable files is run, without compilation, which is faster for one image.
     """
     path = tmp_path / "model.safetensors"
     usable = 0
@@ -589,8 +587,8 @@ def test_ten_thousand_mutated_files_do_no_harm(tmp_path):
         "status = pathlib.Path('/proc/self/status').read_text();"
         "print(usable, re.search(r'VmHWM:\\s*(\\d+) kB', status)[1])"
     )
-    # In a process of its own, whose greatest memory is known. Not from getrusage: Linux counts in
-    # ru_maxrss what the parent held before exec, gigabytes in the middle of the slow tests.
+    # A separate process shows its own peak memory. getrusage does not: on Linux, ru_maxrss includes
+    # the memory of the parent before exec, which is gigabytes in the middle of the slow tests.
     finished = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True, text=True, check=True, cwd=pathlib.Path(__file__).parents[1],
@@ -606,7 +604,7 @@ def test_what_is_no_model_is_one_line(name, tmp_path):
     with pytest.raises(InputError, match=f"^{path} does not exist; name a model file"):
         open_predictor(path)
     path.write_bytes(b"no model\n")
-    with pytest.raises(InputError, match=rf"^{path} is not a .*; export it anew$"):
+    with pytest.raises(InputError, match=rf"^{path} is not a .*; export it again$"):
         open_predictor(path)
 
 

@@ -1,4 +1,4 @@
-"""Every rule that writes a primitive of JAX as ONNX, with ONNX Runtime against JAX."""
+"""Compares every rule from a JAX primitive to ONNX with JAX, using ONNX Runtime."""
 
 import collections
 
@@ -31,7 +31,7 @@ def test_a_primitive_does_in_onnx_runtime_what_it_does_in_jax(name):
 
 
 def primitives(jaxpr):
-    """The names of all primitives that a function calls, in functions that it calls, too."""
+    """Returns the names of all primitives in a function and in the functions that it calls."""
     for equation in jaxpr.eqns:
         yield equation.primitive.name
         for value in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
@@ -47,7 +47,7 @@ def test_every_rule_is_tested():
     seen = set()
     for function in CASES.values():
         seen |= set(primitives(jax.make_jaxpr(function)({}, random_images(2)).jaxpr))
-    assert RULES.keys() - seen <= {"log2"}  # of JAX 0.11 and later
+    assert RULES.keys() - seen <= {"log2"}  # JAX 0.11 and later have it
 
 
 def test_of_a_choice_by_platform_the_default_is_taken():
@@ -74,26 +74,26 @@ def test_of_a_choice_by_platform_the_default_is_taken():
             r"slice: a shape is \(60, 4, 6, 3\) for 61 images, \(96, 4, 6, 3\) for 97",
         ),
         (lambda x: x if len(x) < 70 else x + 1, "depends on the number of images"),
-        (lambda x: x[np.array([0, 1])], "gather .* images are indexed|a constant depends"),
+        (lambda x: x[np.array([0, 1])], "gather .* images cannot be indexed|a constant depends"),
         (
             lambda x: x * jnp.arange(len(x))[:, None, None, None],
-            "depends on the number of images|counts the images",
+            "depends on the number of images",
         ),
         (
             lambda x: lax.cond(x[0, 0, 0, 0] > 0, lambda x: x, lambda x: x + 1, x),
             "the branch depends on the images",
         ),
-        (lambda x: jnp.take_along_axis(x, x.astype(int), axis=1), "only whole rows are indexed"),
+        (lambda x: jnp.take_along_axis(x, x.astype(int), axis=1), "only whole rows can be indexed"),
         (
             lambda x: lax.dynamic_slice_in_dim(x, x[0, 0, 0, 0].astype(int), 2, 1),
-            "where it starts depends",
+            "its start depends",
         ),
         (lambda x: lax.population_count(x.astype(jnp.uint8)), "'population_count' has no rule"),
         (
             lambda x: jnp.einsum("nyxc,myxc->nm", x, x).reshape(-1, len(x), 1) + 0,
             "more than one axis of images",
         ),
-        (lambda x: x[:, :0], r"slice makes float32\[61,0,6,3\], which cannot be written"),
+        (lambda x: x[:, :0], r"slice returns float32\[61,0,6,3\], which cannot be written"),
         (
             lambda x: x + jax.random.uniform(jax.random.key(0), (1, 4, 6, 3)),
             "cannot be written as ONNX|has no rule",
@@ -111,7 +111,7 @@ def test_what_cannot_be_written_is_an_error_that_says_so(function, message):
 
 
 def operators(function, tensors=None, shape=SHAPE):
-    """How often each operator occurs in the graph of a function."""
+    """Returns how often each operator occurs in the graph of a function."""
     model = translate(of_floats(function), tensors or {}, shape)
     return collections.Counter(node.op_type for node in model.graph.node)
 

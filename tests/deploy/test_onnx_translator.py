@@ -1,4 +1,4 @@
-"""Whole networks as ONNX graphs, translated from what JAX does, against JAX."""
+"""Compares whole networks that were translated to ONNX with JAX."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from onnx_cases import run
 
 
 def translated(model):
-    """(The graph of a model file, the function that it is of)."""
+    """Returns (graph of a model file, function that it was translated from)."""
     function, spec = prediction(model), model.images
     shape = (spec.height, spec.width, spec.channels)
     return translate(function, model.tensors, shape), function
@@ -69,7 +69,7 @@ def test_tensors_are_stored_as_they_are(name):
     for key, tensor in model.tensors.items():
         assert stored[key].dtype == tensor.dtype
         np.testing.assert_array_equal(stored.pop(key), tensor)
-    # Of what is left, numbers of the network itself, there are few.
+    # The remaining initializers are constants of the network, which must be few.
     assert max(array.size for array in stored.values()) <= 24
     assert sum(array.nbytes for array in stored.values()) < 2500
 
@@ -121,7 +121,7 @@ def test_names_of_tensors_are_not_taken_by_nodes():
 @pytest.mark.parametrize("name", ["images", "logits"])
 def test_a_tensor_must_not_have_the_name_of_input_or_output(name):
     tensors = {name: np.ones(3, np.float32)}
-    with pytest.raises(InputError, match=f"name of the input or the output, '{name}'"):
+    with pytest.raises(InputError, match=f"tensor '{name}' has the name of the input or output"):
         translate(lambda tensors, images: images, tensors, (2, 2, 3))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints as predictors: in which dtype they are computed."""
+"""Tests the dtype in which predictors of checkpoints compute."""
 
 import pathlib
 
@@ -14,7 +14,7 @@ from mcn_jax.workdirs.trained import Trained
 
 @pytest.fixture
 def float64_run():
-    """A run that was trained in float64, and not for long."""
+    """Returns a short run that was trained in float64."""
     model = ModelConfig(widths=(2, 3), dense_features=8)
     config = Config(model=model, dtype="float64", param_dtype="float64")
     with jax.enable_x64(True):
@@ -55,7 +55,7 @@ def test_only_weights_that_are_quantized_stay_in_float64(float64_run, monkeypatc
 
 
 def test_a_weight_beside_the_threshold_keeps_its_center(float64_run):
-    """Rounding to float32 before quantization would move it to the other center."""
+    """Rounding to float32 before quantization would move the weight to the other center."""
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), np.uint8)
     layer = float64_run.variables["params"]["conv_1"]["latent_filters"]
     centers = float64_run.variables["centers"]["conv_1"]["centers"]

@@ -1,4 +1,4 @@
-"""The heads, alone and in both networks."""
+"""Tests the heads, alone and in both networks."""
 
 import functools
 
@@ -19,7 +19,7 @@ CLASSES = 5
 
 
 def model_config(**fields):
-    """A small network; `fields` are those of `ModelConfig`."""
+    """Returns the config of a small network; `fields` are fields of `ModelConfig`."""
     if fields.get("name") == "wide_resnet":
         fields = {"widths": (1, 2, 2, 3), "depth": 8} | fields
     return ModelConfig(**({"widths": (2, 3), "dense_features": 7} | fields))
@@ -27,7 +27,7 @@ def model_config(**fields):
 
 @pytest.mark.parametrize(
     ("name", "features", "vector"),
-    # 3 maps of 4 planes are left; the simple CNN has yet to pool them.
+    # Features have 3 maps of 4 planes. The simple CNN pools them afterwards.
     [("simple_cnn", (8, 8, 12), 4 * 4 * 12), ("wide_resnet", (4, 4, 12), 12)],
 )
 @pytest.mark.parametrize("conv", ["mcconv", "conv"])
@@ -58,7 +58,7 @@ def test_shapes(head, conv, name, features, vector):
 
 
 class Bare(Classifier):
-    """A head alone, which takes the image for the maps."""
+    """A head alone, which uses the image as feature maps."""
 
     def convolutions(self, x, batch_norm):
         return x, x
@@ -68,7 +68,7 @@ class Bare(Classifier):
 
 
 def drawn(model, maps):
-    """Random variables of a network, of which variances are positive; as numpy."""
+    """Returns random numpy variables of a network, with positive variances."""
     generator = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), maps)
 
@@ -80,7 +80,7 @@ def drawn(model, maps):
 
 
 def expected_logits(head, variables, maps, statistics):
-    """A head in numpy; `statistics` are mean and variance of its batch norm, if it has one."""
+    """Computes a head in numpy; `statistics` are mean and variance of its batch norm, if any."""
     flat = traverse_util.flatten_dict(variables["params"], sep="/")
 
     def dense(x, name):
@@ -133,7 +133,7 @@ def test_a_training_step_moves_every_parameter(head, name):
     state, arguments = step_arguments(config, quantized=True)
     step = jax.jit(functools.partial(train_step, **arguments))
     split, rows = random_split(), np.arange(32, dtype=np.int32)
-    # The rate of the first step is zero, at the begin of the warmup.
+    # The learning rate of the first step is zero, because the warmup starts there.
     after, first = step(state, split, Batch(rows, rows))
     after, second = step(after, split, Batch(rows + 32, rows))
     for metrics in (first, second):

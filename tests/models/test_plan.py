@@ -1,4 +1,4 @@
-"""The plan of a network: its layers in call order, with their shapes."""
+"""Tests the plan of a network: its layers in call order, with their shapes."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ MCCONV, CONV = LAYERS["mcconv"], LAYERS["conv"]
 
 
 def rows(plan):
-    """(name, family, shape of the input, of the output) of every layer."""
+    """Returns (name, family, input shape, output shape) of every layer."""
     return [(layer.name, layer.family, layer.in_shape, layer.out_shape) for layer in plan]
 
 
@@ -23,7 +23,7 @@ def test_a_simple_cnn_in_call_order():
     config = Config(model=ModelConfig(widths=(2, 3), dense_features=7))
     plan = plan_of(config, 5, (12, 20, 3))
     assert rows(plan) == [
-        # Three channels, each of them four planes of a map.
+        # Three channels become three maps of four planes.
         ("conv_1", MCCONV, (12, 20, 12), (12, 20, 8)),
         ("batch_norm_1", BATCH_NORM, (12, 20, 8), (12, 20, 8)),
         ("conv_2", MCCONV, (6, 10, 8), (6, 10, 12)),
@@ -81,13 +81,13 @@ def test_a_wide_resnet_in_call_order(conv, stem, size):
 
 
 def test_the_tensors_of_a_model_file():
-    """Their names, types, shapes and bits, by hand."""
+    """Compares names, dtypes, shapes and bits with values computed by hand."""
     config = Config(
         model=ModelConfig(widths=(3,), head="linear"), binarize=BinarizeConfig(num_centers=3)
     )
     plan = plan_of(config, 5, (4, 4, 1))
     found = specs(plan, config, quantized=True, dtypes={"dense/kernel": "int8"})
-    # 9 * 4 * 3 = 108 weights of two bits: 13.5 bytes a plane.
+    # 9 * 4 * 3 = 108 weights of two bits: 13.5 bytes per bit plane.
     assert {name: tuple(tensor) for name, tensor in found.items()} == {
         "conv_1/bits": ("uint8", (2, 14), "filters", 216, 108),
         "conv_1/centers": ("float32", (3,), "centers", 96, 0),

@@ -30,7 +30,7 @@ def test_shapes_of_every_layer(conv, size):
 
 
 def test_filter_count_of_the_papers_mnist_network():
-    """36*G*H weights a layer: the gray image is one map, then 20, 40, 80 and 160 maps."""
+    """A layer has 36*G*H weights. The gray image is one map, then come 20, 40, 80 and 160."""
     model = make_model(Config(), 10, quantized=True)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
     weights = sum(

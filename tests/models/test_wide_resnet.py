@@ -21,13 +21,13 @@ RGB = (2, 8, 8, 3)
 
 
 def wide_resnet(**changes):
-    """A tiny network whose stem is narrower than its first stage."""
+    """Returns a tiny network whose stem is narrower than its first stage."""
     tiny = {"widths": (2, 3, 4, 5), "depth": 8, "dense_features": 7, "dropout_rate": 0.0}
     return ModelConfig(name="wide_resnet", **(tiny | changes))
 
 
 def shapes(model, size=32, channels=3):
-    """path -> array without content, of every parameter."""
+    """Returns {path: shape and dtype} of every parameter."""
     network = make_model(Config(model=model), 10, quantized=True)
     images = jnp.zeros((1, size, size, channels))
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
@@ -35,7 +35,7 @@ def shapes(model, size=32, channels=3):
 
 
 def filters(model):
-    """path -> shape of every convolution's filters."""
+    """Returns {path: shape} of the filters of every convolution."""
     return {
         path: leaf.shape
         for path, leaf in shapes(model).items()
@@ -44,7 +44,7 @@ def filters(model):
 
 
 def weights(model):
-    """path -> number of weights of every convolution's filters."""
+    """Returns {path: number of weights} of the filters of every convolution."""
     return {path: int(np.prod(shape)) for path, shape in filters(model).items()}
 
 
@@ -77,14 +77,14 @@ def weights(model):
     ],
 )
 def test_filter_count_of_the_papers_four_widths(widths, expected, millions):
-    """36*G*H a layer; the authors print 1.1, 4.3, 17.1 and 17.2 million."""
+    """A layer has 36*G*H weights; the authors print 1.1, 4.3, 17.1 and 17.2 million."""
     model = ModelConfig(name="wide_resnet", widths=widths, depth=20)
     counts = weights(model)
     assert sum(counts.values()) == expected
     assert f"{expected / 1e6:.{len(millions.split('.')[1])}f}" == millions
     plan = plan_of(Config(model=model), 10, (32, 32, 3))
     planned = {layer.name: layer.params for layer in plan if layer.family is LAYERS["mcconv"]}
-    # Channels of the input over K, and maps of the output, in the order of the network.
+    # Input channels over K, and output maps, in the order of the network.
     stem, one, two, three = widths
     maps = [(3, stem), (stem, one), *[(one, one)] * 5]
     maps += [(one, two), *[(two, two)] * 5, (two, three), *[(three, three)] * 5]
@@ -101,7 +101,7 @@ def test_filter_count_of_the_papers_four_widths(widths, expected, millions):
     ("depth", "convolutions"), [(8, 7), (10, 7), (20, 19), (22, 19), (28, 25), (34, 31)]
 )
 def test_depths(depth, convolutions):
-    """A stem, and two convolutions a block in three stages."""
+    """A network has a stem, and two convolutions per block in three stages."""
     found = filters(wide_resnet(depth=depth))
     assert len(found) == convolutions
     plan = plan_of(Config(model=wide_resnet(depth=depth)), 10, (32, 32, 3))
@@ -121,10 +121,10 @@ def test_depths(depth, convolutions):
 )
 def test_other_depths_are_refused_with_their_neighbours(depth, nearest):
     config = Config(model=wide_resnet(depth=depth))
-    message = rf"^config\.model\.depth={depth} has no whole number of blocks .*: {nearest}$"
+    message = rf"^config\.model\.depth={depth} must be .*: {nearest}$"
     with pytest.raises(InputError, match=message):
         validate(config)
-    with pytest.raises(ValueError, match=f"^depth={depth} has no whole"):
+    with pytest.raises(ValueError, match=f"^depth={depth} must be"):
         shapes(config.model)
 
 
@@ -149,15 +149,15 @@ def test_other_depths_are_refused_with_their_neighbours(depth, nearest):
         (
             wide_resnet(),
             DataConfig(image_size=33),
-            "images of 33x33 pixels cannot be halved as often as a wide_resnet with"
-            " config.model.stem='cifar' does, which needs multiples of 4; set"
+            "images of 33x33 pixels do not fit a wide_resnet with"
+            " config.model.stem='cifar', which needs multiples of 4; set"
             " config.data.image_size=36",
         ),
         (
             wide_resnet(stem="imagenet"),
             DataConfig(name="mnist"),
-            "images of 28x28 pixels cannot be halved as often as a wide_resnet with"
-            " config.model.stem='imagenet' does, which needs multiples of 16; set"
+            "images of 28x28 pixels do not fit a wide_resnet with"
+            " config.model.stem='imagenet', which needs multiples of 16; set"
             " config.data.image_size=32",
         ),
     ],
@@ -172,7 +172,7 @@ def test_what_can_be_built_is_not_refused():
     validate(Config(model=wide_resnet(stem="imagenet"), data=DataConfig(name="cifar10")))
     # Four layers cannot halve 8 pixels, but a wide_resnet of four widths halves twice.
     MODELS["wide_resnet"].check_image_size(wide_resnet(), 8, 8)
-    with pytest.raises(InputError, match="more layers than images of 8 pixels"):
+    with pytest.raises(InputError, match="too many layers for images of 8 pixels"):
         MODELS["simple_cnn"].check_image_size(ModelConfig(widths=(1, 1, 1, 1)), 8, 8)
 
 
@@ -181,7 +181,7 @@ def test_what_can_be_built_is_not_refused():
     [
         # The layers of stage 1; the stem has three maps.
         ((1, 1, 1, 2), "cifar10", 36 * 1 * 1, "stage_1_block_1/conv_1"),
-        ((2, 3, 4, 5), "digits", 36 * 1 * 2, "stem"),  # of gray images
+        ((2, 3, 4, 5), "digits", 36 * 1 * 2, "stem"),  # gray images
     ],
 )
 def test_centers_fit_the_smallest_layer(widths, name, smallest, layer):
@@ -211,7 +211,7 @@ def test_every_filter_is_3x3(conv, stem):
 
 
 class NumpyWideResNet:
-    """The network with fixed statistics; convolution and reconstruction are those of `paper`."""
+    """The network in numpy with fixed statistics, using the equations of `paper`."""
 
     def __init__(self, variables, blocks, planes, binarized, imagenet):
         self.values = traverse_util.flatten_dict(variables, sep="/")
@@ -245,7 +245,7 @@ class NumpyWideResNet:
         return y
 
     def __call__(self, images):
-        """(logits, features)."""
+        """Returns (logits, features)."""
         x = images
         if self.planes is not None:
             x = np.stack([x] * self.planes, axis=-1).reshape(*x.shape[:3], -1)
@@ -263,12 +263,12 @@ class NumpyWideResNet:
 
 
 def quarters(x):
-    """The four pixels of every 2x2 window."""
+    """Returns the four pixels of every 2x2 window."""
     return np.stack([x[:, ::2, ::2], x[:, ::2, 1::2], x[:, 1::2, ::2], x[:, 1::2, 1::2]])
 
 
 def drawn_variables(network, images, seed=0):
-    """Variables as a trained network has them: nothing is zero or one."""
+    """Returns variables like those of a trained network: none is zero or one."""
     generator = np.random.default_rng(seed)
 
     def normal(deviation):
@@ -354,12 +354,12 @@ def test_the_kinds_of_network_differ_in_the_convolution():
         {f.name for f in dataclasses.fields(mcn) if getattr(mcn, f.name) != getattr(other, f.name)}
         for other in (u_mcn, wrn)
     ]
-    # An ordinary convolution takes the image as it is.
+    # An ordinary convolution does not copy the image onto planes.
     assert differing == [{"conv"}, {"conv", "input_planes"}]
     assert u_mcn.conv.keywords == mcn.conv.keywords | {"binarized": False}
 
     def others(model):
-        """Shapes of what is no convolution."""
+        """Returns the shapes of all parameters that are not filters."""
         return {
             path: leaf.shape
             for path, leaf in shapes(model).items()
@@ -376,7 +376,7 @@ PAPERS = {"widths": (16, 16, 32, 64), "depth": 20}
     ("planes", "channels"), [(4, (64, 64, 128, 256)), (2, (32, 32, 64, 128)), (1, (16, 16, 32, 64))]
 )
 def test_the_three_ordinary_partners_of_an_mcn(planes, channels):
-    """Same channels, same number of weights, same printed width."""
+    """Each partner has the same channels, number of weights or printed width as the MCN."""
     mcn = wide_resnet(**PAPERS)
     partner = wide_resnet(conv="conv", planes=planes, **PAPERS)
     found, mcn_weights = filters(partner), weights(mcn)
@@ -389,7 +389,7 @@ def test_the_three_ordinary_partners_of_an_mcn(planes, channels):
         if not path.startswith("stem")
     }
     assert ratios == {planes**2 / 4}
-    # An MCN has the channels of the partner of four planes.
+    # An MCN has the same channels as the partner with four planes.
     norms = [
         {path: leaf.shape for path, leaf in shapes(m).items() if path.endswith("scale")}
         for m in (mcn, partner)
@@ -449,7 +449,7 @@ def test_layers_are_found_by_their_nested_names():
         np.testing.assert_array_equal(np.unique(values), flat_centers[f"{path}/centers"])
     declared = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros(RGB))["centers"]
     assert jax.tree.structure(centers) == jax.tree.structure(declared)
-    # 18*G*H, as K = 2.
+    # 18*G*H, because K = 2.
     count = 18 * (3 * 2 + 2 * 3 + 3 * 3 + 3 * 4 + 4 * 4 + 4 * 5 + 5 * 5)
     assert filter_bits(plan, Config(model=model), quantized=True) == (count, 32 * count)
     groups = traverse_util.flatten_dict(optim.parameter_groups(plan), sep="/")

@@ -33,7 +33,7 @@ def test_kmeans_is_no_worse_than_the_best_of_many_starts(num_centers):
         ours = paper.quantization_cost(values, kmeans_centers(jnp.asarray(values), num_centers))
     lloyd = KMeans(num_centers, n_init=50, random_state=0, tol=0).fit(values[:, None])
     assert ours <= lloyd.inertia_ * (1 + 1e-9)
-    assert ours >= lloyd.inertia_ * 0.98  # 50 starts come close: a broken cost would be far off
+    assert ours >= lloyd.inertia_ * 0.98  # 50 starts come close to the optimum
 
 
 @settings(deadline=None, max_examples=60)

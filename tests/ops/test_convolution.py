@@ -1,4 +1,4 @@
-"""The gradient of a convolution's filters, against a sum written out."""
+"""Compares the gradient of a convolution's filters with an explicit sum."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from mcn_jax.ops import chunks, convolution
 
 
 def written_out(features, cotangent, taps, strides, padding):
-    """The sum that `filter_gradient` documents, one pixel at a time, by numpy."""
+    """Computes the sum in the docstring of `filter_gradient` pixel by pixel in numpy."""
     _, height, width, channels = features.shape
     _, out_height, out_width, outputs = cotangent.shape
     low = [0, 0]
@@ -59,7 +59,7 @@ def test_filter_gradient(shape, taps, strides, padding, images_a_chunk, monkeypa
 @pytest.mark.parametrize("taps", [1, 3])
 @pytest.mark.parametrize("channels", [1, convolution.MANY_CHANNELS])
 def test_half_precision_is_summed_in_float32(channels, taps):
-    # In bfloat16 a running sum of ones stands still at 256.
+    # In bfloat16, a running sum of ones stops growing at 256.
     features = jnp.ones((64, 8, 8, channels), jnp.bfloat16)
     cotangent = jnp.ones((64, 9 - taps, 9 - taps, 5), jnp.bfloat16)
     gradient = convolution.filter_gradient(features, cotangent, (taps, taps), (1, 1), "VALID")
@@ -68,7 +68,7 @@ def test_half_precision_is_summed_in_float32(channels, taps):
 
 
 def test_other_backends_take_the_convolution():
-    """What a GPU compiles has no loop over chunks."""
+    """The program for a GPU has no loop over chunks."""
     lowered = lowered_gradient(jnp.zeros((4, 8, 8, 4)), "cuda")
     assert "stablehlo.convolution" in lowered
     assert "while" not in lowered

@@ -1,4 +1,4 @@
-"""Multiply-adds of both forms, counted again in the programs that JAX traces."""
+"""Compares the multiply-adds of both forms with counts from the programs that JAX traces."""
 
 import math
 import types
@@ -16,7 +16,7 @@ SHAPES = [Shape(2, 3, 4, 8, 1), Shape(2, 3, 4, 8, 2), Shape(5, 2, 8, 6, 1), Shap
 
 
 def traced_multiply_adds(function, *arguments):
-    """Of all matrix products, convolutions and products of arrays of a traced function."""
+    """Counts the multiply-adds of all products and convolutions in a traced function."""
 
     def of(jaxpr):
         total = 0
@@ -30,7 +30,7 @@ def traced_multiply_adds(function, *arguments):
                 total += outputs * math.prod(operands[1][:-1])
             elif equation.primitive.name == "mul" and equation.outvars[0].aval.ndim:
                 total += outputs
-            elif equation.primitive.name == "cond":  # the platforms, which compute as much
+            elif equation.primitive.name == "cond":  # one branch per platform, at equal cost
                 [of_each] = {of(branch.jaxpr) for branch in equation.params["branches"]}
                 total += of_each
             for parameter in equation.params.values():

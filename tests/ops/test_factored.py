@@ -12,7 +12,7 @@ CENTERS = np.array([-0.4, 0.7])
 
 
 def output_and_gradients(arrays, cotangent_seed=9, **options):
-    """Of one form: output, d_features, d_latent, d_m."""
+    """Returns output, d_features, d_latent and d_m of one form."""
     dtype = arrays[0].dtype
     centers = jnp.asarray(CENTERS, dtype)
 
@@ -34,12 +34,12 @@ def random_arrays(seed, images, size, in_maps, out_maps, planes, taps, dtype=np.
 
 
 def distance(a, b):
-    """||a - b|| / ||b||, and where b is zero, whether a is."""
+    """Returns ||a - b|| / ||b||; if b is zero, the result is 0 only for a = 0."""
     return jnp.linalg.norm(a - b) / jnp.maximum(jnp.linalg.norm(b), 1e-30)
 
 
-# The same examples each time: of one tap and one plane dM is a single sum, and may cancel to less
-# than its rounding.
+# Always uses the same examples. With one tap and one plane, dM is a single sum, which may cancel to
+# less than its rounding error.
 @settings(deadline=None, max_examples=15, derandomize=True)
 @given(
     seed=st.integers(0, 2**31),
@@ -73,7 +73,7 @@ def test_it_is_the_direct_form_for_any_shape(
 
 
 def cut_batches(most, patch):
-    """Has the factored form work on at most so many images at a time."""
+    """Limits the number of images that the factored form computes at a time."""
 
     def chunk(features, filters, m_TK, taps):
         return chunks.greatest_divisor(len(features), most)
@@ -82,7 +82,7 @@ def cut_batches(most, patch):
 
 
 def every_kind(test):
-    """Runs a test with each K, stride and padding."""
+    """Parametrizes a test over K, stride and padding."""
     test = pytest.mark.parametrize("padding", ["SAME", "VALID"])(test)
     test = pytest.mark.parametrize("strides", [(1, 1), (2, 2)])(test)
     return pytest.mark.parametrize("planes", [1, 2, 4, 8])(test)
@@ -113,7 +113,7 @@ def test_it_is_the_direct_form_in_float32(planes, strides, padding):
     agree_in_float32(arrays, strides=strides, padding=padding)
 
 
-# No smaller than this: a single sum may cancel to less than its rounding.
+# Smaller shapes would be too small: a single sum may cancel to less than its rounding error.
 @settings(deadline=None, max_examples=5, derandomize=True)
 @given(
     seed=st.integers(0, 2**31),
@@ -133,7 +133,7 @@ def test_it_is_the_direct_form_in_float32_for_any_shape(
 
 
 def test_the_whole_batch_at_once_is_the_same(monkeypatch):
-    """What other platforms than a CPU compute, here on a CPU."""
+    """Runs the code of other platforms on a CPU."""
     calls = []
 
     def default(*arrays, cpu, default):
@@ -196,7 +196,7 @@ def test_a_batch_is_cut_only_if_it_needs_more_than_three_times_q(images, expecte
     ("maps", "size", "images"), [(4, 32, 64), (16, 32, 16), (64, 8, 64), (64, 8, 16)]
 )
 def test_it_needs_little_more_memory_than_the_direct_form(maps, size, images):
-    """The products of all images of a large batch together would be nine fourths of the output."""
+    """The products for a whole large batch would take 9/4 of the memory of the output."""
     arrays = random_arrays(5, images, (size, size), maps, maps, 4, 3, np.float32)
 
     def temporary_bytes(form):

@@ -1,4 +1,4 @@
-"""The choice of form="auto"."""
+"""Tests the choice of form="auto"."""
 
 import json
 

@@ -22,7 +22,7 @@ def arrays(taps=3, in_maps=2, out_maps=3, planes=4, size=(6, 5), seed=0):
 
 
 def value_and_gradients(features, latent, m, centers, **options):
-    """Output, a fixed cotangent, and the three gradients, in float64."""
+    """Returns the output, a fixed cotangent, and the three gradients, in float64."""
     with jax.enable_x64(True):
         centers = None if centers is None else jnp.asarray(centers)
         output, vjp = jax.vjp(
@@ -88,7 +88,7 @@ def test_custom_gradient_agrees_with_the_stop_gradient_form():
 
 
 def test_filters_that_are_their_own_centers_give_the_exact_derivative():
-    """Where C = C-hat, both readings of Eq. 16 and finite differences of M must agree."""
+    """If C = C-hat, both readings of Eq. 16 and finite differences of M must agree."""
     features, latent, m = arrays()
     latent = paper.binary(latent, CENTERS)
     _, _, binary_reading = value_and_gradients(features, latent, m, CENTERS)
@@ -136,11 +136,11 @@ def test_bfloat16_features_with_float32_filters():
         ({"padding": "FULL"}, "padding='FULL' must be one of SAME, VALID"),
         ({"m_gradient": "exact"}, "m_gradient='exact' must be one of binary, latent"),
         ({"form": "fast"}, "form='fast' must be one of auto, direct, factored"),
-        ({"taps": 2}, "filters of 2x2 taps: MCconv needs an odd square"),
-        ({"drop_channel": True}, "7 channels of features for filters of 8"),
-        ({"planes_of_m": 3}, "8 channels are no whole number of maps of 3 planes"),
-        ({"images": 0}, r"features of shape \(0, .*leave no output of 3x3 taps"),
-        ({"pixels": 2, "padding": "VALID"}, r"shape \(.*, 2, .*leave no output .* padding VALID"),
+        ({"taps": 2}, "filters of 2x2 taps must be square, .*odd"),
+        ({"drop_channel": True}, "features have 7 channels, the filters 8"),
+        ({"planes_of_m": 3}, "8 channels are not divisible by the 3 planes"),
+        ({"images": 0}, r"features of shape \(0, .*empty output with 3x3 taps"),
+        ({"pixels": 2, "padding": "VALID"}, r"shape \(.*, 2, .*empty output .* padding VALID"),
     ],
 )
 def test_wrong_arguments_are_refused(change, message):

@@ -27,7 +27,7 @@ def test_filter_loss_has_the_printed_value_and_gradients(layer):
         latent, binary, m = map(jnp.asarray, layer)
 
         def loss(latent, m):
-            # C-hat depends on C here, as in a layer, and must still be held constant.
+            # C-hat depends on C, as in a layer, but must be treated as a constant.
             return theta * filter_loss(latent, binary + 0 * latent, m)
 
         value, (d_latent, d_m) = jax.value_and_grad(loss, argnums=(0, 1))(latent, m)

@@ -1,4 +1,4 @@
-"""Codes to bits and back."""
+"""Tests packing codes into bits, and unpacking them."""
 
 import math
 
@@ -21,7 +21,7 @@ def test_bits_by_hand():
 
 
 def test_planes_by_hand():
-    # The low bits of 3, 0, 1, 2 are 1, 0, 1, 0, their high ones 1, 0, 0, 1.
+    # The low bits of 3, 0, 1, 2 are 1, 0, 1, 0. The high bits are 1, 0, 0, 1.
     codes = np.array([[3, 0], [1, 2]], np.uint8)
     np.testing.assert_array_equal(pack(codes, 4), [[0b0101], [0b1001]])
 
@@ -65,7 +65,7 @@ def test_one_bit_is_numpys():
 
 
 def test_a_code_without_a_center_is_refused():
-    with pytest.raises(ValueError, match="a code of 3 for 3 centers"):
+    with pytest.raises(ValueError, match="code 3 is out of range for 3 centers"):
         pack(np.array([0, 3], np.uint8), 3)
 
 

@@ -173,7 +173,7 @@ def test_a_sweep_has_means_deviations_and_single_runs(tmp_path):
     [axes] = figure.axes
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "0.0001", "0.001"]
     assert axes.get_xlabel() == "theta"
-    # Zero stands apart: no line leads there, and the axis is broken after it.
+    # Zero is set apart: no line leads there, and the axis is broken after it.
     assert list(line(axes, "MCN").get_ydata()) == pytest.approx([72, 91])
     assert [(text.get_text(), text.get_position()) for text in axes.texts] == [("//", (0.5, 0))]
     mcn, xnor = axes.containers

@@ -1,4 +1,4 @@
-"""Looking into trained networks."""
+"""Tests the inspection of trained networks."""
 
 import html.parser
 import json
@@ -33,7 +33,7 @@ def model_path(tmp_path):
 def test_a_layer_by_hand(report_runs):
     description = describe(inspect(report_runs["seed_0"]))
     layers = {record["layer"]: record for record in description["layers"]}
-    # 32x32 pixels, one map of four planes to two maps; the second layer sees 16x16.
+    # The first layer turns one map of four planes and 32x32 pixels into two; the second has 16x16.
     first = layers["conv_1"]
     assert (first["shape"], first["in_maps"], first["out_maps"]) == ([3, 3, 4, 2], 1, 2)
     assert (first["weights"], first["bits"], first["float32_bits"]) == (72, 72, 72 * 32)
@@ -109,7 +109,7 @@ def test_an_ordinary_network_costs_multiply_adds_and_saves_none(tmp_path):
 @pytest.mark.parametrize(
     ("head", "layers", "bits"),
     [
-        # The convolutions of 2 and 3 maps, then the others in call order.
+        # The convolutions with 2 and 3 maps come first, then the others in call order.
         ("linear", ["dense"], 9 * 4 * 2 + 9 * 8 * 3),
         ("conv", ["head", "batch_norm_head"], 9 * 4 * 2 + 9 * 8 * 3 + 32 * 12 * 5),
     ],
@@ -140,7 +140,7 @@ def test_comparison_of_two_checkpoints(report_runs):
             binary_filters(variables["params"], variables["centers"])[record["layer"]]
             for variables in (before, after)
         )
-        # The centers stay from the first epoch to the second, so that a flip is another value.
+        # Centers do not change between the two epochs, so every flip changes the value.
         assert record["flip_ratio"] == np.mean(binary != next_binary)
         for name, measure in (("m_filters", "m_drift"), ("latent_filters", "latent_drift")):
             a, b = (v["params"][record["layer"]][name].ravel() for v in (before, after))
@@ -194,7 +194,7 @@ def test_every_layer_can_be_read_on_a_narrow_terminal(tmp_path, capsys, monkeypa
     assert "a:x:b.safetensors" in out.replace("\n", "")
     cells = "".join(line.split("│")[1].strip() for line in out.splitlines() if line[0] == "│")
     for record in describe(inspect(path))["layers"]:
-        # In the table of costs, and those of an MCconv in the two others.
+        # All layers are in the table of costs; an MCconv is in the two others, too.
         assert cells.count(record["layer"]) >= (3 if record["kind"] == "MCconv" else 1)
 
 
@@ -254,11 +254,11 @@ def test_what_an_older_config_lacks_has_its_default(report_runs, tmp_path):
         ("nowhere", "nowhere does not exist; name a work directory"),
         ("empty", "empty is not the work directory of a run: it has no config.json"),
         ("file.txt", "file.txt is not a .safetensors file, work directory or checkpoint"),
-        ("run/checkpoints/7", "at the end of an epoch at step 7; it has those at 44, 88"),
-        ("old", "config.json is not of this version ('mean'); train the run anew"),
+        ("run/checkpoints/7", "at step 7; choose one of the steps 44, 88"),
+        ("old", "config.json does not fit this version ('mean'); train the run"),
         (
             "newer",
-            "config.json is not of this version (unknown field config.loss.tetha; did you mean"
+            "config.json does not fit this version (unknown field config.loss.tetha; did you mean"
             " theta?)",
         ),
         ("damaged", "config.json is damaged"),
@@ -284,7 +284,7 @@ def test_what_cannot_be_looked_into_is_one_line(name, message, report_runs, tmp_
 
 
 class Resources(html.parser.HTMLParser):
-    """Gathers what a page would load, and its headings."""
+    """Collects the headings of a page, and the resources that it would load."""
 
     def __init__(self):
         super().__init__()
@@ -307,7 +307,7 @@ def test_the_page_is_whole_in_itself(report_runs, tmp_path, capsys):
     resources.feed(path.read_text())
     assert resources.headings == [
         "Totals", "Layers", "Changes", "Training", "Filters over the epochs",
-        "Latent weights and the levels they are quantized to", "M-filters, plane by plane",
+        "Latent weights and their quantization levels", "M-filters, plane by plane",
         "Filters of conv_1",
     ]  # fmt: skip
     assert len(resources.found) == 6  # five pictures and the icon
@@ -328,7 +328,7 @@ def test_names_on_the_page_are_text(model_path):
 
 @pytest.mark.slow
 def test_the_page_opens_and_sorts_in_a_browser(report_runs, tmp_path):
-    """With Chromium, where it is installed: no error, no request, and a click sorts."""
+    """In Chromium, if installed: no error, no request, and a click sorts."""
     found = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
     browser = next(filter(None, found), None)
     if browser is None:

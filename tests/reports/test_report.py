@@ -1,4 +1,4 @@
-"""Reports of small runs, and `python -m mcn_jax.report` as a user sees it."""
+"""Tests reports of small runs, and runs `python -m mcn_jax.report` as a user would."""
 
 import json
 import pathlib
@@ -17,16 +17,16 @@ from mcn_jax.reports.runs import (
     group_runs,
     labels,
     read_run,
+    read_runs,
     sweep,
 )
 from mcn_jax.workdirs.files import read_metrics
 
 RECORDS = pathlib.Path(__file__).parents[2] / "results"
-DIGITS = [f"digits_{kind}_seed{seed}" for kind in ("mcn", "umcn", "cnn") for seed in range(3)]
 
 
 def copy(source, target, **fields):
-    """A run's small files elsewhere, with other values of its config ("loss__theta")."""
+    """Copies the small files of a run, and changes its config; "loss__theta" is loss.theta."""
     target.mkdir(parents=True)
     for name in ("config.json", "metrics.jsonl", "result.json"):
         shutil.copy(source / name, target / name)
@@ -39,7 +39,7 @@ def copy(source, target, **fields):
 
 
 def still_running(source, target, **fields):
-    """A copy of a run that has done its first epoch."""
+    """Copies a run as if only its first epoch were done."""
     copy(source, target, **fields)
     (target / "result.json").unlink()
     lines = (target / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -64,7 +64,7 @@ def test_the_table_tells_what_differs_and_averages_seeds(report_runs):
     ]  # fmt: skip
     fixed = {
         "method", "data", "network", "last epoch, %", "best epoch, %", "filter bits",
-        "smaller than float32", "epochs", "time a run", "seeds",
+        "smaller than float32", "epochs", "time per run", "seeds",
     }  # fmt: skip
     assert rows[0].keys() - fixed == {"theta", "centers"}
     results = [result(runs["seed_0"]), result(runs["seed_1"])]
@@ -76,27 +76,62 @@ def test_the_table_tells_what_differs_and_averages_seeds(report_runs):
         f"{sum(last) / 2:.2f} ± {abs(last[0] - last[1]) / 2**0.5:.2f} (n = 2)"
     )
     assert row["best epoch, %"] == f"{sum(best) / 2:.2f} ± {abs(best[0] - best[1]) / 2**0.5:.2f}"
-    # 9 weights of 4 planes for each pair of maps; the image is one map.
+    # Each pair of maps has 9 weights in 4 planes; the image is one map.
     bits = 9 * 4 * (1 * 2 + 2 * 4)
     assert [row["filter bits"] for row in rows] == [
         str(bits), str(bits), str(2 * bits), f"{32 * bits:,}",
     ]  # fmt: skip
     assert [row["smaller than float32"] for row in rows] == ["32x", "32x", "16x", "1x"]
     assert row["epochs"] == "2"
-    assert row["time a run"] == f"{sum(r['wall_seconds'] for r in results) / 2:,.0f} s"
+    assert row["time per run"] == f"{sum(r['wall_seconds'] for r in results) / 2:,.0f} s"
     assert row["seeds"] == "0, 1"
 
 
-def test_records_of_an_older_version_give_the_table_of_the_readme():
-    names = [name for name in DIGITS if (RECORDS / name).is_dir()]
-    assert (
-        "root" not in json.loads((RECORDS / names[0] / "config.json").read_text())["config"]["data"]
-    )
-    rows = tables.table(groups_of(*(RECORDS / name for name in names)))
-    assert [row["method"] for row in rows] == ["MCN", "U-MCN", "CNN"]
-    readme = (RECORDS.parent / "README.md").read_text()
+def test_records_of_an_older_version_give_the_table_of_results():
+    path = RECORDS / "digits.jsonl"
+    older = {
+        record["name"]
+        for record in map(json.loads, path.read_text().splitlines())
+        if re.fullmatch(r"(mcn|umcn|cnn)_seed\d", record["name"])
+        and "root" not in record["config"]["config"]["data"]
+    }
+    assert len(older) == 9
+    rows = tables.table(group_runs(run for run in read_runs(path) if run.workdir.name in older))
+    assert [row["method"] for row in rows] == ["CNN", "MCN", "U-MCN"]
+    text = (RECORDS.parent / "docs" / "experiments.md").read_text()
     for row in rows:
-        assert f"| {row['last epoch, %']} | {row['filter bits']} |" in readme
+        assert f"| {row['last epoch, %']} | {row['filter bits']} |" in text
+
+
+def sweep_line(workdir, name):
+    contents = [json.loads((workdir / f"{file}.json").read_text()) for file in ("config", "result")]
+    record = dict(zip(("config", "result"), contents, strict=True))
+    return json.dumps({"name": name, **record, "metrics": read_metrics(workdir / "metrics.jsonl")})
+
+
+def test_a_sweep_file_gives_the_table_of_its_runs(report_runs, tmp_path):
+    lines = [sweep_line(workdir, name) for name, workdir in report_runs.items()]
+    path = tmp_path / "sweep.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    runs = read_runs(path)
+    assert [run.workdir.name for run in runs] == list(report_runs)
+    expected = tables.table(groups_of(*report_runs.values()))
+    assert tables.table(group_runs(runs)) == expected
+    assert [run.records for run in runs] == [read_run(w).records for w in report_runs.values()]
+
+
+def test_a_damaged_sweep_file_is_named(report_runs, tmp_path):
+    path = tmp_path / "sweep.jsonl"
+    good = sweep_line(report_runs["seed_0"], "a")
+    for line, message in (
+        ("{", r"sweep\.jsonl, line 2, is not a run"),
+        ('{"name": "b"}', r"line 2, is not a run .*metrics"),
+        (good, r"line 2: .*'a'"),
+        (good.replace('"a"', '"b"').replace('"config": {"config"', '"config": {"x"'), r"jsonl/b/"),
+    ):
+        path.write_text(f"{good}\n{line}\n")
+        with pytest.raises(InputError, match=message):
+            read_runs(path)
 
 
 def test_what_an_older_config_lacks_has_its_default(report_runs, tmp_path):
@@ -121,7 +156,7 @@ def test_a_running_run_is_shown_and_left_out_of_means(report_runs, tmp_path):
     assert drawn["MCN, seed 1, running, epoch 1/2"] == [1]
     [row] = tables.table(groups_of(running))
     assert row["last epoch, %"] == "running, epoch 1/2"
-    assert row["best epoch, %"] == row["filter bits"] == row["time a run"] == "-"
+    assert row["best epoch, %"] == row["filter bits"] == row["time per run"] == "-"
     [record] = tables.summary(groups_of(running))
     assert record["final_test_accuracy"] == {"mean": None, "std": None, "n": 0}
 
@@ -277,8 +312,8 @@ def spoil_health(workdir):
         ),
         (lambda w: (w / "metrics.jsonl").write_bytes(b'"\xff"\n'), "metrics.jsonl, line 1, is dam"),
         (spoil_health, "RUN/metrics.jsonl is damaged: not all of its health records"),
-        (spoil("metrics.jsonl", ""), "RUN has no whole epoch yet; wait for it, or leave it out"),
-        (lambda w: (w / "metrics.jsonl").unlink(), "RUN has no whole epoch yet"),
+        (spoil("metrics.jsonl", ""), "RUN has no complete epoch yet; wait for one, or leave"),
+        (lambda w: (w / "metrics.jsonl").unlink(), "RUN has no complete epoch yet"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told_in_one_line_before_anything_is_written(
@@ -302,7 +337,7 @@ def test_runs_given_twice_are_both_named(report_runs, tmp_path):
     with pytest.raises(InputError, match=f"{first} and {second} have the same config and seed=0"):
         groups_of(first, second)
     other = first.parent / "theta_0" / ".." / "seed_0"
-    with pytest.raises(InputError, match=f"{re.escape(str(other))} is {first}, given twice"):
+    with pytest.raises(InputError, match=f"{re.escape(str(other))} is the same as {first}; leave"):
         groups_of(first, other)
 
 

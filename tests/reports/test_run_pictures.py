@@ -1,4 +1,4 @@
-"""The pictures in a work directory."""
+"""Tests the pictures in a work directory."""
 
 import shutil
 

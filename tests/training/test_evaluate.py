@@ -52,20 +52,20 @@ def test_the_batch_size_does_not_change_the_result():
 
 
 def test_measures_by_hand():
-    # Three images of class 0, of which one is taken for class 1, and none of class 2.
+    # One of three images of class 0 is predicted as class 1, and there are none of class 2.
     logits = np.log([[0.8, 0.1, 0.1], [0.7, 0.2, 0.1], [0.3, 0.6, 0.1], [0.05, 0.95, 0.0001]])
     found = measures(logits, np.array([0, 0, 0, 1]), ("a", "b", "c"))
     assert found["accuracy"] == 0.75
     assert found["confusion"].tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
     assert [record["examples"] for record in found["classes"]] == [3, 1, 0]
     assert [record["accuracy"] for record in found["classes"]] == [2 / 3, 1.0, None]
-    # Each in a bin of its own: gaps of 0.2, 0.3, 0.6 and about 0.05.
+    # Each image has a bin of its own: gaps of 0.2, 0.3, 0.6 and about 0.05.
     last = 1 - 0.95 / 1.0001
     assert found["calibration_error"] == pytest.approx((0.2 + 0.3 + 0.6 + last) / 4)
 
 
 def test_calibration_is_of_bins():
-    # Ten images in one bin, of confidence 0.7: seven right is perfect, five are 0.2 too few.
+    # Ten images in one bin with confidence 0.7: seven correct is perfect, five is 0.2 too low.
     logits = np.log(np.tile([0.7, 0.3], (10, 1)))
     for right, error in ((7, 0.0), (5, 0.2)):
         labels = np.array([0] * right + [1] * (10 - right))

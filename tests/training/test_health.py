@@ -41,7 +41,7 @@ def test_measures_worked_by_hand():
     )
     state = TrainState(0, before, {}, {}, None, None)
     filters_before = new_progress(state, plan, 0.0).filters_before
-    assert jax.tree.map(id, filters_before) == {  # of the layers whose filters are compared
+    assert jax.tree.map(id, filters_before) == {  # only layers whose filters are compared
         "stem": {"latent_filters": id(before["stem"]["latent_filters"])},
         "block": {"conv_1": {"latent_filters": id(before["block"]["conv_1"]["latent_filters"])}},
     }
@@ -73,7 +73,7 @@ def test_measures_worked_by_hand():
 
 
 def test_layers_come_in_the_order_of_the_network():
-    """Which the alphabet would change: "stem" is last there, and "10" before "2"."""
+    """Alphabetical order would differ: "stem" would be last, and "10" before "2"."""
     model = ModelConfig(
         name="wide_resnet", depth=64, widths=(1, 1, 1, 1), planes=2, dense_features=4
     )

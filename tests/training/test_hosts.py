@@ -1,4 +1,4 @@
-"""Runs of several processes: real ones, on the loopback network."""
+"""Tests runs of several real processes on the loopback network."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ TIMES = ("wall_seconds", "images_per_second")
 
 
 def free_port():
-    """Below those that the kernel gives to connections, so that none takes it meanwhile."""
+    """Returns a free port below those for outgoing connections, so no connection can take it."""
     while True:
         port = random.randrange(20_000, 32_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -53,7 +53,7 @@ def leaves_no_process():
 
 
 def start(*flags, devices, processes=1, of_process=lambda index: ()):
-    """The processes of a run with `devices` CPU devices each, and flags of their own."""
+    """Starts the processes of a run, with `devices` CPU devices each and their own flags."""
     count = f"--xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "XLA_FLAGS": count, "COLUMNS": "100"}
     address = f"--coordinator_address=127.0.0.1:{free_port()}"
@@ -71,7 +71,7 @@ def start(*flags, devices, processes=1, of_process=lambda index: ()):
 
 
 def ends(processes):
-    """(exit code, standard error) of each; an end of this test within fifteen minutes."""
+    """Returns (exit code, standard error) of each process; waits at most fifteen minutes."""
     found = []
     for process in processes:
         _, stderr = process.communicate(timeout=900)
@@ -111,7 +111,7 @@ def wait_for(condition, process):
 def test_two_processes_of_two_devices_equal_one_of_four(data_dir, tmp_path):
     flags = (
         f"--config.data.data_dir={data_dir}", "--config.dtype=float64",
-        "--config.param_dtype=float64", "--config.batch_size=140",  # ten steps an epoch
+        "--config.param_dtype=float64", "--config.batch_size=140",  # ten steps per epoch
         "--config.num_epochs=1", "--config.binarize.start_epoch=0",
     )  # fmt: skip
     run(*flags, f"--workdir={tmp_path}/two", devices=2, processes=2)
@@ -195,7 +195,7 @@ def test_processes_of_one_device_each_end_soon_after_one_of_them(number, data_di
     assert "another process is lost" in stderr or code == -signal.SIGABRT, (code, stderr)
     if number == signal.SIGINT:
         assert ended == 1
-        assert message.endswith("process 1 ends by the above KeyboardInterrupt\n")
+        assert message.endswith("process 1 ends with the KeyboardInterrupt above\n")
     else:
         assert ended == -signal.SIGKILL
 
@@ -203,7 +203,7 @@ def test_processes_of_one_device_each_end_soon_after_one_of_them(number, data_di
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), [((2, 2), (1, 1)), ((1, 1), (2, 2))])
 def test_a_run_goes_on_with_other_processes_and_devices(first, second, data_dir, tmp_path):
-    """(devices, processes) of the first part and of the second."""
+    """`first` and `second` are the (devices, processes) of each part of the run."""
     flags = (
         f"--config.data.data_dir={data_dir}", "--config.dtype=float64",
         "--config.param_dtype=float64", "--config.batch_size=140", "--config.num_epochs=2",
@@ -212,7 +212,7 @@ def test_a_run_goes_on_with_other_processes_and_devices(first, second, data_dir,
     changed = f"--workdir={tmp_path}/changed"
     run(*flags, f"--workdir={tmp_path}/whole", devices=first[0], processes=first[1])
     processes = start(*flags, changed, devices=first[0], processes=first[1])
-    wait_for((tmp_path / "changed" / "metrics.jsonl").exists, processes[0])  # before a first step
+    wait_for((tmp_path / "changed" / "metrics.jsonl").exists, processes[0])  # before the first step
     for process in processes:
         process.send_signal(signal.SIGTERM)
     assert [code for code, _ in ends(processes)] == [EXIT_CODE] * first[1]
@@ -236,9 +236,9 @@ def test_a_port_that_another_run_listens_on_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("127.0.0.1:1", None, 0), "--num_processes missing; a process of several needs all three"),
+        (("127.0.0.1:1", None, 0), "--num_processes missing; give all of"),
         ((None, 2, None), "--coordinator_address and --process_id missing"),
-        (("127.0.0.1:1", 2, 2), "--process_id=2 is none of 2 processes, counted from 0"),
+        (("127.0.0.1:1", 2, 2), "--process_id=2 must be .* below --num_processes=2"),
     ],
 )
 def test_flags_that_do_not_fit(arguments, message):
@@ -250,7 +250,7 @@ def test_flags_that_do_not_fit(arguments, message):
     ("environment", "several"),
     [
         ({}, False),
-        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2"}, False),  # a batch script itself
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2"}, False),  # inside the batch script itself
         ({"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "1"}, False),
         ({"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2"}, True),
         ({"TPU_WORKER_HOSTNAMES": "a"}, False),

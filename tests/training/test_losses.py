@@ -38,14 +38,15 @@ def test_mixed_images_have_both_labels_in_their_shares():
     with jax.enable_x64(True):
         mixed = inputs(LABELS, others, shares)
         loss = losses.softmax_loss(jnp.asarray(LOGITS), mixed)
-        # The first is predicted as 0, the label of its share of 0.75; the second as 1, no label.
+        # The first is predicted as 0, a label with share 0.75. The second is predicted as 1, which
+        # is none of its labels.
         accuracy = losses.accuracy(jnp.asarray(LOGITS), mixed)
     np.testing.assert_allclose(loss, expected, rtol=1e-12)
     np.testing.assert_allclose(accuracy, 0.75 / 2)
 
 
 def two_layers(seed=0):
-    """(params, {"centers": ...}, gradients, plan) of two MCconv layers and a dense one."""
+    """Returns (params, {"centers": ...}, gradients, plan) of two MCconv layers and a dense one."""
     generator = np.random.default_rng(seed)
     params, centers, gradients = {}, {}, {}
     for name in ("a", "b"):
@@ -67,7 +68,7 @@ def two_layers(seed=0):
 
 
 def penalised(params, layer_state, gradients, plan, loss, learning_rate):
-    """`with_penalties` in float64."""
+    """Calls `with_penalties` in float64."""
     with jax.enable_x64(True):
         arrays = jax.tree.map(jnp.asarray, (gradients, params, layer_state))
         return jax.device_get(
@@ -82,7 +83,7 @@ def test_filter_loss_sums_over_layers():
         latent, m = params[name].values()
         binary = paper.binary(latent, layer_state["centers"][name]["centers"])
         expected += paper.filter_loss(latent, binary, m, theta=1.0)
-    # Whatever theta is: it is recorded as in Eq. 1 without theta.
+    # The recorded filter loss is Eq. 1 without theta.
     for theta in (0.0, 0.3):
         loss = LossConfig(theta=theta)
         _, value = penalised(params, layer_state, gradients, plan, loss, 0.1)
@@ -128,7 +129,7 @@ def test_center_loss_and_its_gradient():
 
 
 def moved_means_of_wen(means, features, labels, rate):
-    """Wen et al. 2016, Eqs. 4 and the update below it, class by class."""
+    """Computes Eq. 4 of Wen et al. 2016 and the update below it, class by class."""
     moved = means.copy()
     for j in range(len(means)):
         members = [x for x, y in zip(features, labels, strict=True) if y == j]
@@ -141,7 +142,7 @@ def moved_means_of_wen(means, features, labels, rate):
 
 
 def test_class_means_count_more_than_bfloat16_can():
-    """Above 256 a bfloat16 count would stand still."""
+    """A bfloat16 count would stop growing at 256."""
     moved = losses.moved_class_means(
         jnp.zeros((2, 1, 1, 1)), jnp.ones((1000, 1, 1, 1), jnp.bfloat16), jnp.zeros(1000, int), 1.0
     )

@@ -15,7 +15,7 @@ EPOCH = {
 
 
 def all_events(directory):
-    """Parsed from the records of the event files."""
+    """Returns all events, parsed from the records of the event files."""
     for path in sorted(directory.glob("events.out.tfevents.*")):
         content = path.read_bytes()
         while content:
@@ -25,7 +25,7 @@ def all_events(directory):
 
 
 def events(directory):
-    """(step, tag, value) of every scalar in the event files."""
+    """Returns (step, tag, value) of every scalar in the event files."""
     return [
         (event.step, value.tag, value.simple_value)
         for event in all_events(directory)
@@ -64,7 +64,7 @@ def write_epochs(writer, count):
 
 
 def test_a_full_disk_is_one_error_that_says_what_to_do(tmp_path):
-    """Files of at most 20 kB stand for a disk that is full."""
+    """A limit of 20 kB per file simulates a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with metrics.MetricsWriter(tmp_path, 0) as writer:
         try:
@@ -74,7 +74,7 @@ def test_a_full_disk_is_one_error_that_says_what_to_do(tmp_path):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     written = (tmp_path / "metrics.jsonl").read_text().count("\n")
-    with metrics.MetricsWriter(tmp_path, 5) as writer:  # goes on
+    with metrics.MetricsWriter(tmp_path, 5) as writer:  # resumes
         assert len(writer.records) == 6 < written
         writer.write(EPOCH | {"step": 6})
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 7

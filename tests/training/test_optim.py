@@ -55,7 +55,7 @@ def test_the_line_that_describes_the_groups():
 
 
 class Gate(nn.Module):
-    """Not a layer of any family."""
+    """A module that does not belong to any layer family."""
 
     @nn.compact
     def __call__(self, x):
@@ -78,7 +78,7 @@ def test_a_parameter_without_a_group_is_refused(monkeypatch):
 
 
 def test_a_rate_and_a_projection_are_those_of_the_group():
-    """A group of a family that the optimizer has never heard of."""
+    """The group is from a family that is unknown to the optimizer."""
     group = Group(name="own", rate="m_learning_rate", non_negative=True)
     family = dataclasses.replace(CONV, groups={"conv/kernel": group})
     plan = (planned("layer", family, **{"conv/kernel": np.ones(3)}),)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a run."""
+"""Tests which parts of a run's state a checkpoint holds."""
 
 import jax
 import numpy as np

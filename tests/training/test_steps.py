@@ -27,7 +27,7 @@ def float64_config(**changes):
 
 
 def one_step(config, quantized=True):
-    """(state before, state after, metrics) as numpy, in float64."""
+    """Returns (state before, state after, metrics) as numpy, in float64."""
     with jax.enable_x64(True):
         state, arguments = step_arguments(config, quantized)
         step = jax.jit(functools.partial(train_step, **arguments))
@@ -36,7 +36,7 @@ def one_step(config, quantized=True):
 
 @pytest.mark.parametrize("projection_penalty", [True, False])
 def test_a_step_adds_the_terms_of_eqs_10_13_and_17(projection_penalty):
-    """The softmax gradient is taken from a step with theta = 0; the rest is the paper's."""
+    """The softmax gradient is from a step with theta = 0; the rest is from the paper."""
     theta = 0.3
     before, plain, _ = one_step(float64_config(loss=LossConfig(theta=0.0)))
     loss = LossConfig(theta=theta, projection_penalty=projection_penalty)
@@ -84,7 +84,7 @@ def test_the_latent_reading_of_eq_16_changes_m_alone():
 
 
 def plain_loss(config, params, state, images, labels):
-    """Softmax and center loss as they stand, without the step: nothing but model.apply."""
+    """Returns softmax plus center loss, computed with model.apply instead of the step."""
     model = make_model(config, 10, quantized=True)
     outputs, _ = model.apply(
         state.variables | {"params": params}, images, train=True, mutable=["batch_stats"]
@@ -122,7 +122,7 @@ def test_a_step_follows_the_gradient_of_softmax_and_center_loss():
 
 
 def test_every_step_draws_other_crops_and_other_dropout_masks():
-    """Without a learning rate nothing but the random draws can change the loss."""
+    """At a learning rate of zero, only the random draws can change the loss."""
     still = dataclasses.replace(PLAIN_SGD, learning_rate=0.0, m_learning_rate=0.0)
     whole = float64_config(optimizer=still)
     no_crop = dataclasses.replace(whole, data=dataclasses.replace(whole.data, crop_padding=0))

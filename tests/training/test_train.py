@@ -76,7 +76,7 @@ def test_a_run_compiles_its_steps_twice_once_for_float_and_once_for_binary_filte
     train_and_evaluate(config, tmp_path)
     # Training and evaluation, with float filters and with binary ones.
     assert len(traces) == 4
-    # Epochs 1 and 3 compile their steps, epochs 2 and 4 nothing at all.
+    # Epochs 1 and 3 compile their steps; epochs 2 and 4 compile nothing.
     one, two, three, four = saves
     assert one == two
     assert two < three == four
@@ -110,7 +110,7 @@ def test_a_run_stopped_after_any_epoch_ends_where_the_uninterrupted_one_ends(
 
         def save_and_stop(self, step, *arguments, stop=stop_epoch, saved=saved):
             stops = step == (stop + 1) * STEPS_PER_EPOCH
-            # Stopped before it is saved, the epoch has a record and no checkpoint.
+            # A run that stops before saving leaves a record of the epoch, but no checkpoint.
             if saved or not stops:
                 save(self, step, *arguments)
             if stops:
@@ -120,7 +120,7 @@ def test_a_run_stopped_after_any_epoch_ends_where_the_uninterrupted_one_ends(
             patch.setattr(Checkpoints, "save", save_and_stop)
             with pytest.raises(KeyboardInterrupt):
                 train_and_evaluate(config, workdir)
-        # What a kill between the record and the next checkpoint leaves behind.
+        # A kill between the record and the next checkpoint leaves this behind.
         with (workdir / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"kind": "step", "step": 10**6, "epoch": 9}) + '\n{"kind": "st')
         resumed = train_and_evaluate(config, workdir)
@@ -140,7 +140,8 @@ def test_a_run_stopped_by_signals_inside_epochs_ends_where_the_uninterrupted_one
     config = digits_config(data_dir, log_every_steps=3)
     result = train_and_evaluate(config, tmp_path / "whole")
     workdir = tmp_path / "stopped"
-    # In the first step, twice in one epoch, in its last step, before and after binarization starts.
+    # Stops in the first step, twice in one epoch, in its last step, and before and after
+    # binarization starts.
     steps = [1, 20, 24, STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH - 1, 2 * STEPS_PER_EPOCH + 2, 130]
     step_done = metrics.ProgressBar.step
     seen = itertools.count(1)
@@ -171,14 +172,14 @@ def test_a_run_stopped_by_signals_inside_epochs_ends_where_the_uninterrupted_one
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
-    data_dir, tmp_path, one_device, caplog
+    digits_run, data_dir, tmp_path, one_device, caplog
 ):
     config = digits_config(data_dir)
-    result = train_and_evaluate(config, tmp_path / "whole")
-    expected = named_leaves(last_state(tmp_path / "whole", config))
+    result = json.loads((digits_run / "result.json").read_text())
+    expected = named_leaves(last_state(digits_run, config))
 
     def damage(workdir, step):
-        """Flips a bit of a leaf as if the disk had: Orbax reads the files without an error."""
+        """Flips a bit of a leaf like a bad disk; Orbax still reads the files without an error."""
         saved = Checkpoints(workdir / "checkpoints", read_only=True)
         leaves = saved.read(step)
         saved.close()
@@ -192,7 +193,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
         shutil.copytree(other.directory / str(step) / "state", state)
 
     workdir = tmp_path / "one"
-    shutil.copytree(tmp_path / "whole", workdir)
+    shutil.copytree(digits_run, workdir)
     (workdir / "result.json").unlink()
     last = 4 * STEPS_PER_EPOCH
     damage(workdir, last)
@@ -204,7 +205,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
         if r.name == "absl" and "checkpoint" in r.getMessage()
     ]
     assert re.search(
-        rf"{last} is damaged: params/conv_2/m_filters differs from its digest; it is now"
+        rf"{last} is damaged: params/conv_2/m_filters differs from its digest; moved it to"
         rf" \S+/{last}; resuming from step {last - STEPS_PER_EPOCH}",
         message,
     )
@@ -214,14 +215,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
         np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
 
     workdir = tmp_path / "all"
-    shutil.copytree(tmp_path / "whole", workdir)
+    shutil.copytree(digits_run, workdir)
     (workdir / "result.json").unlink()
     steps = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
     for step in steps:
         damage(workdir, step)
-    with pytest.raises(
-        InputError, match=rf"{last} .*damaged.*, nor can one before it be read; use"
-    ):
+    with pytest.raises(InputError, match=rf"{last} .*damaged.*; use another --workdir"):
         train_and_evaluate(config, workdir)
     assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == sorted(steps)
 
@@ -243,11 +242,11 @@ def test_a_directory_in_use_is_refused_with_the_name_of_its_process(data_dir, tm
 def test_several_steps_in_one_program_are_the_same_steps(data_dir, tmp_path, one_device, caplog):
     binarize = BinarizeConfig(enabled=False)
     config = digits_config(data_dir, num_epochs=1, log_every_steps=5, binarize=binarize)
-    # XLA may compile them another way, whose roundings grow from step to step: in float64 to less
-    # than is seen here.
+    # XLA may compile them differently, and rounding differences grow with every step. In float64
+    # they stay below the tolerances of this test.
     config = dataclasses.replace(config, dtype="float64", param_dtype="float64")
     records, states = [], []
-    for steps in (1, 5):  # of the 44 steps of an epoch, four go together
+    for steps in (1, 5):  # 44 steps per epoch leave a group of four
         workdir = tmp_path / str(steps)
         config = dataclasses.replace(config, steps_per_dispatch=steps)
         with jax.enable_x64(True):
@@ -265,7 +264,7 @@ def test_several_steps_in_one_program_are_the_same_steps(data_dir, tmp_path, one
 
     with caplog.at_level("WARNING"), jax.enable_x64(True):
         train_and_evaluate(config, tmp_path / "5", profile=True)
-    assert "has ended and trains no step to trace" in caplog.text
+    assert "has ended, so no steps are traced" in caplog.text
     assert not (tmp_path / "5" / "profile").exists()
     [trace] = (tmp_path / "1" / "profile" / "float").rglob("perfetto_trace.json.gz")
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
@@ -294,20 +293,20 @@ def test_every_step_keeps_m_non_negative_and_every_forward_pass_is_binary(
         num_epochs=3,
         log_every_steps=1,
         binarize=BinarizeConfig(start_epoch=1, num_centers=num_centers),
-        # Large, so that M runs into zero.
+        # Large enough to push M to zero.
         optimizer=OptimizerConfig(learning_rate=0.05, m_learning_rate=0.5, schedule="constant"),
     )
     train_and_evaluate(config, tmp_path)
     jax.effects_barrier()
-    seen = list(recorded)  # what follows makes a template state, and with it two more passes
+    seen = list(recorded)  # `last_state` below adds two more passes
     state = last_state(tmp_path, config)
     centers = [
         set(state.layer_state["centers"][name]["centers"].tolist()) for name in ("conv_1", "conv_2")
     ]
     assert [len(c) for c in centers] == [num_centers] * 2
     binary = [f for f, _ in seen if len(f) <= num_centers]
-    # Two layers: one epoch of training and of evaluation (4 batches) with latent filters, two with
-    # binary ones, and the pass that makes the first state, before k-means.
+    # Per layer: one epoch with latent filters, two epochs with binary filters, and the pass that
+    # creates the first state before k-means. An epoch also has 4 batches of evaluation.
     assert len(seen) - len(binary) == 2 * (STEPS_PER_EPOCH + 4)
     assert len(binary) == 2 * 2 * (STEPS_PER_EPOCH + 4) + 2
     elsewhere = [f for f in binary if not any(set(f.tolist()) <= c for c in centers)]
@@ -321,17 +320,17 @@ def test_every_step_keeps_m_non_negative_and_every_forward_pass_is_binary(
     assert set(np.unique(filters["conv_2"]).tolist()) == centers[1]
 
 
-def test_files_of_a_run_and_what_they_say(data_dir, tmp_path, one_device):
+def test_files_of_a_run_and_what_they_say(digits_run, data_dir, tmp_path, one_device):
     config = digits_config(data_dir)
-    result = train_and_evaluate(config, tmp_path)
-    assert json.loads((tmp_path / "result.json").read_text()) == result
+    shutil.copytree(digits_run, tmp_path, dirs_exist_ok=True)
+    result = json.loads((tmp_path / "result.json").read_text())
     assert result["test_examples"] == 360
     weights = 9 * (4 * 2 + 8 * 4)
     assert (result["filter_bits"], result["float32_filter_bits"]) == (weights, 32 * weights)
     epochs = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "epoch"]
     assert [r["binarized"] for r in epochs] == [False, False, True, True]
     assert result["final_test_accuracy"] == epochs[-1]["test_accuracy"]
-    # Epochs before binarization do not count as the best of an MCN.
+    # Epochs before binarization do not count for the best accuracy of an MCN.
     assert result["best_test_accuracy"] == max(r["test_accuracy"] for r in epochs[2:])
     assert epochs[-1]["train_loss"] < 0.9 * epochs[0]["train_loss"]
     health = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "health"]
@@ -355,19 +354,21 @@ def test_files_of_a_run_and_what_they_say(data_dir, tmp_path, one_device):
     assert steps[-2:] == [3 * STEPS_PER_EPOCH, 4 * STEPS_PER_EPOCH]
 
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    assert train_and_evaluate(config, tmp_path) == result  # a run that has ended is left alone
+    assert train_and_evaluate(config, tmp_path) == result  # a finished run stays unchanged
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_workdir_of_another_run_is_refused_and_left_alone(data_dir, tmp_path, one_device):
-    config = digits_config(data_dir, num_epochs=3)
-    train_and_evaluate(config, tmp_path)
+def test_a_workdir_of_another_run_is_refused_and_left_alone(
+    digits_run, data_dir, tmp_path, one_device
+):
+    config = digits_config(data_dir)
+    shutil.copytree(digits_run, tmp_path, dirs_exist_ok=True)
     (tmp_path / "result.json").unlink()
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     wider = dataclasses.replace(config, model=dataclasses.replace(config.model, widths=(3, 4)))
     with pytest.raises(InputError, match=r"config.model.widths=\(2, 4\), this run has \(3, 4\)"):
         train_and_evaluate(wider, tmp_path)
-    # The same with a config.json that somebody replaced: the leaves tell.
+    # If config.json was replaced, too, the leaves of the checkpoint show the difference.
     record = json.loads((tmp_path / "config.json").read_text())
     record["config"]["model"]["widths"] = [3, 4]
     (tmp_path / "config.json").write_text(json.dumps(record))
@@ -386,9 +387,9 @@ def test_a_run_that_diverges_stops_and_saves_nothing_of_it(
     optimizer = OptimizerConfig(learning_rate=1e38, schedule="constant")
     config = digits_config(data_dir, optimizer=optimizer, batch_size=batch_size)
     where = (
-        r"at step \d+, ((batch_stats|params)/\S+ is by now the first of \d+ leaves with values"
+        r"at step \d+; ((batch_stats|params)/\S+ is now the first of \d+ leaves with values"
         r" that are not finite"
-        r"|the largest value, \S+e\+3\d, is by now in params/\S+); training stops"
+        r"|the largest value is now \S+e\+3\d, in params/\S+); training stops"
     )
     with pytest.raises(FloatingPointError, match=rf"(loss|norm) is .* {where}"):
         train_and_evaluate(config, tmp_path)
@@ -399,9 +400,9 @@ def test_a_run_that_diverges_stops_and_saves_nothing_of_it(
     checkpoints.close()
 
 
-def test_a_run_that_lost_its_metrics_is_refused(data_dir, tmp_path, one_device):
+def test_a_run_that_lost_its_metrics_is_refused(digits_run, data_dir, tmp_path, one_device):
     config = digits_config(data_dir)
-    train_and_evaluate(config, tmp_path)
+    shutil.copytree(digits_run, tmp_path, dirs_exist_ok=True)
     (tmp_path / "result.json").unlink()
     whole = (tmp_path / "metrics.jsonl").read_text()
     (tmp_path / "metrics.jsonl").write_text("not json\n" + whole)
@@ -435,7 +436,7 @@ def test_eight_devices_train_to_the_same_accuracy_as_one(data_dir, tmp_path, mon
     eight = train_and_evaluate(config, tmp_path / "eight")
     monkeypatch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:1])
     one = train_and_evaluate(config, tmp_path / "one")
-    assert one["final_test_accuracy"] > 0.3  # far above chance: there is something to compare
+    assert one["final_test_accuracy"] > 0.3  # far above chance, so the comparison means something
     assert abs(eight["final_test_accuracy"] - one["final_test_accuracy"]) <= 0.05
     assert eight["test_examples"] == one["test_examples"] == 360
 
@@ -495,6 +496,6 @@ def test_a_trace_ends_with_an_exception(tmp_path):
 
     with pytest.raises(FloatingPointError):
         fail()
-    with StepTrace(tmp_path / "second") as trace:  # which could not begin beside another
+    with StepTrace(tmp_path / "second") as trace:  # only one trace can run at a time
         trace.before(FIRST, LAST, jnp.zeros(()))
     assert list((tmp_path / "second").rglob("perfetto_trace.json.gz"))

@@ -1,10 +1,9 @@
-"""A run that starts from another one's filters."""
+"""Tests runs that start from the filters of another run."""
 
 import dataclasses
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -21,15 +20,10 @@ BINARY_AT_ONCE = BinarizeConfig(start_epoch=0)
 
 
 @pytest.fixture(scope="module")
-def first_stage(tmp_path_factory):
-    """(work directory, config) of a run that has ended: two epochs, the second binary."""
-    root = tmp_path_factory.mktemp("first_stage")
-    binarize = BinarizeConfig(start_epoch=1)
-    config = digits_config(str(root / "data"), num_epochs=2, binarize=binarize)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mcn_jax.parallel.local_devices", lambda: jax.local_devices()[:1])
-        train_and_evaluate(config, root / "run")
-    return root / "run", config
+def first_stage(data_dir, shared_run):
+    """Returns (work directory, config) of a finished run: two epochs, the second binary."""
+    config = digits_config(data_dir, num_epochs=2, binarize=BinarizeConfig(start_epoch=1))
+    return shared_run("first_stage", config), config
 
 
 def fine_tuning(first_stage, **changes):
@@ -97,7 +91,7 @@ def test_fine_tuning_keeps_the_centers_where_it_can(num_centers, first_stage, tm
     assert same == [num_centers == 2] * 2
     record = json.loads((tmp_path / "config.json").read_text())
     assert record["init_from"]["step"] == 2 * STEPS_PER_EPOCH
-    # It goes on where the first stage ended, far from where a random network begins.
+    # It continues where the first stage ended, far from the loss of a random network.
     train_and_evaluate(dataclasses.replace(config, init_from=""), tmp_path / "random")
     tuned, random = (first_epoch_accuracy(path) for path in (tmp_path, tmp_path / "random"))
     assert tuned > random + 0.2
@@ -168,7 +162,7 @@ def not_a_run(workdir):
         (
             damaged,
             {},
-            "metrics.jsonl has no record of an epoch that ended at a checkpoint, of step 44 or 88",
+            "metrics.jsonl has no record of an epoch that ended at a checkpoint, at step 44 or 88",
         ),
         (
             None,

@@ -36,7 +36,7 @@ def template_of(**changes):
 
 
 def state_of(**changes):
-    """The state of a new run, as a checkpoint holds it."""
+    """Returns the state of a new run, as a checkpoint holds it."""
     return saved_tree(template_of(**changes))
 
 
@@ -55,7 +55,7 @@ def test_a_state_comes_back_bit_for_bit(checkpoints):
 def test_the_last_two_and_the_best_are_kept_across_processes(tmp_path):
     state = {"x": np.arange(3.0)}
     for step, accuracy in [(1, 0.3), (2, 0.9), (3, 0.9), (4, 0.5), (5, 0.6), (6, 0.4)]:
-        opened = Checkpoints(tmp_path)  # a process of its own would do the same
+        opened = Checkpoints(tmp_path)  # like another process
         opened.save(step, state, accuracy)
         steps, best = opened.steps(), opened.best_step()
         opened.close()
@@ -67,7 +67,7 @@ def test_the_last_two_and_the_best_are_kept_across_processes(tmp_path):
     ("change", "message"),
     [
         (lambda t: t | {"more": np.ones(2)}, "has no more, which this model needs"),
-        (lambda t: {"a": t["a"]}, "holds b/c, which this model has not"),
+        (lambda t: {"a": t["a"]}, "holds b/c, which this model does not have"),
         (
             lambda t: t | {"a": np.ones((2, 3))},
             r"holds a of shape \(3, 2\), this model needs \(2, 3\)",
@@ -117,7 +117,7 @@ def test_what_a_kill_left_half_written_is_removed(tmp_path):
     assert opened.steps() == [1, 2]
     opened.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
-    (tmp_path / "3.orbax-checkpoint-tmp").touch()  # a file, where only directories are removed
+    (tmp_path / "3.orbax-checkpoint-tmp").touch()  # a file; only directories are removed
     with pytest.raises(InputError, match=r"tmp, .* cannot be removed: .* delete it"):
         Checkpoints(tmp_path)
 
@@ -159,7 +159,7 @@ def save_and_wait(checkpoints, tree):
 
 
 def test_a_full_disk_is_one_error_that_says_what_to_do(tmp_path):
-    """Files of at most 20 kB stand for a disk that is full."""
+    """A limit of 20 kB per file simulates a full disk."""
     opened = Checkpoints(tmp_path / "checkpoints")
     opened.save(1, {"x": np.zeros(10)}, test_accuracy=0.5)
     opened.wait()
@@ -193,8 +193,10 @@ DAMAGES = {
 
 
 def with_each_file_damaged(directory, damage, copies):
-    """Copies of a directory of checkpoints, each with one file of the last checkpoint damaged, the
-    largest file first: (file, copy)."""
+    """Yields (file, copy) of a checkpoint directory with one file damaged.
+
+    Each copy has another damaged file of the last checkpoint, starting with the largest file.
+    """
     last = max((p for p in directory.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
     files = [p for p in last.rglob("*") if p.is_file() and p.stat().st_size]
     for file in sorted(files, key=lambda path: -path.stat().st_size):
@@ -246,7 +248,7 @@ def test_no_damaged_file_gives_a_wrong_state_or_a_traceback(tmp_path, damage):
         messages[file] = ""
         if restored is not None:
             jax.tree.map(np.testing.assert_array_equal, restored, tree)
-    assert next(iter(messages.values()))  # of the largest file
+    assert next(iter(messages.values()))  # for the largest file
     assert not [message for message in messages.values() if "\n" in message]
 
 
@@ -273,5 +275,5 @@ def test_a_run_goes_on_from_the_last_checkpoint_that_is_whole(tmp_path, damage):
         assert restored.keys() == expected.keys()
         for name, leaf in restored.items():
             np.testing.assert_array_equal(leaf, expected[name], err_msg=f"{file} {name}")
-    assert next(iter(outcomes.values())) == "the one before"  # of the largest file
+    assert next(iter(outcomes.values())) == "the one before"  # for the largest file
     assert not [outcome for outcome in outcomes.values() if "\n" in outcome]

@@ -47,7 +47,7 @@ def test_a_run_of_a_version_without_some_fields_may_resume_where_they_have_their
 
 def test_other_data_are_refused(tmp_path):
     write_config(tmp_path, Config(), DATA)
-    message = r"was written with other data: train_examples was 1437 and is 1438; use another"
+    message = r"was written with other data: train_examples was 1437 and is now 1438; use another"
     with pytest.raises(InputError, match=message):
         check_workdir(tmp_path, Config(), DATA | {"train_examples": 1438})
 
@@ -92,9 +92,9 @@ def test_another_environment_is_told(tmp_path, caplog):
     ("content", "message"),
     [
         ('{"config": ', "is damaged"),
-        ("{}", "is not of this version"),
-        (json.dumps({"config": dataclasses.asdict(Config())}), "is not of this version"),
-        ('{"config": {"seed": 0}}', "is not of this version ('data')"),
+        ("{}", "does not fit this version"),
+        (json.dumps({"config": dataclasses.asdict(Config())}), "does not fit this version"),
+        ('{"config": {"seed": 0}}', "does not fit this version ('data')"),
         ('{"config": {"sed": 0}}', "unknown field config.sed; did you mean seed?"),
         ('{"config": {"seed": "0"}}', "config.seed='0' must be of type int"),
     ],
