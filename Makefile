@@ -17,7 +17,7 @@ test: .venv/installed  ## run the fast tests on all cores: a few minutes
 	$(VENV)/python -m pytest -q -n auto
 
 slow: .venv/installed  ## run the slow tests: tens of minutes
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(VENV)/python -m pytest -q -m slow -n auto
+	$(VENV)/python -m pytest -q -m slow -n auto
 
 check: lint types imports  ## check style, format, types and the order of the packages
 

@@ -5,18 +5,16 @@ second epoch. Its expected.json has the results of version 0.1 for these runs an
 """
 
 import json
-import os
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import safetensors.numpy
 from PIL import Image
 
+import processes
 from mcn_jax import evaluate, export, inspect_checkpoint, predict, report
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -74,14 +72,9 @@ def evaluated(capsys, path, data_dir):
 
 
 def resume(workdir, data_dir):
-    """Runs the command that made the fixture, on one device as before."""
-    flags = "--xla_force_host_platform_device_count=1"
-    return subprocess.run(
-        [sys.executable, "-m", "mcn_jax.main", *FLAGS,
-         f"--config.data.data_dir={data_dir}", f"--workdir={workdir}"],
-        cwd=ROOT, env={**os.environ, "XLA_FLAGS": flags, "COLUMNS": "100"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    """Runs the command that made the fixture, on one device as it did then."""
+    places = (f"--config.data.data_dir={data_dir}", f"--workdir={workdir}")
+    return processes.run("mcn_jax.main", *FLAGS, *places)
 
 
 def epochs(workdir):
@@ -225,10 +218,12 @@ def test_a_run_with_an_unknown_field_is_not_resumed(data_dir, tmp_path):
 @pytest.mark.parametrize(
     ("case", "removed"),
     [
-        ("inside_an_epoch", None), ("after_an_epoch", None), ("inside_an_epoch", "data.mixup"),
-        ("inside_an_epoch", "steps_per_dispatch"),
+        ("inside_an_epoch", None),
+        pytest.param("after_an_epoch", None, marks=pytest.mark.slow),
+        pytest.param("inside_an_epoch", "data.mixup", marks=pytest.mark.slow),
+        pytest.param("inside_an_epoch", "steps_per_dispatch", marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 def test_a_stopped_run_goes_on(case, removed, data_dir, tmp_path, capsys):
     workdir, expected = copied("stopped", tmp_path), EXPECTED["resume"][case]
     steps = {int(path.name) for path in (workdir / "checkpoints").iterdir()}

@@ -144,7 +144,7 @@ def test_it_learns_digits_with_three_values_per_layer(toy_run, tmp_path):
 
 
 def test_it_resumes_bit_for_bit(data_dir, tmp_path, monkeypatch, one_device):
-    config = toy_config(data_dir, num_epochs=3)
+    config = toy_config(data_dir, num_epochs=2)
     train_and_evaluate(config, tmp_path / "whole")
     save = Checkpoints.save
 

@@ -45,8 +45,15 @@ def compare(config, quantized, steps, tolerance, monkeypatch):
     assert any(name.startswith("batch_stats") for name in distances)
 
 
-@pytest.mark.parametrize("center_loss_weight", [0.0, 0.01])
-@pytest.mark.parametrize("quantized", [True, False])
+@pytest.mark.parametrize(
+    ("quantized", "center_loss_weight"),
+    [
+        (True, 0.01),
+        (False, 0.0),
+        pytest.param(True, 0.0, marks=pytest.mark.slow),
+        pytest.param(False, 0.01, marks=pytest.mark.slow),
+    ],
+)
 def test_one_device_equals_eight_in_float64(quantized, center_loss_weight, monkeypatch):
     loss = LossConfig(theta=1e-3, center_loss_weight=center_loss_weight)
     config = digits_config(dtype="float64", param_dtype="float64", loss=loss)

@@ -3,8 +3,6 @@ import functools
 import gzip
 import hashlib
 import http.server
-import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -12,7 +10,10 @@ import pytest
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
+import processes
+from mcn_jax.config import DataConfig
 from mcn_jax.data import digits, mnist
+from mcn_jax.data.dataset import open_dataset
 from mcn_jax.data.facts import DATASETS
 from mcn_jax.errors import InputError
 from small_runs import load
@@ -208,19 +209,14 @@ def test_a_damaged_prepared_data_set_is_named(tmp_path, file, damage):
         load(**config)
 
 
-def test_two_processes_prepare_the_same_data_set(tmp_path):
-    code = (
-        "from mcn_jax.data.dataset import open_dataset; from mcn_jax.config import DataConfig;"
-        f"print(len(open_dataset(DataConfig(data_dir={str(tmp_path)!r})).train.read_all().labels))"
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(3)
-    ]
-    for process in processes:
-        output, errors = process.communicate()
-        assert process.returncode == 0, errors
-        assert output.splitlines()[-1] == "1437"
+def prepare_and_count(data_dir):
+    print(len(open_dataset(DataConfig(data_dir=data_dir)).train.read_all().labels))
+
+
+def test_several_processes_prepare_the_same_data_set(tmp_path):
+    running = [processes.Running(prepare_and_count, str(tmp_path)) for _ in range(3)]
+    for process in running:
+        finished = process.finish()
+        assert finished.returncode == 0, finished.stderr
+        assert finished.stdout.splitlines()[-1] == "1437"
     assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1.0.0"]

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,26 +16,25 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+import processes
 from mcn_jax.config import DataConfig
 from mcn_jax.data import mnist
 from mcn_jax.data.dataset import open_dataset
 from mcn_jax.errors import InputError
 
 PREPARE = (
-    "import resource, sys\n"
-    "if sys.argv[3]: resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)\n"
-    "from mcn_jax.config import DataConfig; from mcn_jax.data.dataset import open_dataset;"
-    "from mcn_jax.errors import InputError\n"
-    "try: print(len(open_dataset(DataConfig(name=sys.argv[1], data_dir=sys.argv[2])).train))\n"
-    "except InputError as error: sys.exit(str(error))"
+    "import sys; from mcn_jax.config import DataConfig; from mcn_jax.data.dataset import"
+    " open_dataset; open_dataset(DataConfig(data_dir=sys.argv[1]))"
 )
 
 
-def start(data_dir, file_size_limit=""):
-    return subprocess.Popen(
-        [sys.executable, "-c", PREPARE, "digits", str(data_dir), str(file_size_limit)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def prepare_with_limit(data_dir, file_size_limit):
+    """Prepares digits while no file may grow beyond a limit in bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
+    try:
+        open_dataset(DataConfig(data_dir=data_dir))
+    except InputError as error:
+        sys.exit(str(error))
 
 
 def prepared(data_dir):
@@ -44,11 +44,9 @@ def prepared(data_dir):
 
 @pytest.mark.parametrize("limit", [1000, 20_000, 300_000])
 def test_a_full_disk_is_one_line_and_leaves_nothing(limit, tmp_path):
-    """Limits the size of every file, in bytes."""
-    process = start(tmp_path, limit)
-    _, errors = process.communicate()
-    assert process.returncode == 1
-    [line] = errors.strip().splitlines()
+    finished = processes.Running(prepare_with_limit, str(tmp_path), limit).finish()
+    assert finished.returncode == 1
+    [line] = finished.stderr.strip().splitlines()
     assert f"data set digits does not fit on the disk of {tmp_path}" in line
     assert "pass another directory as --config.data.data_dir" in line
     assert not [path for path in (tmp_path / "digits").rglob("*") if path.is_file()]
@@ -75,12 +73,12 @@ def test_a_kill_in_the_middle_of_preparation_leaves_it_absent_or_whole(tmp_path)
     kills = 0
     for number in range(6):
         directory = tmp_path / str(number)
-        process = start(directory)
+        process = subprocess.Popen([sys.executable, "-c", PREPARE, directory])
         while not list((directory / "digits").glob("*")) and process.poll() is None:
             time.sleep(0.002)
         time.sleep(0.06 * number)
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.wait()
         kills += process.returncode == -signal.SIGKILL
         if prepared(directory):  # after the rename, nothing may be missing
             before = sorted(directory.rglob("*"))

@@ -75,7 +75,7 @@ def trained_logits(model, variables, config, images):
     module = models.make_model(config, CLASSES, quantized=model.network.quantized)
     x = padded_to(images, model.images.image_size)
     x = normalise(x, model.images.mean, model.images.std, jnp.dtype("float32"))
-    return np.asarray(module.apply(variables, x).logits)
+    return np.asarray(jax.jit(module.apply)(variables, x).logits)
 
 
 def check_agreement(name, write, path):

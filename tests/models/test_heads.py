@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from mcn_jax.config import Config, ModelConfig
 from mcn_jax.data.batches import Batch
-from mcn_jax.models import MODELS, Classifier, make_model
+from mcn_jax.models import Classifier, make_model
 from mcn_jax.models.heads import HEADS, example_dropout
 from mcn_jax.training.steps import train_step
 from small_runs import digits_config, random_split, step_arguments
@@ -126,8 +126,9 @@ def test_values_are_those_of_numpy(head, train):
         np.testing.assert_allclose(found, moved, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("head", "name"), [*((head, "simple_cnn") for head in HEADS), ("conv", "wide_resnet")]
+)
 def test_a_training_step_moves_every_parameter(head, name):
     config = digits_config(model=model_config(name=name, head=head))
     state, arguments = step_arguments(config, quantized=True)
@@ -149,9 +150,10 @@ def test_a_training_step_moves_every_parameter(head, name):
 def test_heads_without_dropout_need_no_keys(head):
     model = make_model(Config(model=model_config(head=head)), CLASSES, quantized=True)
     images = jnp.ones((2, 16, 16, 1))
-    variables = model.init(jax.random.key(0), images)
-    outputs, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
-    assert np.isfinite(outputs.logits).all()
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    train = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+    outputs, _ = jax.eval_shape(train, variables, images)
+    assert outputs.logits.shape == (2, CLASSES)
 
 
 def test_dropout_depends_on_the_example_alone():

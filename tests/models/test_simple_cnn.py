@@ -14,7 +14,9 @@ CONFIG = Config(model=ModelConfig(widths=(2, 3, 4, 5), dense_features=16))
 def test_shapes_of_every_layer(conv, size):
     config = Config(model=ModelConfig(conv=conv, widths=(2, 3, 4, 5), dense_features=16))
     model = make_model(config, 10, quantized=True)
-    outputs, variables = model.init_with_output(jax.random.key(0), jnp.zeros((2, size, size, 1)))
+    outputs, variables = jax.eval_shape(
+        model.init_with_output, jax.random.key(0), jnp.zeros((2, size, size, 1))
+    )
     assert outputs.logits.shape == (2, 10)
     assert outputs.features.shape == (2, size // 8, size // 8, 20)
     params = variables["params"]

@@ -426,7 +426,7 @@ def test_layers_are_found_by_their_nested_names():
     model = wide_resnet(planes=2)
     network = make_model(Config(model=model), 10, quantized=True)
     params = drawn_variables(network, jnp.zeros(RGB))["params"]
-    centers = layers.updated_centers(params, 2)
+    centers = jax.jit(layers.updated_centers, static_argnums=1)(params, 2)
     paths = [
         ("stem",), ("stage_1_block_1", "conv_1"), ("stage_1_block_1", "conv_2"),
         ("stage_2_block_1", "conv_1"), ("stage_2_block_1", "conv_2"),

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
+PLUGINS = pathlib.Path(__file__).parent
 WHOLE_SUITE_SECONDS = 3600
 PASSED, WRONG_USAGE, NO_TESTS = 0, 4, 5  # exit codes of pytest
 
@@ -73,7 +74,7 @@ class Copy:
         """
         self.directory = directory
         self._environment = os.environ | {
-            "PYTHONPATH": str(directory),
+            "PYTHONPATH": os.pathsep.join((str(directory), str(PLUGINS))),
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "COLUMNS": "200",
         }
@@ -102,7 +103,10 @@ class Copy:
     def pytest(self, *arguments: str, limit: float) -> Outcome:
         """Runs tests up to the first failure, or for `limit` seconds, which is a failure."""
         base = self.directory.with_name(f"{self.directory.name}_pytest")
-        options = ("-x", "-q", "-rfE", "--tb=no", "-p", "no:cacheprovider", f"--basetemp={base}")
+        options = (
+            "-x", "-q", "-rfE", "--tb=no", f"--basetemp={base}",
+            "-p", "no:cacheprovider", "-p", "unshrunk",
+        )  # fmt: skip
         start = time.monotonic()
         code, output = self._python(["-m", "pytest", *options, *arguments], limit)
         seconds = round(time.monotonic() - start, 1)
@@ -112,7 +116,7 @@ class Copy:
         if code == WRONG_USAGE:
             last = (output.strip().splitlines() or ["nothing"])[-1]
             raise CheckError(f"pytest {' '.join(arguments)}: {last}")
-        found = re.search(r"^(?:FAILED|ERROR) (\S+)(?: - (.*))?", output, re.MULTILINE)
+        found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - (.*))?$", output, re.MULTILINE)
         ends = "does not end" if code is None else f"ends with code {code}"
         failed, reason = found.groups() if found else (arguments[0], ends)
         return Outcome(state="failed", failed=failed, reason=reason or "", seconds=seconds)

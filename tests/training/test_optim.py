@@ -73,7 +73,7 @@ def test_a_parameter_without_a_group_is_refused(monkeypatch):
         plan_of_module(Network(), (4, 4, 1))
     known = dataclasses.replace(CONV, module=Gate)
     monkeypatch.setitem(LAYERS, "gate", known)
-    with pytest.raises(ValueError, match=r"gate/alpha belongs to no group .* knows conv/kernel"):
+    with pytest.raises(ValueError, match=r"gate/alpha belongs to no group .* has conv/kernel"):
         plan_of_module(Network(), (4, 4, 1))
 
 

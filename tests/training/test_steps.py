@@ -26,6 +26,7 @@ def float64_config(**changes):
     return dataclasses.replace(config, **changes)
 
 
+@functools.cache
 def one_step(config, quantized=True):
     """Returns (state before, state after, metrics) as numpy, in float64."""
     with jax.enable_x64(True):
@@ -112,7 +113,7 @@ def test_a_step_follows_the_gradient_of_softmax_and_center_loss():
         after, _ = jax.device_get(step(state, split, BATCH))
         facts = DATASETS["digits"]
         images = (split.images[:32] / 255 - facts.mean[0]) / facts.std[0]
-        gradients = jax.grad(plain_loss, argnums=1)(
+        gradients = jax.jit(jax.grad(plain_loss, argnums=1), static_argnums=0)(
             config, state.params, state, jnp.asarray(images), split.labels[:32]
         )
     for path, gradient in traverse_util.flatten_dict(gradients).items():

@@ -82,8 +82,7 @@ def test_a_run_compiles_its_steps_twice_once_for_float_and_once_for_binary_filte
     assert two < three == four
 
 
-@pytest.mark.parametrize("steps_per_dispatch", [1, 22])
-@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize(("quantized", "steps_per_dispatch"), [(False, 1), (True, 22)])
 def test_the_state_before_a_step_is_given_up_to_it(
     quantized, steps_per_dispatch, data_dir, one_device
 ):
@@ -380,7 +379,7 @@ def test_a_workdir_of_another_run_is_refused_and_left_alone(
             assert path.read_bytes() == content, path
 
 
-@pytest.mark.parametrize("batch_size", [32, 1437])
+@pytest.mark.parametrize("batch_size", [32, pytest.param(1437, marks=pytest.mark.slow)])
 def test_a_run_that_diverges_stops_and_saves_nothing_of_it(
     batch_size, data_dir, tmp_path, one_device
 ):

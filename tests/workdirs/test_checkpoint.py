@@ -252,7 +252,10 @@ def test_no_damaged_file_gives_a_wrong_state_or_a_traceback(tmp_path, damage):
     assert not [message for message in messages.values() if "\n" in message]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage",
+    ["flipped", *(pytest.param(d, marks=pytest.mark.slow) for d in DAMAGES if d != "flipped")],
+)
 def test_a_run_goes_on_from_the_last_checkpoint_that_is_whole(tmp_path, damage):
     before, last = state_of(seed=1), state_of(seed=2)
     original = Checkpoints(tmp_path / "original")
