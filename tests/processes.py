@@ -56,7 +56,7 @@ def _run(function, arguments, cwd, devices, output):
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{output}/{name}", os.O_WRONLY | os.O_CREAT), descriptor)
     os.chdir(cwd)
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
     os.environ["COLUMNS"] = "100"
     function(*arguments)
 

@@ -143,6 +143,7 @@ def test_it_learns_digits_with_three_values_per_layer(toy_run, tmp_path):
     assert "m_min" not in records[0]
 
 
+@pytest.mark.slow
 def test_it_resumes_bit_for_bit(data_dir, tmp_path, monkeypatch, one_device):
     config = toy_config(data_dir, num_epochs=2)
     train_and_evaluate(config, tmp_path / "whole")
@@ -174,6 +175,7 @@ def test_it_resumes_bit_for_bit(data_dir, tmp_path, monkeypatch, one_device):
     assert whole == stopped
 
 
+@pytest.mark.slow
 def test_eight_devices_compute_what_one_computes(data_dir, tmp_path, monkeypatch):
     config = toy_config(data_dir, num_epochs=1, log_every_steps=1)
     config = dataclasses.replace(config, binarize=BinarizeConfig(start_epoch=0))

@@ -98,7 +98,7 @@ jax.monitoring.register_event_duration_secs_listener(record_compilation)
     [
         pytest.param(digits_config().model, False, id="simple_cnn"),
         pytest.param(digits_config().model, True, id="simple_cnn-restored"),
-        pytest.param(WIDE_RESNET, False, id="wide_resnet"),
+        pytest.param(WIDE_RESNET, False, id="wide_resnet", marks=pytest.mark.slow),
     ],
 )
 def test_the_second_step_compiles_nothing(model, resumes, tmp_path):

@@ -29,7 +29,7 @@ def test_kmeans_reaches_the_brute_force_optimum(seed, num_centers):
     np.testing.assert_allclose(paper.quantization_cost(values, centers), best, rtol=1e-12)
 
 
-@pytest.mark.parametrize("num_centers", [2, 3, 4, 8])
+@pytest.mark.parametrize("num_centers", [2, 4])
 def test_kmeans_is_no_worse_than_the_best_of_many_starts(num_centers):
     values = np.random.default_rng(0).normal(size=3000) ** 3
     with jax.enable_x64(True):
