@@ -159,7 +159,7 @@ def main() -> None:
     benchmark.add_argument("--run", default="main", help="its name beside other runs of it")
     commands.add_parser("table", help="print the table of all results")
     commands.add_parser("write", help="put the tables into the documents")
-    commands.add_parser("draw", help="draw the figures of all records anew")
+    commands.add_parser("draw", help="redraw the figures of all records")
     options = parser.parse_args()
     if options.command == "add":
         add(options.workdir, options.name, draws=not options.bare)

@@ -181,7 +181,7 @@ def restore_last(
         return from_saved_tree(tree)
     reason = next(iter(damaged.values()), f"{checkpoints.directory} has no undamaged checkpoint")
     raise InputError(
-        f"{reason}, and no earlier checkpoint can be read; use another --workdir to start anew"
+        f"{reason}, and no earlier checkpoint can be read; use another --workdir to start again"
     )
 
 

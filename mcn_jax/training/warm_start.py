@@ -75,7 +75,7 @@ def warm_start(source: pathlib.Path, state: TrainState) -> WarmStart:
             step,
             parts,
             part=True,
-            remedy="start from a run with the same config.model, or train the first stage anew",
+            remedy="start from a run with the same config.model, or train the first stage again",
         )
     except DamagedCheckpointError as error:
         raise InputError(f"{error}; name another config.init_from") from error
