@@ -219,6 +219,7 @@ REDUCTIONS = {
     "reduce_or": lambda x: jnp.any(x > 1.9, axis=2),
     "argmax": lambda x: jnp.argmax(x, axis=2),
     "argmin": lambda x: jnp.argmin(x, axis=-1),
+    "argmax_of_transposed": lambda x: jnp.argmax(jnp.transpose(x, (0, 2, 3, 1)), axis=2),
     "argmax_of_ties": lambda x: jnp.argmax(jnp.floor(x), axis=1),
     "no_axes": lambda x: jnp.sum(x, axis=()),
     "cumsum": lambda x: jnp.cumsum(x, axis=1),

@@ -27,3 +27,7 @@ def test_keys_depend_on_seed_purpose_step_and_position():
     ]
     assert len({tuple(other) for other in others}) == 5
     assert jax.random.key_data(run_key(0, Purpose.PARAMETERS)).shape == (2,)
+
+
+def test_every_purpose_has_a_stream_of_its_own():
+    assert len(set(Purpose.__members__.values())) == len(Purpose.__members__)

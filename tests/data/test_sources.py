@@ -129,6 +129,15 @@ def test_an_epoch_is_its_permutation_of_the_training_split(name, data_dir):
     source.close()
 
 
+def test_every_test_image_counts_once(data_dir):
+    config = digits_config(data_dir)  # batches of 100, eight devices, 360 images
+    source = sources.ResidentSource(config, open_dataset(config.data))
+    rows = [
+        np.asarray(batch.indices)[np.asarray(batch.mask)] for _, batch in source.test_batches(0)
+    ]
+    assert sorted(np.concatenate(rows).tolist()) == list(range(360))
+
+
 def test_the_source_is_chosen_by_size(data_dir, monkeypatch):
     config = digits_config(data_dir)
     dataset = open_dataset(config.data)

@@ -352,6 +352,7 @@ def test_a_wrong_header_is_named(changes, message, tmp_path):
         ("conv_1/bits", np.zeros((1, 8), np.uint8), r"conv_1/bits is uint8 \[1, 8\] instead of"),
         ("conv_1/bits", np.full((2, 9), 255, np.uint8), "conv_1/bits has codes without a center"),
         ("conv_1/m_filters", np.full((3, 3, 4), np.nan, np.float32), "m_filters has values that"),
+        ("conv_1/m_filters", np.full((3, 3, 4), np.inf, np.float32), "m_filters has values that"),
         ("conv_1/centers", np.zeros(3, np.float64), "conv_1/centers is float64"),
         ("conv_1/centers", np.array([1, 0, 2], np.float32), "conv_1/centers is not in ascending"),
         ("conv_1/m_filters", np.full((3, 3, 4), -1, np.float32), "m_filters has negative values"),

@@ -49,6 +49,20 @@ def test_binarized_and_unbinarized_share_their_variables():
     assert float(jnp.max(jnp.abs(a - b))) > 1e-3
 
 
+def test_batch_statistics_move_by_a_tenth():
+    model = make_model(Config(model=ModelConfig(widths=(2,), head="linear")), 10, quantized=True)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 1)), jnp.float32)
+    variables = model.init(jax.random.key(0), images)
+    means = []
+    for _ in range(2):
+        _, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        variables = variables | updated
+        means.append(updated["batch_stats"]["batch_norm_1"]["mean"])
+    assert np.abs(means[0]).max() > 1e-3
+    # From zero: 0.1 m, then 0.9 * 0.1 m + 0.1 m.
+    np.testing.assert_allclose(means[1], 1.9 * means[0], rtol=1e-5)
+
+
 def test_training_with_dropout_needs_keys():
     model = make_model(CONFIG, 10, quantized=True)
     images = jnp.ones((2, 32, 32, 1))

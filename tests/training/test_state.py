@@ -45,6 +45,13 @@ def test_leaves_have_the_names_that_version_0_1_gave_them(state):
     assert {str(inside[f"epoch/sums/{name}"].dtype) for name in means} == {"float64"}
 
 
+def test_the_first_state_depends_on_the_seed_alone(state):
+    same, other = (step_arguments(digits_config(seed=seed), quantized=True)[0] for seed in (0, 1))
+    jax.tree.map(np.testing.assert_array_equal, same, state)
+    for layer, leaf in (("conv_1", "latent_filters"), ("dense_2", "kernel")):
+        assert np.abs(other.params[layer][leaf] - state.params[layer][leaf]).max() > 0
+
+
 def test_readers_know_what_is_no_collection_of_the_network(state):
     tree = saved_tree(state, new_progress(state, PLAN, 3.0))
     assert tree.keys() - set(TRAINING_PARTS) == {"params", "batch_stats", "centers"}

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from mcn_jax.config import Config, DataConfig
+from mcn_jax.config import RESUMABLE_CHANGES, Config, DataConfig
 from mcn_jax.errors import InputError
 from mcn_jax.workdirs import files as workdir
 from mcn_jax.workdirs.files import (
@@ -142,3 +142,10 @@ def test_a_line_of_the_metrics_that_is_no_record_is_named(tmp_path, line):
     path.write_text('{"kind": "step", "step": 1}\n' + line + "\n")
     with pytest.raises(InputError, match=r"metrics.jsonl, line 2, is damaged"):
         read_metrics(path, last_step=5)
+
+
+def test_fields_that_change_no_result_may_differ_on_resumption():
+    assert set(RESUMABLE_CHANGES) == {
+        "data.archive_dir", "data.data_dir", "data.root", "data.pipeline", "data.workers",
+        "eval_batch_size", "log_every_steps", "checkpoint_every_steps", "steps_per_dispatch",
+    }  # fmt: skip
