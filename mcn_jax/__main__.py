@@ -19,7 +19,10 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments and arguments[0] not in ("-h", "--help"):
         name = arguments[0]
-        remedy = f"run python -m mcn_jax.{name}" if name in COMMANDS else "run python -m mcn_jax"
+        command = "main" if name == "train" else name
+        remedy = f"run python -m mcn_jax.{command}"
+        if command not in COMMANDS:
+            remedy = "python -m mcn_jax lists the commands"
         print(f"mcn_jax: error: {name!r} is not an argument; {remedy}", file=sys.stderr)
         sys.exit(2)
     width = max(map(len, COMMANDS))

@@ -10,7 +10,7 @@ import pathlib
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mcn_jax.errors import InputError
 
@@ -52,8 +52,11 @@ def check_readable(content: bytes, name: str) -> None:
             image.draft("RGB", (1, 1))
             image.load()
     except UNREADABLE as error:
+        # The text of an unknown format names the buffer in memory.
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "its format is unknown" if unknown else error
         raise InputError(
-            f"{name} cannot be read as an image ({error}); replace or remove it"
+            f"{name} cannot be read as an image ({reason}); replace or remove it"
         ) from error
     if mode[0] in "IF":
         raise InputError(

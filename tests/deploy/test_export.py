@@ -409,7 +409,7 @@ def test_names_of_images_are_printed_as_they_are(model, images, tmp_path, capsys
     ("name", "content", "message"),
     [
         ("x.png", None, "x.png does not exist; name images or directories of images"),
-        ("x.png", b"no image", "x.png cannot be read as an image"),
+        ("x.png", b"no image", "x.png cannot be read as an image (its format is unknown)"),
         ("folder", None, "folder has no images"),
     ],
 )
