@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="WORKDIR",
         type=pathlib.Path,
-        help="a run, such as runs/digits, or a file of many runs, such as results/figure5_cpu.jsonl",
+        help="a run, such as runs/digits, or a file of runs, such as results/figure5_cpu.jsonl",
     )
     parser.add_argument(
         "--out",
