@@ -23,6 +23,7 @@ pytest.importorskip("ray", reason="pip install -r launch/requirements.txt")
 sys.path.insert(0, str(ROOT / "launch"))
 import sweep  # noqa: E402
 from search_space import settings  # noqa: E402
+from trial import command_line  # noqa: E402
 
 
 def test_settings_are_every_point_with_every_draw():
@@ -39,6 +40,9 @@ def test_settings_are_every_point_with_every_draw():
     rates = [float(point["optimizer.learning_rate"]) for point in drawn]
     assert rates[0::2] == rates[1::2]  # the same draws at every point of the grid
     assert 1e-3 <= min(rates) < 1e-2 < max(rates) <= 1
+    assert (
+        sum(rate < 10**-1.5 for rate in rates) >= 10
+    )  # about half of 40, as of a uniform exponent
     assert drawn == settings(grids[:1], ["optimizer.learning_rate=1e-3:1"], samples=20)
 
 
@@ -56,6 +60,16 @@ def test_settings_are_every_point_with_every_draw():
 def test_arguments_that_make_no_sense(grids, ranges, message):
     with pytest.raises(InputError, match=message):
         settings(grids, ranges, samples=1)
+
+
+def test_a_trial_of_a_second_stage_starts_from_its_own_seed():
+    config = {
+        "config": "configs/digits.py", "out": "runs/sweep", "stage": "then_", "fields": {},
+        "flags": [], "starts": {"0": "runs/a", "1": "runs/b"},
+    }  # fmt: skip
+    assert "--config.init_from=runs/b" in command_line(config | {"seed": 1})
+    started = command_line(config | {"seed": 2})
+    assert not [flag for flag in started if flag.startswith("--config.init_from")]
 
 
 def test_the_best_setting_has_all_its_seeds():

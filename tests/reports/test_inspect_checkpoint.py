@@ -132,6 +132,8 @@ def test_heads_are_counted(head, layers, bits, tmp_path):
 def test_comparison_of_two_checkpoints(report_runs):
     workdir = report_runs["seed_0"]
     first, last = (inspect(workdir / "checkpoints" / step) for step in ("44", "88"))
+    # The records end with the epoch of the checkpoint.
+    assert [part.records[-1]["step"] for part in (first, last)] == [44, 88]
     for record in compare(first, last):
         before, after = (
             read_trained(workdir / "checkpoints" / step).variables for step in ("44", "88")
