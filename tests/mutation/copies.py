@@ -113,6 +113,8 @@ class Copy:
         if code in (PASSED, NO_TESTS):
             passed = re.search(r"\b\d+ passed", output)
             return Outcome(state="passed" if passed else "skipped", seconds=seconds)
+        if code in (-signal.SIGKILL, -signal.SIGTERM):  # for want of memory, or by somebody
+            return Outcome(state="skipped", reason="pytest was killed", seconds=seconds)
         if code == WRONG_USAGE:
             last = (output.strip().splitlines() or ["nothing"])[-1]
             raise CheckError(f"pytest {' '.join(arguments)}: {last}")
