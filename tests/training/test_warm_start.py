@@ -54,6 +54,16 @@ def new_state(config):
     return step_arguments(config, quantized=True, image_size=32)[0]
 
 
+def test_only_epochs_with_binary_filters_are_ranked(first_stage):
+    ranked = [
+        json.loads((first_stage[0] / "checkpoints" / str(step) / "metrics/metrics").read_text())
+        for step in (STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH)
+    ]
+    result = json.loads((first_stage[0] / "result.json").read_text())
+    assert ranked[0]["test_accuracy"] == 0.0
+    assert ranked[1]["test_accuracy"] == result["final_test_accuracy"] > 0
+
+
 def test_parameters_statistics_and_centers_are_taken_and_nothing_else(first_stage):
     workdir, config = first_stage
     trained = leaves_of(workdir, config)
