@@ -186,11 +186,11 @@ def network(model, shape):
 
 @functools.cache
 def check_step(config):
-    """Checks that a training step returns a state of the same structure."""
+    """Checks that training steps of U-MCN and MCN return a state of the same structure."""
     shape = jax.ShapeDtypeStruct
     split = Split(shape((1000, *image_shape(config)), "uint8"), shape((1000,), "int32"))
     batch = Batch(*[shape((config.batch_size,), "int32")] * 2)
-    arguments = train_step_arguments(config, quantizes(config), image_shape(config))
+    arguments = train_step_arguments(config, False, image_shape(config))
     state = jax.eval_shape(
         lambda: create_state(
             config,
@@ -200,11 +200,13 @@ def check_step(config):
             image_shape(config),
         )
     )
-    step = functools.partial(train_step, **arguments)
-    new_state, metrics = jax.eval_shape(step, state, split, batch)
-    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, new_state)
-    assert all(jax.tree.leaves(same))
-    assert metrics["softmax_loss"].shape == ()
+    for quantized in {False, quantizes(config)}:
+        arguments = train_step_arguments(config, quantized, image_shape(config))
+        step = functools.partial(train_step, **arguments)
+        new_state, metrics = jax.eval_shape(step, state, split, batch)
+        same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, new_state)
+        assert all(jax.tree.leaves(same))
+        assert metrics["softmax_loss"].shape == ()
 
 
 @pytest.mark.parametrize("name", NAMES)

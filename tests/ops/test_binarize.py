@@ -29,19 +29,19 @@ def test_kmeans_reaches_the_brute_force_optimum(seed, num_centers):
     np.testing.assert_allclose(paper.quantization_cost(values, centers), best, rtol=1e-12)
 
 
-@pytest.mark.parametrize("num_centers", [2, 4])
+@pytest.mark.parametrize("num_centers", [2, 3, 4, 8])
 def test_kmeans_is_no_worse_than_the_best_of_many_starts(num_centers):
     values = np.random.default_rng(0).normal(size=3000) ** 3
     with jax.enable_x64(True):
         ours = paper.quantization_cost(values, compiled_kmeans(jnp.asarray(values), num_centers))
-    lloyd = KMeans(num_centers, n_init=20, random_state=0, tol=0).fit(values[:, None])
+    lloyd = KMeans(num_centers, n_init=50, random_state=0, tol=0).fit(values[:, None])
     assert ours <= lloyd.inertia_ * (1 + 1e-9)
-    assert ours >= lloyd.inertia_ * 0.98  # 20 starts come close to the optimum
+    assert ours >= lloyd.inertia_ * 0.98  # 50 starts come close to the optimum
 
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.sampled_from([4, 9]).flatmap(
+    st.integers(4, 9).flatmap(
         lambda size: st.lists(st.integers(-5, 5), min_size=size, max_size=size)
     ),
     st.integers(2, 4),

@@ -82,7 +82,15 @@ def test_a_run_compiles_its_steps_twice_once_for_float_and_once_for_binary_filte
     assert two < three == four
 
 
-@pytest.mark.parametrize(("quantized", "steps_per_dispatch"), [(False, 1), (True, 22)])
+@pytest.mark.parametrize(
+    ("quantized", "steps_per_dispatch"),
+    [
+        (False, 1),
+        (True, 22),
+        pytest.param(False, 22, marks=pytest.mark.slow),
+        pytest.param(True, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_the_state_before_a_step_is_given_up_to_it(
     quantized, steps_per_dispatch, data_dir, one_device
 ):

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from mcn_jax.config import RESUMABLE_CHANGES, Config, DataConfig
+from mcn_jax.config import BinarizeConfig, Config, DataConfig, LossConfig, OptimizerConfig
 from mcn_jax.errors import InputError
 from mcn_jax.workdirs import files as workdir
 from mcn_jax.workdirs.files import (
@@ -144,8 +144,17 @@ def test_a_line_of_the_metrics_that_is_no_record_is_named(tmp_path, line):
         read_metrics(path, last_step=5)
 
 
-def test_fields_that_change_no_result_may_differ_on_resumption():
-    assert set(RESUMABLE_CHANGES) == {
-        "data.archive_dir", "data.data_dir", "data.root", "data.pipeline", "data.workers",
-        "eval_batch_size", "log_every_steps", "checkpoint_every_steps", "steps_per_dispatch",
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 64}, {"num_epochs": 7}, {"dtype": "bfloat16"}, {"init_from": "runs/first"},
+        {"data": DataConfig(train_split="train[:90%]")}, {"data": DataConfig(crop_padding=3)},
+        {"loss": LossConfig(theta=0.5)}, {"binarize": BinarizeConfig(num_centers=3)},
+        {"optimizer": OptimizerConfig(momentum=0.5)},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_change_that_matters_is_refused(change, tmp_path):
+    write_config(tmp_path, Config(), DATA)
+    with pytest.raises(InputError, match=rf"written with config\.{next(iter(change))}"):
+        check_workdir(tmp_path, Config(**change), DATA)
