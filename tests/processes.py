@@ -17,7 +17,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 _CONTEXT = multiprocessing.get_context("forkserver")
 # The commands themselves are not among these, because runpy runs them as `__main__`.
 _CONTEXT.set_forkserver_preload(
-    ["ml_collections.config_flags", "mcn_jax.reports.run_pictures", "mcn_jax.training.run"]
+    [
+        "grain",
+        "mcn_jax.data.prepared",
+        "mcn_jax.reports.run_pictures",
+        "mcn_jax.training.run",
+        "ml_collections.config_flags",
+    ]
 )
 
 

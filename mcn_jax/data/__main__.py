@@ -2,7 +2,7 @@
 
 The command reads and decodes every example of every split and checks its label. It prints the
 number of examples, the class balance and pixel statistics. It draws a contact sheet of images
-before and after augmentation.
+before and after augmentation. With --pack, it only writes a copy for a machine without TFDS.
 """
 
 import argparse
@@ -19,9 +19,10 @@ import rich.table
 from mcn_jax.command_line import make_parser, one_line_errors
 from mcn_jax.config import DataConfig
 from mcn_jax.data import contact_sheet
-from mcn_jax.data.dataset import Examples, histograms, mean_and_std, open_dataset, open_examples
+from mcn_jax.data.dataset import open_dataset, open_store
+from mcn_jax.data.examples import Examples, histograms, mean_and_std
 from mcn_jax.data.facts import DATASETS
-from mcn_jax.data.prepare import prepared_builder
+from mcn_jax.data.packed import pack
 from mcn_jax.errors import InputError
 
 MANY_SIZES = 224  # pixels; images that differ in size are resized to this height and width
@@ -57,6 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sheet", metavar="FILE", help="the contact sheet, a PNG file (default: NAME.png here)"
     )
+    parser.add_argument(
+        "--pack",
+        metavar="DIR",
+        help="only write a packed copy, DIR/packed/NAME, which a machine without TFDS reads if"
+        " its --config.data.data_dir is DIR",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the augmentations shown")
     return parser
 
@@ -78,6 +85,11 @@ def main(arguments: list[str]) -> None:
     sheet = pathlib.Path(options.sheet or f"{config.name.replace('/', '_')}.png")
     with one_line_errors("data"):
         _check(config, sheet, options.seed)
+        if options.pack is not None:
+            packed = pack(open_store(config), config, pathlib.Path(options.pack))
+            size = sum(file.stat().st_size for file in packed.iterdir())
+            console.print(rich.markup.escape(f"packed {config.name} in {packed}: {size:,} bytes"))
+            return
         _show(config, sheet, options.seed, console)
 
 
@@ -115,16 +127,15 @@ def _list_of_datasets() -> rich.table.Table:
 def _show(
     config: DataConfig, sheet: pathlib.Path, seed: int, console: rich.console.Console
 ) -> None:
-    builder = prepared_builder(config)
-    features = builder.info.features
-    if not config.image_size and "image" in features and None in features["image"].shape:
+    store = open_store(config)
+    if not config.image_size and store.sizes_differ:
         config = dataclasses.replace(config, image_size=MANY_SIZES)
     dataset = open_dataset(config)
     # Data sets prepared by others may have splits without labels, so only a run's splits are read.
-    names = builder.info.splits if config.name in DATASETS else (
+    names = store.split_names if config.name in DATASETS else (
         config.train_split, config.test_split
     )  # fmt: skip
-    splits = {name: open_examples(builder, config, name) for name in names}
+    splits = {name: store.examples(config, name) for name in names}
 
     counts, pixels = {}, {}
     total = sum(len(examples) for examples in splits.values())
@@ -139,7 +150,7 @@ def _show(
         for name, examples in splits.items():
             counts[name], pixels[name] = _read(examples, progress, task)
 
-    console.print(rich.markup.escape(f"{config.name} in {builder.data_path}"))
+    console.print(rich.markup.escape(f"{config.name} in {store.path}"))
     table = rich.table.Table("split", "examples", "images per class", "mean of pixels", "std")
     for name, per_class in counts.items():
         few, many = per_class.min(), per_class.max()

@@ -1,8 +1,8 @@
 """Checks of a run's `DataConfig`."""
 
 from mcn_jax.config import DataConfig
+from mcn_jax.data.dataset import check_name
 from mcn_jax.data.facts import DATASETS, check_stored_shape
-from mcn_jax.data.prepare import check_name
 from mcn_jax.data.sources import SOURCES
 from mcn_jax.errors import require, require_one_of
 

@@ -2,15 +2,7 @@
 
 import dataclasses
 
-import tensorflow_datasets as tfds
-
 from mcn_jax.config import DataConfig
-from mcn_jax.data.cifar import Cifar10, Cifar100
-from mcn_jax.data.digits import Digits
-from mcn_jax.data.image_folder import ImageFolder
-from mcn_jax.data.imagenet100 import ImageNet100
-from mcn_jax.data.mnist import Mnist
-from mcn_jax.data.svhn import SvhnCropped
 from mcn_jax.errors import require
 
 
@@ -19,19 +11,17 @@ class DatasetFacts:
     """What is known about a data set without reading it.
 
     Attributes:
-        builder: class of its TFDS builder.
         fields: fields of `DataConfig` that the builder takes as arguments.
         summary: description in one line.
         examples: number of examples of each split; empty if they depend on the user's files.
         classes: number of classes; None if it depends on the user's files.
         image_shape: (Y, X, C) as stored; (None, None, C) if images differ in size.
         mean: mean of each channel, for pixels divided by 255. None if it is computed when the data
-            set is opened, see `mcn_jax.data.dataset.pixel_statistics`.
+            set is opened, see `mcn_jax.data.examples.pixel_statistics`.
         std: standard deviation of each channel, likewise.
         statistics: where mean and std come from.
     """
 
-    builder: type[tfds.core.GeneratorBasedBuilder]
     fields: tuple[str, ...] = ("archive_dir",)
     summary: str
     examples: dict[str, int]
@@ -44,7 +34,6 @@ class DatasetFacts:
 
 DATASETS = {
     "digits": DatasetFacts(
-        builder=Digits,
         fields=(),
         summary="scans bundled with scikit-learn, enlarged to 32x32; no download",
         examples={"train": 1437, "test": 360},
@@ -54,7 +43,6 @@ DATASETS = {
         std=(0.3235,),
     ),
     "mnist": DatasetFacts(
-        builder=Mnist,
         summary="handwritten digits (LeCun et al. 1998)",
         examples={"train": 60000, "test": 10000},
         classes=10,
@@ -63,7 +51,6 @@ DATASETS = {
         std=(0.3081,),
     ),
     "cifar10": DatasetFacts(
-        builder=Cifar10,
         summary="small colour images (Krizhevsky 2009)",
         examples={"train": 50000, "test": 10000},
         classes=10,
@@ -72,7 +59,6 @@ DATASETS = {
         std=(0.2470, 0.2435, 0.2616),
     ),
     "cifar100": DatasetFacts(
-        builder=Cifar100,
         summary="small colour images, also with 20 coarse labels (Krizhevsky 2009)",
         examples={"train": 50000, "test": 10000},
         classes=100,
@@ -81,7 +67,6 @@ DATASETS = {
         std=(0.2673, 0.2564, 0.2762),
     ),
     "svhn_cropped": DatasetFacts(
-        builder=SvhnCropped,
         summary="house numbers, one digit per image (Netzer et al. 2011)",
         examples={"train": 73257, "test": 26032, "extra": 531131},
         classes=10,
@@ -91,7 +76,6 @@ DATASETS = {
         statistics="as commonly published for the training split; not computed here",
     ),
     "imagenet100": DatasetFacts(
-        builder=ImageNet100,
         fields=("archive_dir", "wnids_file"),
         summary="100 classes of ILSVRC-2012, chosen by a file of wnids",
         examples={},
@@ -102,7 +86,6 @@ DATASETS = {
         statistics="as commonly published for all 1,000 classes; not computed here",
     ),
     "image_folder": DatasetFacts(
-        builder=ImageFolder,
         fields=("root", "test_fraction", "split_seed"),
         summary="your own images, one folder per class, under --config.data.root",
         examples={},

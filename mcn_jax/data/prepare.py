@@ -6,15 +6,20 @@ import io
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
 
 import requests
 import tensorflow_datasets as tfds
-from google.protobuf import json_format
 from tensorflow_datasets.core.utils.version import list_all_versions
 
 from mcn_jax.config import DataConfig
+from mcn_jax.data.cifar import Cifar10, Cifar100
+from mcn_jax.data.digits import Digits
+from mcn_jax.data.examples import readable
 from mcn_jax.data.facts import DATASETS
+from mcn_jax.data.image_folder import ImageFolder
+from mcn_jax.data.imagenet100 import ImageNet100
+from mcn_jax.data.mnist import Mnist
+from mcn_jax.data.svhn import SvhnCropped
 from mcn_jax.errors import InputError, did_you_mean, first_line, without_warnings
 
 DOWNLOAD_ERRORS: tuple[type[Exception], ...] = (
@@ -22,8 +27,16 @@ DOWNLOAD_ERRORS: tuple[type[Exception], ...] = (
     tfds.download.download_manager.NonMatchingChecksumError,
     tfds.download.util.DownloadError,
 )
-# Errors of TFDS and ArrayRecord for missing, truncated and malformed files.
-READ_ERRORS = (OSError, RuntimeError, ValueError, json_format.Error)
+# One builder for each of `DATASETS`.
+BUILDERS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {
+    "digits": Digits,
+    "mnist": Mnist,
+    "cifar10": Cifar10,
+    "cifar100": Cifar100,
+    "svhn_cropped": SvhnCropped,
+    "imagenet100": ImageNet100,
+    "image_folder": ImageFolder,
+}
 DISK_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 
 
@@ -41,14 +54,16 @@ def prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
         InputError: if the data set cannot be prepared, or the prepared one is damaged.
     """
     if config.name not in DATASETS:
-        with readable(config.name, _found_directory(config)):
+        with readable(config.name, found_directory(config)):
             return _found_builder(config)
     facts = DATASETS[config.name]
     arguments = {field: getattr(config, field) for field in facts.fields}
     data_dir = pathlib.Path(config.data_dir).expanduser()
     with readable(config.name, data_dir / config.name), without_warnings():
         # TFDS warns of every config that its class does not list.
-        builder = facts.builder(data_dir=str(data_dir), file_format="array_record", **arguments)
+        builder = BUILDERS[config.name](
+            data_dir=str(data_dir), file_format="array_record", **arguments
+        )
     path = pathlib.Path(builder.data_path)
     with readable(config.name, path):
         if not path.exists():
@@ -73,13 +88,7 @@ def prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
         return builder
 
 
-def check_name(config: DataConfig) -> None:
-    """Raises InputError unless the data set has a builder here or is prepared in `data_dir`."""
-    if config.name not in DATASETS:
-        _found_directory(config)
-
-
-def _found_directory(config: DataConfig) -> pathlib.Path:
+def found_directory(config: DataConfig) -> pathlib.Path:
     """Finds the directory of a data set that another program prepared with TFDS.
 
     The config names it as NAME or NAME/CONFIG, optionally followed by :VERSION.
@@ -101,7 +110,7 @@ def _found_directory(config: DataConfig) -> pathlib.Path:
 
 
 def _found_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
-    builder = tfds.builder_from_directory(str(_found_directory(config)))
+    builder = tfds.builder_from_directory(str(found_directory(config)))
     formats = builder.info.available_file_formats()
     if tfds.core.FileFormat.ARRAY_RECORD not in formats:
         names = ", ".join(sorted(file_format.value for file_format in formats))
@@ -139,28 +148,4 @@ def _prepare(builder: tfds.core.DatasetBuilder, config: DataConfig) -> None:
             f"data set {config.name} does not fit on the disk of {config.data_dir} ({reasons[0]});"
             " nothing of it was kept; free space there, or pass another directory as"
             " --config.data.data_dir"
-        ) from error
-
-
-@contextlib.contextmanager
-def readable(name: str, path: pathlib.Path) -> Iterator[None]:
-    """Turns the errors of TFDS and ArrayRecord for damaged files into an InputError.
-
-    Args:
-        name: name of the data set.
-        path: directory where it is prepared.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except READ_ERRORS as error:
-        if isinstance(error, OSError) and error.filename:
-            file = pathlib.Path(error.filename)
-            if path not in file.parents and file not in path.parents:
-                message = f"{file} cannot be read ({error.strerror}); make it readable"
-                raise InputError(message) from error
-        raise InputError(
-            f"data set {name} in {path} cannot be read ({first_line(error)}); delete {path} and"
-            " start again"
         ) from error

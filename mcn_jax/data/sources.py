@@ -11,7 +11,6 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import grain
 import jax
 import numpy as np
 from absl import flags
@@ -19,7 +18,8 @@ from absl import flags
 from mcn_jax import parallel
 from mcn_jax.config import Config
 from mcn_jax.data.batches import Batch, EvalBatch, Split
-from mcn_jax.data.dataset import Dataset, Examples
+from mcn_jax.data.dataset import Dataset
+from mcn_jax.data.examples import Examples
 from mcn_jax.errors import InputError
 from mcn_jax.ops.chunks import greatest_divisor
 from mcn_jax.seeds import Purpose, epoch_order, example_generators
@@ -165,7 +165,9 @@ class StreamedSource:
         yield from placed
         self._next = start + count
 
-    def _elements(self, start: int) -> grain.IterDataset:
+    def _elements(self, start: int) -> Any:
+        import grain  # resident data do not need it
+
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
         # Grain does not release shared memory at the end of a stream, so no run reaches the end.

@@ -18,7 +18,8 @@ from flax import traverse_util
 from mcn_jax import models
 from mcn_jax.config import DataConfig, from_mapping
 from mcn_jax.data.augment import normalise
-from mcn_jax.data.dataset import Examples, open_dataset
+from mcn_jax.data.dataset import open_dataset
+from mcn_jax.data.examples import Examples
 from mcn_jax.data.facts import DATASETS
 from mcn_jax.data.images import padded_to
 from mcn_jax.deploy import model_file

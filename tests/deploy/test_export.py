@@ -243,7 +243,7 @@ def test_large_images_are_computed_and_read_few_at_a_time(report_runs, images, m
     assert len(list(predict.predictions(large, paths, 64))) == 3
     assert sizes == [2, 2]
     assert dataclasses.replace(large, image_bytes=10**12).most_images == 1
-    monkeypatch.setattr("mcn_jax.data.dataset.CHUNK_BYTES", 32 * 32 * 100)
+    monkeypatch.setattr("mcn_jax.data.examples.CHUNK_BYTES", 32 * 32 * 100)
     assert [len(chunk.labels) for chunk in examples.chunks()] == [100, 100, 100, 60]
     sizes.clear()
     predictor.run_all({"": dataclasses.replace(large, image_bytes=1)}, examples, 1000)
