@@ -54,6 +54,15 @@ def is_packed(config: DataConfig) -> bool:
     return (packed_directory(config.data_dir, config.name) / "dataset.json").is_file()
 
 
+def missing_files(config: DataConfig) -> list[str]:
+    """Returns the files of a packed data set that are not there, such as those of another load."""
+    if not is_packed(config):
+        return [str(pathlib.Path("packed", config.name, "dataset.json"))]
+    packed = Packed(config)
+    files = [file for split in packed.split_names for file in packed.files(split)]
+    return [str(packed.path / file) for file in files if not (packed.path / file).is_file()]
+
+
 class Packed:
     """A packed data set; see `mcn_jax.data.dataset.Store`."""
 
@@ -95,6 +104,11 @@ class Packed:
     def split_names(self) -> tuple[str, ...]:
         """Names of the stored splits."""
         return tuple(self._examples)
+
+    def files(self, split: str) -> list[str]:
+        """Returns the names of the files of a stored split."""
+        sheets = _sheets(split, self._examples[split], self._shape)
+        return [f"{split}_labels.npy", *(file for _, _, file in sheets)]
 
     def ranges(self, split: str) -> list[tuple[str, int, int]]:
         """Returns (stored split, first row, end row) of each part of a split.

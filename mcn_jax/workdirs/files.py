@@ -166,19 +166,28 @@ def environment() -> dict[str, Any]:
     return {
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
+            **{name: _version(name) for name in PACKAGES},
         },
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
         "cpu_count": parallel.host_cores(),
     }
 
 
-def _git_revision() -> str | None:
+def _version(package: str) -> str | None:
+    """Returns the version of a package; None if it is absent, as TFDS is on some machines."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def git_revision() -> str | None:
     """Returns the source tree's git revision, with "-dirty" if its files have changed.
 
-    Changed records under results/ do not count. None if there is no git repository.
+    Changed records under results/ do not count. Without a git repository, the environment variable
+    MCN_JAX_REVISION names the revision; None if it is not set.
     """
 
     def git(*arguments: str) -> str:
@@ -189,7 +198,7 @@ def _git_revision() -> str | None:
         revision = git("rev-parse", "HEAD")
         changes = git("status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)results/*.json*")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("MCN_JAX_REVISION") or None
     return revision + ("-dirty" if changes else "")
 
 

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Runs one stage of the accelerator queue within a time budget, on a machine without internet access.
+#
+#   launch/accelerator.sh --list                        the stages, and how long each takes
+#   launch/accelerator.sh STAGE                         runs a stage
+#   launch/accelerator.sh STAGE --budget=240            ... in 240 seconds
+#   launch/accelerator.sh STAGE --resume=DIR            continues from the files of an earlier call
+#   launch/accelerator.sh STAGE --rehearse              runs the stage at tiny size, also on a CPU
+#
+# `launch/accelerator.sh --help` lists all options. launch/accelerator/pack.py makes the loads that
+# a stage needs: wheels of the packages that the machine lacks, and packed data sets. By default,
+# they are in .carry/. Environment variables:
+#   PYTHON   Python interpreter; default: python3
+#   OUT      directory for the results; default: STORE/out
+#
+# Exit codes: 0, all is done; 75, stopped by the clock or a signal, and the same stage resumes;
+# 1, an error.
+set -euo pipefail
+started=$(date +%s.%N)
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-python3}
+site=$(mktemp -d)
+trap 'rm -rf "$site"' EXIT
+
+loads=.carry
+for argument in "$@"; do
+  case $argument in --loads=*) loads=${argument#--loads=} ;; esac
+done
+# Pure Python wheels need no installer.
+for wheel in "$loads"/*/wheels/*.whl; do
+  if [ -f "$wheel" ]; then "$python" -m zipfile -e "$wheel" "$site"; fi
+done
+for revision in "$loads"/*/revision; do
+  if [ -f "$revision" ]; then MCN_JAX_REVISION=$(cat "$revision") && export MCN_JAX_REVISION; fi
+done
+export PYTHONPATH="$root:$site${PYTHONPATH:+:$PYTHONPATH}"
+"$python" "$root/launch/accelerator" --started="$started" "$@" &
+child=$!
+trap 'kill -TERM "$child" 2> /dev/null' TERM INT
+code=0
+wait "$child" || code=$?
+while kill -0 "$child" 2> /dev/null; do wait "$child" || code=$?; done # a signal ended the wait
+exit "$code"

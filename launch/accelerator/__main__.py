@@ -1,0 +1,196 @@
+"""Runs one stage of the accelerator queue within a time budget; started by accelerator.sh.
+
+The plan of a stage fits the number of epochs to the budget, by times measured on an H100. When the
+budget ends, the runs save a checkpoint and stop. All results are then in OUT, in at most 8 files:
+
+    STAGE.txt            the summary that is also printed, at most 40 lines
+    STAGE.log            the end of everything that the runs printed
+    STAGE.tar.0, ...     pieces of one archive: records, pictures, the whole log, and checkpoints
+
+To continue, carry these files to the next machine and pass their directory as --resume. On the same
+machine, the same command continues.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+
+import parcels
+import stages
+from delivery import deliver, summary
+from runner import Clock, Plan, Runner
+
+from mcn_jax.config import DataConfig
+from mcn_jax.data.packed import missing_files
+from mcn_jax.errors import InputError, did_you_mean
+from mcn_jax.training.stopping import EXIT_CODE
+from mcn_jax.workdirs.files import read_json, write_atomically
+
+STORE = pathlib.Path(tempfile.gettempdir()) / "mcn_jax_accelerator"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="launch/accelerator.sh",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("stage", nargs="?", help=f"one of {', '.join(stages.STAGES)}")
+    add("--list", action="store_true", help="list the stages with their plans and exit")
+    add("--budget", type=float, help="time in seconds (default: the stage's, see --list)")
+    add("--epochs", type=int, help="epochs of every run (default: as many as fit)")
+    add("--only", default="", help="runs of the stage, separated by commas (default: all)")
+    add(
+        "--loads",
+        type=pathlib.Path,
+        default=pathlib.Path(".carry"),
+        help="directory of the loads (default: .carry); the option takes its value after =",
+    )
+    add("--resume", type=pathlib.Path, help="directory with the results of an earlier call")
+    add(
+        "--store",
+        type=pathlib.Path,
+        default=STORE,
+        help=f"directory for data and runs on this machine (default: {STORE})",
+    )
+    add("--rehearse", action="store_true", help="tiny networks and data, also without accelerator")
+    add("--started", type=float, default=time.time(), help=argparse.SUPPRESS)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    options = make_parser().parse_args(arguments)
+    if options.list:
+        print(describe())
+        return 0
+    try:
+        return run(options)
+    except (InputError, OSError) as error:
+        print(f"launch/accelerator.sh: error: {error}", file=sys.stderr)
+        return 1
+
+
+def describe() -> str:
+    """Returns the list of stages, with the epochs and the time of each plan on an H100."""
+    lines = []
+    for name, stage in stages.STAGES.items():
+        plan = f"{stage.budget:.0f} s"
+        if stage.trainings:
+            epochs = stages.fitted_epochs(stage, stage.budget)
+            plan += f", {epochs} epochs in about {stages.seconds(stage, epochs):.0f} s"
+            plan += f"; data: {stage.data}"
+        lines.append(f"{name:12} {stage.summary}\n{'':12} {plan}")
+        for run in (run for group in stage.trainings for run in group):
+            lines.append(f"{'':14} {run.name}")
+    return "\n".join(lines)
+
+
+def chosen(options: argparse.Namespace) -> stages.Stage:
+    """Returns the stage with the runs of --only.
+
+    Raises:
+        InputError: if an option is wrong.
+    """
+    if options.stage not in stages.STAGES:
+        found = f"{options.stage!r} is not a stage" if options.stage else "name a stage"
+        raise InputError(
+            f"{found}; choose one of {', '.join(stages.STAGES)}"
+            f"{did_you_mean(options.stage or '', stages.STAGES)}"
+        )
+    for name in ("budget", "epochs"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise InputError(f"--{name}={value} must be positive")
+    stage = stages.STAGES[options.stage]
+    runs = [run.name for group in stage.trainings for run in group]
+    names = [name for name in options.only.split(",") if name]
+    for name in names:
+        if name not in runs:
+            raise InputError(
+                f"--only={name} is not a run of {options.stage}, which has"
+                f" {', '.join(runs) or 'measurements only'}{did_you_mean(name, runs)}"
+            )
+    if not names:
+        return stage
+    groups = (tuple(run for run in group if run.name in names) for group in stage.trainings)
+    return dataclasses.replace(stage, trainings=tuple(group for group in groups if group))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs a stage and delivers its results; returns the exit code."""
+    stage = chosen(options)
+    budget = options.budget or stage.budget
+    directory = options.store / options.stage
+    if options.resume and not directory.exists():
+        if not options.resume.is_dir():
+            raise InputError(f"--resume={options.resume} is not a directory; pass the results' own")
+        if not parcels.unpack(options.resume, options.stage, options.store):
+            raise InputError(f"--resume={options.resume} has no {options.stage}.tar.0; pass the"
+                             " directory with the results of an earlier call")  # fmt: skip
+    data = options.store / "data"
+    for load in sorted(options.loads.glob("*/data")):
+        shutil.copytree(load, data, dirs_exist_ok=True)
+    if stage.data and (missing := missing_files(DataConfig(name=stage.data, data_dir=str(data)))):
+        raise InputError(
+            f"{options.stage} needs {missing[0]}, which is not in {options.loads}/*/data; make the"
+            f" loads by launch/accelerator/pack.py, and carry all loads of {stage.data}"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    plan = make_plan(directory / "plan.json", stage, budget, options)
+    clock = Clock(options.started + budget)
+    with (directory / "log.txt").open("a") as log, clock.listening():
+        runner = Runner(directory, data, log, clock, plan)
+        if stage.measurements:
+            runner.measure(stage.measurements)
+        groups = [runner.unfinished(group) for group in stage.trainings]
+        groups = [group for group in groups if group]
+        while groups and not clock.stopped:
+            seconds = [runner.seconds_left(group) for group in groups]
+            runner.train(groups.pop(0), clock.left() * seconds[0] / sum(seconds))
+    ended, lines = summary(stage, plan.epochs, directory, runner.failures)
+    kind = "rehearsal of " if plan.rehearse else ""
+    lines.insert(0, f"{kind}{options.stage}: {stage.summary}")
+    lines.append(f"{time.time() - options.started:.0f} of {budget:.0f} s")
+    out = pathlib.Path(os.environ.get("OUT") or options.store / "out")
+    deliver(options.stage, directory, out, lines)
+    print("\n".join(lines), flush=True)
+    return 1 if runner.failures else 0 if ended else EXIT_CODE
+
+
+def make_plan(
+    path: pathlib.Path, stage: stages.Stage, budget: float, options: argparse.Namespace
+) -> Plan:
+    """Reads the plan of a stage that has begun, or makes one and writes it.
+
+    Raises:
+        InputError: if an option contradicts the plan of a stage that has begun.
+    """
+    if path.exists():
+        plan = Plan(**read_json(path))
+        for name in ("epochs", "rehearse"):
+            given, planned = getattr(options, name), getattr(plan, name)
+            if given and given != planned:
+                raise InputError(
+                    f"{path.parent} began with {name}={planned}, not {given}; leave out"
+                    f" --{name}, or use another --store"
+                )
+        return plan
+    epochs = options.epochs or stages.fitted_epochs(stage, budget)
+    plan = Plan(stage=options.stage, epochs=epochs, rehearse=options.rehearse)
+    write_atomically(path, json.dumps(dataclasses.asdict(plan)) + "\n")
+    return plan
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
