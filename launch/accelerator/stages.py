@@ -21,9 +21,9 @@ TINY = {
     "model.widths": (1, 1, 1, 2),
     "model.depth": 8,
     "model.dense_features": 8,
-    "data.train_split": "train[:500]",
+    "data.train_split": "train[:640]",
     "data.test_split": "test[:200]",
-    "batch_size": 50,
+    "batch_size": 64,
     "steps_per_dispatch": 5,
 }
 
@@ -105,7 +105,12 @@ def seconds(stage: Stage, epochs: int) -> float:
 
 
 def fitted_epochs(stage: Stage, budget: float) -> int:
-    """Returns the number of epochs with which all runs of a stage fit into a budget."""
+    """Returns the number of epochs with which all runs of a stage fit into a budget.
+
+    It is 0 for a stage without runs.
+    """
+    if not stage.trainings:
+        return 0
     start, epoch = seconds(stage, 0), seconds(stage, 1) - seconds(stage, 0)
     return max(FEWEST_EPOCHS, min(MOST_EPOCHS, int((SHARE * budget - start) / epoch)))
 

@@ -1,0 +1,293 @@
+"""Tests launch/accelerator.sh: its plans, its clock, and what it delivers."""
+
+import dataclasses
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+
+import numpy as np
+import parcels
+import pytest
+import stages
+from pack import spread
+
+from mcn_jax.config import DataConfig, from_config_dict, load_config_file
+from mcn_jax.data import packed
+from mcn_jax.data.examples import Examples
+from mcn_jax.errors import InputError
+from mcn_jax.training.checks import validate
+from mcn_jax.workdirs.files import of_kind, read_json, read_metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
+TRAININGS = {
+    f"{name}-{run.name}": (stage, run)
+    for name, stage in stages.STAGES.items()
+    for group in stage.trainings
+    for run in group
+}
+
+
+class RandomImages:
+    """A store of random images with CIFAR-10's shape and classes."""
+
+    split_names = ("train", "test")
+    full_name = "cifar10/1.0.0"
+    class_names = tuple("abcdefghij")
+    sizes_differ = False
+
+    def examples(self, config, split):
+        count = {"train": 1000, "test": 300}[split]
+        generator = np.random.default_rng(count)
+        images = generator.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        labels = generator.integers(0, 10, count)
+        rows = packed._Rows([packed.Split(images, labels.astype(np.int32))])
+        return Examples(
+            source=rows, encoded=False, path=pathlib.Path(), shape=(32, 32, 3), classes=10,
+            config=config,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def loads(tmp_path_factory):
+    """A directory with one load."""
+    directory = tmp_path_factory.mktemp("loads")
+    packed.pack(RandomImages(), DataConfig(name="cifar10"), directory / "1" / "data")
+    (directory / "1" / "revision").write_text("0123abc\n")
+    return directory
+
+
+def run(*arguments, out, **environment):
+    """Runs launch/accelerator.sh; returns the result and the seconds it took."""
+    command = [ROOT / "launch" / "accelerator.sh", *arguments]
+    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(out), **environment}
+    start = time.monotonic()
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    return result, time.monotonic() - start
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_the_configs_of_all_runs_are_valid(name):
+    stage, training = TRAININGS[name]
+    for epochs in (1, stages.fitted_epochs(stage, stage.budget), stages.MOST_EPOCHS):
+        for tiny in ({}, stages.TINY):
+            config = load_config_file(ROOT / "configs" / f"{training.config}.py")
+            fields = {**training.fields, **stages.schedule_fields(epochs + 1), **tiny}
+            config.update_from_flattened_dict(fields)
+            frozen = from_config_dict(config)
+            validate(frozen)
+            assert frozen.data.name == stage.data
+            assert frozen.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("name", stages.STAGES)
+def test_a_plan_fills_its_budget_and_no_more(name):
+    stage = stages.STAGES[name]
+    for budget in (stage.budget, 900):
+        epochs = stages.fitted_epochs(stage, budget)
+        if not stage.trainings:
+            assert epochs == 0
+            continue
+        assert stages.FEWEST_EPOCHS <= epochs <= stages.MOST_EPOCHS
+        assert stages.seconds(stage, epochs) <= 0.95 * budget
+        if epochs < stages.MOST_EPOCHS:
+            assert stages.seconds(stage, epochs + 1) > 0.95 * budget
+
+
+def test_the_time_of_the_measured_runs_is_what_they_took():
+    """The records are of 70 epochs; they do not count the start of the process, 10 s."""
+    (mcn,), (umcn,) = stages.STAGES["c10-20"].trainings
+    for training, record in ((mcn, "mcn"), (umcn, "umcn")):
+        result = read_json(ROOT / f"results/cifar10_20_70_epochs_{record}/result.json")
+        assert training.seconds(70) - 10 == pytest.approx(result["wall_seconds"], rel=0.05)
+
+
+def test_the_first_twentieth_of_the_epochs_has_float_filters():
+    fields = [stages.schedule_fields(epochs) for epochs in (3, 70, 200)]
+    assert [f["binarize.start_epoch"] for f in fields] == [1, 4, 10]
+
+
+def test_runs_of_a_group_start_together_and_share_the_device():
+    one = stages.Training(name="a", config="", fields={}, step_seconds=0.1, start_seconds=7)
+    other = dataclasses.replace(one, name="b", step_seconds=0.3, start_seconds=5)
+    stage = stages.Stage(summary="", budget=1, trainings=((one, other), (other,)))
+    epoch = 0.1 * 390 + 0.3 * 390 + 0.3 * 390 + 3 * stages.EPOCH_SECONDS
+    assert stages.seconds(stage, 2) == pytest.approx(7 + 5 + 2 * epoch)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a stage; choose one of bench, c10-20"),
+        (["c10-2"], "'c10-2' is not a stage; choose one of .*; did you mean c10-20?"),
+        (["c10-20", "--budget=-1"], "--budget=-1.0 must be positive"),
+        (["c10-20", "--epochs=0"], "--epochs=0 must be positive"),
+        (["c10-20", "--only=mcm"], "--only=mcm is not a run of c10-20, .* did you mean mcn?"),
+        (["c10-20", "--resume=/nowhere"], "--resume=/nowhere is not a directory"),
+        (["c10-20", "--resume=."], "--resume=. has no c10-20.tar.0"),
+        (["c10-20"], "c10-20 needs packed/cifar10/dataset.json, which is not in nowhere"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments, message, tmp_path):
+    places = [f"--store={tmp_path / 'store'}", "--loads=nowhere"]
+    result, _ = run(*arguments, *places, out=tmp_path / "out")
+    assert result.returncode == 1
+    [line] = result.stderr.strip().splitlines()
+    assert re.match(f"launch/accelerator.sh: error: {message}", line), line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_list_names_all_stages_and_runs(tmp_path):
+    result, _ = run("--list", out=tmp_path)
+    assert result.returncode == 0
+    for name, stage in stages.STAGES.items():
+        assert re.search(rf"^{name} +{re.escape(stage.summary)}$", result.stdout, re.MULTILINE)
+        for training in (training for group in stage.trainings for training in group):
+            assert re.search(rf"^ +{training.name}$", result.stdout, re.MULTILINE)
+
+
+def test_a_stage_ends_delivers_and_is_not_repeated(loads, tmp_path):
+    options = ("c10-20", "--rehearse", "--only=umcn", f"--loads={loads}")
+    store, out = tmp_path / "store", tmp_path / "out"
+    # Without a git repository, the revision is the one that the load names.
+    tree = tmp_path / "tree"
+    for part in ("launch", "mcn_jax", "configs"):
+        shutil.copytree(ROOT / part, tree / part)
+    command = [tree / "launch" / "accelerator.sh", *options, "--epochs=3", f"--store={store}"]
+    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(out),
+                   "GIT_CEILING_DIRECTORIES": str(tmp_path)}  # fmt: skip
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tree)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "umcn: 3 of 3 epochs" in result.stdout
+    assert {file.name for file in out.iterdir()} == {
+        "c10-20.txt", "c10-20.log", "c10-20.tar.0",
+    }  # fmt: skip
+    assert (out / "c10-20.txt").read_text() == result.stdout
+    with tarfile.open(out / "c10-20.tar.0") as tar:
+        tar.extractall(tmp_path, filter="data")
+    workdir = tmp_path / "c10-20" / "umcn"
+    record = read_json(workdir / "config.json")
+    assert record["git_revision"] == "0123abc"
+    assert record["config"]["num_epochs"] == 3
+    assert record["data"]["train_examples"] == 640  # TINY
+    assert (workdir / "result.json").exists()
+    assert (workdir / "curves.png").exists()
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["30"]
+
+    again, _ = run(*options, f"--store={store}", out=out)
+    assert again.returncode == 0
+    assert "umcn: 3 of 3 epochs" in again.stdout
+    assert (store / "c10-20" / "log.txt").read_text().count("====") == 1  # nothing was started
+    wrong, _ = run(*options, "--epochs=4", f"--store={store}", out=out)
+    assert wrong.returncode == 1
+    assert "began with epochs=3, not 4; leave out --epochs" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_the_clock_stops_a_stage_and_another_machine_resumes_it(loads, tmp_path):
+    options = ("c10-20", "--rehearse", "--only=umcn", f"--loads={loads}", "--budget=60")
+    first, seconds = run(
+        *options, "--epochs=5000", f"--store={tmp_path / 'a'}", out=tmp_path / "out"
+    )
+    assert first.returncode == 75, first.stdout + first.stderr
+    assert seconds < 75
+    assert "stopped; the same stage resumes it" in first.stdout
+
+    def epochs(store):
+        return list(of_kind(read_metrics(store / "c10-20" / "umcn" / "metrics.jsonl"), "epoch"))
+
+    before = epochs(tmp_path / "a")
+    assert before
+    second, seconds = run(
+        *options, f"--store={tmp_path / 'b'}", f"--resume={tmp_path / 'out'}", out=tmp_path / "out2"
+    )
+    assert second.returncode == 75, second.stdout + second.stderr
+    assert seconds < 75
+    after = epochs(tmp_path / "b")
+    assert after[: len(before)] == before
+    assert len(after) > len(before)
+    assert "resuming after epoch" in (tmp_path / "out2" / "c10-20.log").read_text()
+
+
+def test_a_signal_stops_it_like_the_clock(loads, tmp_path):
+    command = [
+        ROOT / "launch" / "accelerator.sh", "c10-20", "--rehearse", "--only=umcn",
+        "--epochs=5000", f"--loads={loads}", f"--store={tmp_path}",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path / "out")}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    metrics = tmp_path / "c10-20" / "umcn" / "metrics.jsonl"
+    while not (metrics.exists() and of_kind(read_metrics(metrics), "epoch")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    printed, _ = process.communicate()
+    assert process.returncode == 75, printed
+    assert "stopped; the same stage resumes it" in printed
+    assert (tmp_path / "out" / "c10-20.tar.0").exists()
+
+
+def random_file(path, size):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(np.random.default_rng(size).bytes(size))
+
+
+def test_an_archive_is_cut_into_pieces_and_joined_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(parcels, "PIECE_BYTES", 5 * 2**12)
+    store, out = tmp_path / "store", tmp_path / "out"
+    out.mkdir()
+    run_dir = store / "stage" / "run"
+    random_file(run_dir / "metrics.jsonl", 1000)
+    for step, size in ((1, 500), (2, 30_000), (3, 90_000), (4, 400)):
+        random_file(run_dir / "checkpoints" / str(step) / "state" / "x", size)
+    wanted = [run_dir / "checkpoints" / str(step) for step in (2, 3, 4)]
+    (out / "stage.tar.7").write_text("old")
+    assert parcels.pack(store / "stage", out, wanted) == [wanted[1]]
+    pieces = sorted(out.iterdir())
+    assert [piece.name for piece in pieces] == ["stage.tar.0", "stage.tar.1", "stage.tar.2"]
+    assert len(pieces) <= parcels.PIECES
+    assert max(piece.stat().st_size for piece in pieces) == 5 * 2**12
+    back = tmp_path / "back"
+    assert parcels.unpack(out, "stage", back)
+    files = {path.relative_to(back) for path in back.rglob("*") if path.is_file()}
+    assert {str(file) for file in files} == {
+        "stage/run/metrics.jsonl", "stage/run/checkpoints/2/state/x",
+        "stage/run/checkpoints/4/state/x",
+    }  # fmt: skip
+    for file in files:
+        assert (back / file).read_bytes() == (store / file).read_bytes()
+    assert not parcels.unpack(out, "other", back)
+
+
+def test_files_are_spread_over_loads_in_order(tmp_path):
+    files = []
+    for name, size in (("a", 40), ("b", 60), ("c", 1), ("d", 100)):
+        random_file(tmp_path / name, size)
+        files.append(tmp_path / name)
+    assert spread(files, 100) == [files[:2], files[2:3], files[3:]]
+    with pytest.raises(InputError, match="d has 100 bytes, more than --load_bytes=99"):
+        spread(files, 99)
+
+
+@pytest.mark.slow
+def test_loads_hold_wheels_that_need_no_installer(data_dir, tmp_path):
+    command = [sys.executable, ROOT / "launch" / "accelerator" / "pack.py", tmp_path]
+    options = ["--data=digits", f"--data_dir={data_dir}"]
+    subprocess.run([*command, *options], check=True, cwd=ROOT)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    wheels = [wheel.name for wheel in (tmp_path / "1" / "wheels").iterdir()]
+    assert len(wheels) == 2
+    assert all(wheel.endswith("-none-any.whl") for wheel in wheels)
+    config = DataConfig(data_dir=str(tmp_path / "1" / "data"))
+    assert packed.missing_files(config) == []
+    (tmp_path / "1" / "data" / "packed" / "digits" / "test_0.webp").unlink()
+    assert [pathlib.Path(f).name for f in packed.missing_files(config)] == ["test_0.webp"]
+    again = subprocess.run([*command, *options], capture_output=True, text=True, cwd=ROOT)
+    assert again.returncode == 1
+    assert "has the load 1; delete it to make the loads" in again.stderr
