@@ -13,6 +13,7 @@ import time
 import numpy as np
 import parcels
 import pytest
+import runner
 import stages
 from pack import spread
 
@@ -231,6 +232,31 @@ def test_a_signal_stops_it_like_the_clock(loads, tmp_path):
     assert process.returncode == 75, printed
     assert "stopped; the same stage resumes it" in printed
     assert (tmp_path / "out" / "c10-20.tar.0").exists()
+
+
+def export_large(run, data_dir, directory, seconds):
+    """Calls what a stage does after each run, on a copy of a finished run."""
+    workdir = directory / "run"
+    shutil.copytree(run, workdir)
+    plan = runner.Plan(stage="c10-20", epochs=4, rehearse=True)
+    clock = runner.Clock(time.time() + seconds)
+    with (directory / "log.txt").open("w") as log:
+        found = runner.Runner(directory, pathlib.Path(data_dir), log, clock, plan)
+        found._export_large(workdir)
+    assert not found.failures, (directory / "log.txt").read_text()
+    return directory / "run_export"
+
+
+def test_a_network_with_too_large_a_checkpoint_is_exported(
+    digits_run, data_dir, tmp_path, monkeypatch
+):
+    small = export_large(digits_run, data_dir, tmp_path / "small", 600)
+    assert not small.exists()  # its checkpoint is packed
+    monkeypatch.setattr(parcels, "PIECE_BYTES", 100)
+    late = export_large(digits_run, data_dir, tmp_path / "late", 60)
+    assert not late.exists()
+    exported = export_large(digits_run, data_dir, tmp_path / "large", 600)
+    assert (exported / "model.safetensors").exists()
 
 
 def random_file(path, size):
