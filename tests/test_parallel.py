@@ -133,6 +133,14 @@ def test_shard_divides_in_order_and_unreplicate_undoes_replicate():
     assert back["b"].shape == ()
 
 
+def test_unreplicate_fetches_all_arrays_together(monkeypatch):
+    fetched, device_get = [], jax.device_get
+    tree = parallel.replicate({"a": np.arange(6.0), "b": {"c": np.arange(2), "d": np.ones(3)}})
+    monkeypatch.setattr(jax, "device_get", lambda x: fetched.append(x) or device_get(x))
+    parallel.unreplicate(tree)
+    assert [len(jax.tree.leaves(x)) for x in fetched] == [3]
+
+
 def test_several_cpu_devices_are_awaited(monkeypatch):
     assert parallel.must_await_steps()
     monkeypatch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:1])

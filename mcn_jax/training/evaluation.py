@@ -28,9 +28,21 @@ def evaluate(
         "test_loss" in nats, "test_accuracy" from 0 to 1, "test_examples": number of images.
     """
     sums = {"loss": 0.0, "correct": 0, "examples": 0}
-    for split, batch in batches:
-        for name, value in parallel.unreplicate(step(state, split, batch)).items():
+
+    def account(values: dict[str, jax.Array]) -> None:
+        for name, value in parallel.unreplicate(values).items():
             sums[name] += value.item()
+
+    # Sums are read one batch late, so the device never waits for the host.
+    pending: Any = None
+    for split, batch in batches:
+        values = step(state, split, batch)
+        if parallel.must_await_steps():
+            jax.block_until_ready(values)
+        if pending is not None:
+            account(pending)
+        pending = values
+    account(pending)
     return {
         "test_loss": sums["loss"] / sums["examples"],
         "test_accuracy": sums["correct"] / sums["examples"],

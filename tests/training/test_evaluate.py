@@ -1,6 +1,7 @@
 import functools
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -49,6 +50,30 @@ def test_the_batch_size_does_not_change_the_result():
     assert len({result["test_accuracy"] for result in results}) == 1
     for result in results:
         np.testing.assert_allclose(result["test_loss"], results[0]["test_loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("awaits", [False, True])
+def test_sums_are_read_one_batch_late_and_added_in_order(awaits, monkeypatch):
+    events, losses = [], [1.0, 1e16, -1e16]  # any other order gives another sum
+
+    def step(state, split, batch):
+        events.append(("dispatch", batch))
+        return {"number": batch, "loss": losses[batch], "correct": batch, "examples": 2}
+
+    def read(sums):
+        events.append(("read", sums.pop("number")))
+        return {name: np.asarray(value) for name, value in sums.items()}
+
+    monkeypatch.setattr(parallel, "must_await_steps", lambda: awaits)
+    monkeypatch.setattr(parallel, "unreplicate", read)
+    monkeypatch.setattr(
+        jax, "block_until_ready", lambda sums: events.append(("await", sums["number"]))
+    )
+    result = evaluate(step, None, ((None, number) for number in range(3)))
+    assert result == {"test_loss": 0.0, "test_accuracy": 0.5, "test_examples": 6}
+    expected = [("dispatch", 0), ("await", 0), ("dispatch", 1), ("await", 1), ("read", 0)]
+    expected += [("dispatch", 2), ("await", 2), ("read", 1), ("read", 2)]
+    assert events == [event for event in expected if awaits or event[0] != "await"]
 
 
 def test_measures_by_hand():
