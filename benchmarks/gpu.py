@@ -6,29 +6,28 @@
     python benchmarks/gpu.py machine --out=FILE
 
 It measures what `step.py`, `mcconv.py` and `roofline.py` measure, and writes records of the same
-form. There are three differences. One network is traced while the previous one compiles. Records of
-steps also have the compile times. The measurement has a deadline: --until, in seconds since 1970.
-After the deadline nothing new begins, and fewer turns are counted. Finished measurements are kept.
+form. Records of steps also have the compile times. What fails is named in one line, and the rest is
+still measured.
 
-Several processes may start at once. Give them the same --turns directory, and --turn 0, 1, 2 and so
-on. They trace at the same time, but compile and measure one after the other.
+The measurement has a deadline: --until, in seconds since 1970. After the deadline nothing new
+begins, and fewer turns are counted. Finished measurements are kept.
+
+Several processes may start at once. Give them the same empty directory, --turns, and --turn=0, 1, 2
+and so on. They trace at the same time, but compile and measure one after the other: while a program
+compiles, XLA measures algorithms to choose from. A process that has ended in any way has had its
+turn.
 """
 
 import argparse
-import concurrent.futures
 import contextlib
-import importlib.util
+import itertools
+import math
 import os
 import pathlib
-import statistics
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
-
-if importlib.util.find_spec("torch") is not None:  # JAX must leave memory for PyTorch
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+from collections.abc import Callable, Collection
+from typing import Any, NoReturn
 
 import jax
 import jax.extend.backend
@@ -36,21 +35,16 @@ import jax.numpy as jnp
 import mcconv
 import numpy as np
 import roofline
+from gpu_steps import NETWORKS, pytorch, steps
 from jax import lax
-from measure import WARM_UP, ratio, seconds, write
-from networks import TrainingStep, load
+from measure import print_failure, write
 from step import CONFIG
+from turns import DeadlineError, Turn, join
 
-from mcn_jax.models.wide_resnet import blocks_per_stage
+from mcn_jax.errors import InputError, did_you_mean
 from mcn_jax.ops.fastest import Shape, fastest_form
+from mcn_jax.ops.mcconv import FORMS
 
-# Name: (fields of the config, arguments of `TrainingStep`).
-NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "MCN": ({}, {"quantized": True}),
-    "WRN": ({"model.conv": "conv"}, {"quantized": False}),
-    "U-MCN": ({}, {"quantized": False}),
-    "MCN, factored": ({}, {"quantized": True, "form": "factored"}),
-}
 # Layers of the networks with 16-16-32-64 and 64-64-128-256 maps; the inner layers first.
 LAYERS = (
     Shape(16, 16, 4, 32, 1), Shape(32, 32, 4, 16, 1), Shape(64, 64, 4, 8, 1),
@@ -58,295 +52,77 @@ LAYERS = (
     Shape(16, 32, 4, 32, 2), Shape(32, 64, 4, 16, 2), Shape(3, 16, 4, 32, 1),
     Shape(64, 128, 4, 32, 2), Shape(128, 256, 4, 16, 2), Shape(3, 64, 4, 32, 1),
 )  # fmt: skip
-FEWEST, MOST = 5, 20  # counted turns
-MACHINE_TURNS = 10  # turns for the peak rates of the machine, and calls in each turn
+DTYPES = ("bfloat16", "float32")
+PEAK_CALLS = 10  # calls in a turn, for the peak rates of the machine
 
 
-def main() -> None:
-    """Runs one of the four measurements."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=("steps", "layers", "pytorch", "machine"))
-    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
-    parser.add_argument("--dtypes", default="bfloat16,float32", help="dtypes of the layers")
-    parser.add_argument("--widths", default="16,16,32,64", help="widths of the networks, in maps")
-    parser.add_argument("--networks", default=";".join(NETWORKS), help="names separated by ;")
-    parser.add_argument("--batch_size", type=int, default=128, help="batch size of the networks")
-    parser.add_argument("--steps", type=int, default=30, help="steps in one program")
-    parser.add_argument("--work", type=float, default=2e11, help="multiply-adds of a layer's batch")
-    parser.add_argument("--largest_batch", type=int, default=2048, help="largest batch of a layer")
-    parser.add_argument("--calls", type=int, default=5, help="calls of a layer per measurement")
-    parser.add_argument(
-        "--until", type=float, default=float("inf"), help="deadline in seconds since 1970"
-    )
-    parser.add_argument("--turns", type=pathlib.Path, help="directory that all processes share")
-    parser.add_argument("--turn", type=int, default=0, help="turn of this process, from 0")
-    parser.add_argument(
-        "--out", type=pathlib.Path, required=True, help="the JSON file; for layers, a directory"
-    )
-    options = parser.parse_args()
-    options.widths = tuple(int(width) for width in options.widths.split(","))
-    with _ends_turn(options):
-        {"steps": steps, "layers": layers, "pytorch": pytorch, "machine": machine}[options.what](
-            options
-        )
-
-
-@contextlib.contextmanager
-def _ends_turn(options: argparse.Namespace) -> Iterator[None]:
-    """Lets the next process begin when this one ends, even with an error."""
-    try:
-        yield
-    finally:
-        if options.turns:
-            options.turns.mkdir(parents=True, exist_ok=True)
-            (options.turns / f"{options.turn}.ended").touch()
-
-
-def _await_turn(options: argparse.Namespace) -> None:
-    before = [options.turns / f"{turn}.ended" for turn in range(options.turn)]
-    while not all(path.exists() for path in before):
-        time.sleep(0.05)
-
-
-def steps(options: argparse.Namespace) -> None:
-    """Measures steps of the networks at one width, in one dtype."""
-    pipeline = Pipeline(options)
-    members = pipeline.run()
-    if not members:
-        return
-    times = _alternated_until(members, options)
-    batch, over = options.batch_size, {}
-    if "WRN" in times:
-        over = {name: ratio(times, name, "WRN") for name in times}
-    medians = {name: statistics.median(values) / options.steps for name, values in times.items()}
-    for name, median in medians.items():
-        print(f"{options.dtype} {options.widths} {name}: {1e3 * median:.3f} ms per step,"
-              f" {batch / median:,.0f} images/s", flush=True)  # fmt: skip
-    record = {
-        "widths": options.widths,
-        "batch_size": batch,
-        "steps_per_dispatch": options.steps,
-        "median_seconds": medians,
-        "images_per_second": {name: batch / median for name, median in medians.items()},
-        "over_wrn": over,
-        "temporary_bytes": {
-            name: step.compiled.memory_analysis().temp_size_in_bytes
-            for name, step in members.items()
-        },
-        "compile_seconds": pipeline.compile_seconds,
-        "repeats": min(map(len, times.values())),
-        "device_peak_bytes": {},
-    }
-    device = jax.local_devices()[0].device_kind
-    write(options.out, {"device": device, "dtype": options.dtype, "networks": [record]})
-
-
-class Pipeline:
-    """Builds the networks in threads: one is traced while the previous one is compiled.
-
-    They are compiled one by one, when it is this process's turn. While it compiles, XLA measures
-    algorithms to choose from. Parallel compilations would disturb these measurements.
-
-    Attributes:
-        compile_seconds: compile time of each network, by name.
-    """
-
-    def __init__(self, options: argparse.Namespace):
-        self.compile_seconds: dict[str, float] = {}
-        self._options = options
-        self._names = options.networks.split(";")
-        self._traced = [threading.Event() for _ in self._names]
-        self._compiled = [threading.Event() for _ in self._names]
-        self._index = threading.local()
-
-    def run(self) -> dict[str, TrainingStep]:
-        """Returns all networks for which there is time."""
-        members = {}
-        with (
-            self._own_compile(),
-            concurrent.futures.ThreadPoolExecutor(len(self._names)) as pool,
-        ):
-            made = [pool.submit(self._make, index) for index in range(len(self._names))]
-            for name, future in zip(self._names, made, strict=True):
-                try:
-                    members[name] = future.result()
-                    print(f"{name}: compiled in {self.compile_seconds[name]:.1f} s", flush=True)
-                except Exception as error:  # the others are still measured
-                    print(f"{name}: {type(error).__name__}: {str(error)[:500]}", flush=True)
-        return members
-
-    def _make(self, index: int) -> TrainingStep:
-        options = self._options
-        self._index.value = index
-        try:
-            if index:
-                self._traced[index - 1].wait()
-            fields, arguments = NETWORKS[self._names[index]]
-            fields = {"model.widths": options.widths, "dtype": options.dtype, **fields}
-            return TrainingStep(
-                load(CONFIG, fields), options.batch_size, steps=options.steps, **arguments
-            )
-        finally:
-            self._traced[index].set()
-            self._compiled[index].set()
-
-    def _compile(
-        self, compile_program: Callable[..., Any], *arguments: Any, **keywords: Any
-    ) -> Any:
-        index = self._index.value
-        self._traced[index].set()
-        if index:
-            self._compiled[index - 1].wait()
-        _await_turn(self._options)
-        if time.time() > self._options.until:
-            raise TimeoutError("the deadline has passed")
-        start = time.perf_counter()
-        compiled = compile_program(*arguments, **keywords)
-        self.compile_seconds[self._names[index]] = time.perf_counter() - start
-        return compiled
-
-    @contextlib.contextmanager
-    def _own_compile(self) -> Iterator[None]:
-        """Replaces JAX's compile, which `TrainingStep` calls, by `_compile`."""
-        compile_program = jax.stages.Lowered.compile
-
-        def compile_in_turn(lowered, *arguments, **keywords):
-            return self._compile(compile_program, lowered, *arguments, **keywords)
-
-        jax.stages.Lowered.compile = compile_in_turn  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            jax.stages.Lowered.compile = compile_program  # type: ignore[method-assign]
-
-
-def _alternated_until(
-    functions: dict[str, Callable[[], Any]], options: argparse.Namespace
-) -> dict[str, list[float]]:
-    """Measures like `measure.alternated`: `MOST` turns, or as many as the deadline allows."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(WARM_UP + MOST):
-        for name, function in functions.items():
-            elapsed = seconds(function)
-            if turn >= WARM_UP:
-                times[name].append(elapsed)
-        if turn >= WARM_UP + FEWEST - 1 and time.time() > options.until:
-            break
-    return times
-
-
-def layers(options: argparse.Namespace) -> None:
+def layers(options: argparse.Namespace, turn: Turn) -> None:
     """Measures single layers in each dtype, until the deadline."""
-    _await_turn(options)
-    records: dict[str, list[dict[str, Any]]] = {name: [] for name in options.dtypes.split(",")}
-    longest = 0.0
-    for shape in LAYERS:
-        for dtype, done in records.items():
-            start = time.time()
-            if start + longest > options.until:
-                return
-            batch = mcconv.batch_of(shape, options.work, options.largest_batch)
-            record = mcconv.measure(shape, batch, jnp.dtype(dtype), MOST, options.calls)
-            form = fastest_form(mcconv.jax_platform(), dtype, shape)
-            done.append(record | {"form": form})
-            took = time.time() - start
-            longest = max(longest, took)
-            ratios = record["with gradient"]["over_ordinary"]
-            print(
-                f"{dtype} {tuple(shape)}, batch {batch}: direct {ratios['direct']:.2f},"
-                f" factored {ratios['factored']:.2f} of ordinary; {took:.1f} s",
-                flush=True,
-            )
-            write(
-                options.out / f"mcconv_{dtype}.json",
-                {
-                    "platform": mcconv.jax_platform(),
-                    "device": jax.local_devices()[0].device_kind,
-                    "dtype": dtype,
-                    "repeats": MOST,
-                    "calls": options.calls,
-                    "layers": done,
-                },
-            )
-
-
-def pytorch(options: argparse.Namespace) -> None:
-    """Measures steps of the same WRN in PyTorch, without and with `cudnn.benchmark`."""
-    import pytorch_wrn
-    import torch
-
-    model = load(CONFIG).model
-    channels = tuple(width * model.planes for width in options.widths)
-    _await_turn(options)
-    medians: dict[str, float] = {}
-    for name, tries_all in (("WRN, PyTorch", False), ("WRN, PyTorch, cudnn.benchmark", True)):
-        if time.time() > options.until:
-            break
-        torch.backends.cudnn.benchmark = tries_all
-        step = pytorch_wrn.TrainingStep(
-            channels,
-            blocks_per_stage(model.depth),
-            options.batch_size,
-            options.dtype,
-            options.steps,
-        )
-        times = _alternated_until({name: step}, options)
-        medians[name] = statistics.median(times[name]) / options.steps
-        print(f"{options.dtype} {options.widths} {name}: {1e3 * medians[name]:.3f} ms per step,"
-              f" {options.batch_size / medians[name]:,.0f} images/s", flush=True)  # fmt: skip
-    if not medians:
-        return
-    write(
-        options.out,
-        {
-            "device": jax.local_devices()[0].device_kind,
-            "dtype": options.dtype,
-            "torch": torch.__version__,
-            "cudnn": torch.backends.cudnn.version(),
-            "tf32": {
-                "cudnn": torch.backends.cudnn.allow_tf32,
-                "matmul": torch.backends.cuda.matmul.allow_tf32,
+    turn.wait()
+    records: dict[str, list[dict[str, Any]]] = {dtype: [] for dtype in options.dtypes}
+    platform, longest = mcconv.jax_platform(), 0.0
+    for shape, dtype in itertools.product(LAYERS, records):
+        turn.check(longest)
+        start = time.time()
+        batch = mcconv.batch_of(shape, options.work, options.largest_batch)
+        try:
+            record = mcconv.measure(
+                shape, batch, jnp.dtype(dtype), options.repeats, options.calls, options.forms,
+                skips_failures=True,
+            )  # fmt: skip
+        except Exception as error:  # the other layers are still measured
+            print_failure(f"{dtype} {tuple(shape)}", error)
+            continue
+        records[dtype].append(record | {"form": fastest_form(platform, dtype, shape)})
+        took = time.time() - start
+        longest = max(longest, took)
+        ratios = record["with gradient"]["over_ordinary"]
+        found = ", ".join(f"{form} {value:.2f}" for form, value in ratios.items())
+        print(f"{dtype} {tuple(shape)}, batch {batch}: {found} of ordinary; {took:.1f} s",
+              flush=True)  # fmt: skip
+        write(
+            options.out / f"mcconv_{dtype}.json",
+            {
+                "platform": platform,
+                "device": jax.local_devices()[0].device_kind,
+                "dtype": dtype,
+                "repeats": options.repeats,
+                "calls": options.calls,
+                "layers": records[dtype],
             },
-            "networks": [
-                {
-                    "widths": options.widths,
-                    "batch_size": options.batch_size,
-                    "steps_per_dispatch": options.steps,
-                    "median_seconds": medians,
-                    "images_per_second": {n: options.batch_size / s for n, s in medians.items()},
-                }
-            ],
-        },
-    )
+        )
+    if not any(records.values()):
+        raise InputError("no layer could be measured")
 
 
-def machine(options: argparse.Namespace) -> None:
+def machine(options: argparse.Namespace, turn: Turn) -> None:
     """Records the driver, the peak rates of the GPU, and the errors of its default float32."""
-    _await_turn(options)
+    turn.wait()
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm"]
     found = ""
     with contextlib.suppress(OSError):
         run = subprocess.run([*query, "--format=csv,noheader"], capture_output=True, text=True)
         found = run.stdout.strip()
-    record: dict[str, Any] = {
+    peak: dict[str, dict[str, float]] = {}
+    record = {
         "device": jax.local_devices()[0].device_kind,
         "nvidia_smi": found,
         "platform_version": jax.extend.backend.get_backend().platform_version,
         "default_matmul_precision": str(jax.config.jax_default_matmul_precision),
         "float32_error": _float32_errors(),
-        "peak": {},
+        "peak": peak,
     }
-    for dtype in ("bfloat16", "float32"):
-        if time.time() < options.until:
-            flops = roofline.peak_flops(jnp.dtype(dtype), MACHINE_TURNS, MACHINE_TURNS)
-            record["peak"][dtype] = {"flops": flops}
-    if time.time() < options.until:
-        bandwidth = roofline.peak_bandwidth(MACHINE_TURNS, MACHINE_TURNS)
-        record["peak"]["any"] = {"bytes": bandwidth}
-    print(record, flush=True)
     write(options.out, record)
+    for dtype in (*DTYPES, "any"):
+        turn.check()
+        if dtype == "any":
+            rates = {"bytes": roofline.peak_bandwidth(options.repeats, PEAK_CALLS)}
+        else:
+            flops = roofline.peak_flops(jnp.dtype(dtype), options.repeats, PEAK_CALLS)
+            rates = {"flops": flops}
+        peak[dtype] = rates
+        print(f"peak rates in {dtype} dtype: {rates}", flush=True)
+        write(options.out, record)
 
 
 def _float32_errors() -> dict[str, dict[str, float]]:
@@ -384,6 +160,106 @@ def _float32_errors() -> dict[str, dict[str, float]]:
             for name, result in results.items()
         }
     return errors
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that reports an error in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    """Returns the parser of a whole number."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least {least}")
+        return int(text)
+
+    return parse
+
+
+def _maps(text: str) -> tuple[int, ...]:
+    widths = text.split(",")
+    if not all(width.isdecimal() for width in widths):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 16,16,32,64")
+    return tuple(map(int, widths))
+
+
+def _names(known: Collection[str], separator: str = ",") -> Callable[[str], tuple[str, ...]]:
+    """Returns the parser of a list of known names."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(text.split(separator)))
+        for name in names:
+            if name not in known:
+                message = f"{name!r} is not one of {separator.join(known)!r}"
+                raise argparse.ArgumentTypeError(message + did_you_mean(name, known))
+        return names
+
+    return parse
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    parser = _Parser(
+        prog="gpu.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for measure in (steps, layers, pytorch, machine):
+        text = (measure.__doc__ or "").partition("\n")[0]
+        command = commands.add_parser(measure.__name__, help=text, description=text)
+        command.set_defaults(measure=measure)
+        add = command.add_argument
+        if measure in (steps, pytorch):
+            text = f"file in configs/ whose network is measured (default: {CONFIG.name})"
+            add("--config", type=pathlib.Path, default=CONFIG, help=text)
+            add("--dtype", default="bfloat16", choices=DTYPES)
+            add("--widths", type=_maps, help="in maps (default: of the config)")
+            add("--depth", type=_whole(1), help="number of layers (default: of the config)")
+            add("--batch_size", type=_whole(1), default=128)
+            add("--steps", type=_whole(1), default=30, help="steps in one program")
+        if measure is steps:
+            text = f"names from {';'.join(NETWORKS)!r} (default: all)"
+            add("--networks", type=_names(NETWORKS, ";"), default=tuple(NETWORKS), help=text)
+        if measure is layers:
+            add("--dtypes", type=_names(DTYPES), default=DTYPES)
+            text = f"names from {','.join(FORMS)!r} (default: {','.join(mcconv.FORMS)!r})"
+            add("--forms", type=_names(FORMS), default=mcconv.FORMS, help=text)
+            add("--work", type=float, default=2e11, help="multiply-adds per batch")
+            add("--largest_batch", type=_whole(4), default=2048, help="limit of the batch size")
+            add("--calls", type=_whole(1), default=5, help="calls per measurement")
+        add("--repeats", type=_whole(1), default=20, help="number of counted turns")
+        add("--until", type=float, default=math.inf, help="deadline in seconds since 1970")
+        add("--turns", type=pathlib.Path, help="directory that all processes share")
+        add("--turn", type=_whole(0), default=0, help="turn of this process, from 0")
+        text = "directory to write to" if measure is layers else "JSON file to write"
+        add("--out", type=pathlib.Path, required=True, help=text)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one of the four measurements."""
+    # Several processes, and PyTorch, need memory at the same time.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    try:
+        if options.turn and not options.turns:
+            raise InputError(
+                f"--turn={options.turn} needs --turns, the directory that all processes share"
+            )
+        with join(options.turns, options.turn, options.until) as turn:
+            if options.measure is not layers and options.out.is_dir():
+                raise InputError(f"--out={options.out} is a directory; name a JSON file in it")
+            directory = options.out if options.measure is layers else options.out.parent
+            directory.mkdir(parents=True, exist_ok=True)
+            options.measure(options, turn)
+    except DeadlineError as error:
+        print(f"gpu.py {options.command}: {error}; only finished measurements were written")
+    except (InputError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

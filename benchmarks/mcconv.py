@@ -14,6 +14,7 @@ import argparse
 import functools
 import json
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import rich.console
 import rich.table
-from measure import add_out, alternated, ratio, write
+from measure import add_out, alternated, print_failure, ratio, write
 
 from mcn_jax.ops import kmeans_centers
 from mcn_jax.ops.costs import multiply_adds
@@ -60,10 +61,29 @@ def shapes() -> list[Shape]:
     return sorted(found)
 
 
-def measure(shape: Shape, batch: int, dtype: jnp.dtype, repeats: int, calls: int) -> dict[str, Any]:
+def measure(
+    shape: Shape,
+    batch: int,
+    dtype: jnp.dtype,
+    repeats: int,
+    calls: int,
+    forms: Sequence[str] = FORMS,
+    *,
+    skips_failures: bool = False,
+) -> dict[str, Any]:
     """Returns median seconds, ratios to the ordinary convolution, and bytes of memory.
 
     "temporary_bytes" has temporary memory only; "peak_bytes" also has arguments and results.
+
+    Args:
+        shape: of the layer.
+        batch: number of images.
+        dtype: of the features.
+        repeats: number of counted turns.
+        calls: number of calls in a turn.
+        forms: forms of MCconv to measure.
+        skips_failures: whether a form that fails is named in one line and left out. Otherwise it
+            raises its error, as the ordinary convolution always does.
     """
     keys = jax.random.split(jax.random.key(0), 5)
     size, strides = shape.size, (shape.stride, shape.stride)
@@ -78,7 +98,7 @@ def measure(shape: Shape, batch: int, dtype: jnp.dtype, repeats: int, calls: int
     ordinary = nn.Conv(outputs, (3, 3), strides, use_bias=False, dtype=dtype)
 
     functions = {"ordinary": (lambda x, k: ordinary.apply({"params": {"kernel": k}}, x), (kernel,))}
-    for form in FORMS:
+    for form in forms:
         functions[form] = (
             lambda x, c, m, form=form: mcconv(x, c, centers, m, strides=strides, form=form),
             (latent, m),
@@ -95,17 +115,27 @@ def measure(shape: Shape, batch: int, dtype: jnp.dtype, repeats: int, calls: int
             arguments = (x, *parameters)
             if name == "with gradient":
                 function, arguments = value_and_gradient, (cotangent, *arguments)
-            compiled = jax.jit(function).lower(*arguments).compile()
+            try:
+                compiled = jax.jit(function).lower(*arguments).compile()
+                jax.block_until_ready(compiled(*arguments))
+            except Exception as error:
+                if form == "ordinary" or not skips_failures:
+                    raise
+                print_failure(f"{form}, {name}, {dtype} {tuple(shape)}", error)
+                continue
             memory[form] = compiled.memory_analysis()
             compiled_forms[form] = functools.partial(compiled, *arguments)
         times = alternated(compiled_forms, repeats, calls)
         record[name] = {
             "median_seconds": {form: statistics.median(times[form]) for form in times},
-            "over_ordinary": {form: ratio(times, form, "ordinary") for form in FORMS},
-            "factored_over_direct": ratio(times, "factored", "direct"),
+            "over_ordinary": {
+                form: ratio(times, form, "ordinary") for form in times if form != "ordinary"
+            },
             "temporary_bytes": {name: memory[name].temp_size_in_bytes for name in memory},
             "peak_bytes": {name: peak_bytes(memory[name]) for name in memory},
         }
+        if {"direct", "factored"} <= times.keys():
+            record[name]["factored_over_direct"] = ratio(times, "factored", "direct")
     return record
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import pathlib
 import platform
 import statistics
@@ -11,10 +12,12 @@ from typing import Any
 
 import jax
 
+from mcn_jax.errors import first_line
 from mcn_jax.workdirs.files import environment, write_atomically
 
 ROOT = pathlib.Path(__file__).parents[1]
 WARM_UP = 2
+FEWEST = 5  # counted turns after a deadline
 
 
 def seconds(function: Callable[[], Any], calls: int = 1) -> float:
@@ -30,14 +33,20 @@ def seconds(function: Callable[[], Any], calls: int = 1) -> float:
 
 
 def alternated(
-    functions: Mapping[str, Callable[[], Any]], repeats: int, calls: int = 1
+    functions: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    calls: int = 1,
+    until: float = math.inf,
 ) -> dict[str, list[float]]:
     """Returns the seconds per call of each function, in each turn.
 
     In a turn, all functions run one after the other. The first `WARM_UP` turns are not counted.
+    After `until`, in seconds since 1970, no turn begins if `FEWEST` turns have been counted.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(WARM_UP + repeats):
+        if turn >= WARM_UP + FEWEST and time.time() > until:
+            break
         for name, function in functions.items():
             elapsed = seconds(function, calls)
             if turn >= WARM_UP:
@@ -48,6 +57,11 @@ def alternated(
 def ratio(times: Mapping[str, Sequence[float]], a: str, b: str) -> float:
     """Returns the median of a's time over b's time in the same turn."""
     return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
+
+
+def print_failure(name: str, error: Exception) -> None:
+    """Prints in one line that something could not be measured."""
+    print(f"{name}: not measured: {type(error).__name__}: {first_line(error)}", flush=True)
 
 
 def add_out(parser: argparse.ArgumentParser, name: str) -> None:

@@ -19,12 +19,12 @@ from mcn_jax.training.steps import StepSettings, train_step, train_steps
 
 
 class TrainingStep:
-    """A compiled program of one or several training steps on one device.
+    """A program of one or several training steps on one device, compiled when it is first used.
 
     Each call continues from the state after the previous call.
 
     Attributes:
-        compiled: see `jax.stages.Compiled`.
+        lowered: see `jax.stages.Lowered`.
         split: the training images and labels.
         batch: the rows of `split` in the batch, and their positions.
         settings: see `mcn_jax.training.steps.StepSettings`.
@@ -40,7 +40,7 @@ class TrainingStep:
         form: str = "auto",
         steps: int = 1,
     ):
-        """Builds and compiles the program.
+        """Builds and lowers the program.
 
         Args:
             config: of the run. Random images of the same shape replace its data set.
@@ -77,8 +77,12 @@ class TrainingStep:
             train_steps if steps > 1 else train_step, model=model, optimizer=optimizer,
             settings=self.settings, quantized=quantized,
         )  # fmt: skip
-        lowered = jax.jit(step, donate_argnums=0).lower(self.state, self.split, self.batch)
-        self.compiled = lowered.compile()
+        self.lowered = jax.jit(step, donate_argnums=0).lower(self.state, self.split, self.batch)
+
+    @functools.cached_property
+    def compiled(self) -> jax.stages.Compiled:
+        """The compiled program; the first use compiles it."""
+        return self.lowered.compile()
 
     def __call__(self) -> dict[str, jax.Array]:
         """Runs the steps and returns their metrics."""

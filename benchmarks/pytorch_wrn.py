@@ -54,20 +54,26 @@ class TrainingStep:
     """
 
     def __init__(
-        self, channels: tuple[int, ...], blocks: int, batch_size: int, dtype: str, steps: int = 1
+        self,
+        channels: tuple[int, ...],
+        blocks: int,
+        batch_size: int,
+        dtype: str,
+        steps: int = 1,
+        classes: int = 10,
     ):
         self.steps = steps
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = getattr(torch, dtype)
         layout = {"device": self.device, "memory_format": torch.channels_last}
-        self.model = WideResNet(channels, blocks, classes=10).to(**layout)
+        self.model = WideResNet(channels, blocks, classes).to(**layout)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
         )
         generator = np.random.default_rng(0)
         images = generator.normal(size=(batch_size, 3, 32, 32)).astype(np.float32)
         self.images = torch.from_numpy(images).to(**layout)
-        self.labels = torch.from_numpy(generator.integers(0, 10, batch_size)).to(self.device)
+        self.labels = torch.from_numpy(generator.integers(0, classes, batch_size)).to(self.device)
 
     def __call__(self) -> None:
         """Runs the steps and waits for the device."""

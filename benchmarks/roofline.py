@@ -32,13 +32,14 @@ SHAPES = tuple(
         (16, 32), (32, 32), (64, 32), (32, 16), (64, 16), (128, 16), (64, 8), (128, 8), (256, 8),
     )
 )  # fmt: skip
+SIZES = (1024, 2048, 4096)  # of the square matrices whose products are measured
 ARRAY_BYTES = 2**30
 
 
 def peak_flops(dtype: jnp.dtype, repeats: int, calls: int) -> float:
     """Returns the FLOP/s of the fastest of several large matrix products."""
     rates = []
-    for size in (1024, 2048, 4096):
+    for size in SIZES:
         a, b = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in (0, 1))
         product = jax.jit(jnp.matmul)
         rates.append(2 * size**3 / _best(lambda f=product, a=a, b=b: f(a, b), repeats, calls))

@@ -6,6 +6,7 @@ from typing import Any
 from markdown_tables import short_revision
 from record_files import read_benchmark
 
+from mcn_jax.models.wide_resnet import blocks_per_stage
 from mcn_jax.ops.costs import multiply_adds
 from mcn_jax.ops.fastest import Shape
 from mcn_jax.reports import runs
@@ -194,10 +195,11 @@ def _mcconv_seconds(network: dict[str, Any]) -> float:
 
 
 def _convolutions(network: dict[str, Any]) -> list[tuple[int, int, int, int]]:
-    """Maps in, maps out, pixels and stride of each convolution of 20 layers."""
+    """Maps in, maps out, pixels and stride of each convolution; 20 layers unless it says more."""
     stem, one, two, three = network["widths"]
     first = [(3, stem, 32, 1), (stem, one, 32, 1), (one, two, 32, 2), (two, three, 16, 2)]
-    return first + 5 * [(one, one, 32, 1), (two, two, 16, 1), (three, three, 8, 1)]
+    inner = 2 * blocks_per_stage(network.get("depth", 20)) - 1
+    return first + inner * [(one, one, 32, 1), (two, two, 16, 1), (three, three, 8, 1)]
 
 
 def roofline_table() -> str:
