@@ -23,6 +23,7 @@ STOP_SECONDS = 10.0  # before the end of the budget, the runs are asked to stop
 KILL_SECONDS = 12.0  # after that, they are killed
 LEAST_SECONDS = 20.0  # a run does not start with less time
 EXPORT_SECONDS = 60.0  # a network is not exported with less time
+FINISH_SECONDS = 15.0  # measurements begin nothing new so long before they are stopped
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class Runner:
     def measure(self, measurements: Sequence[stages.Measurement]) -> None:
         """Runs measurements side by side; they take turns on the device."""
         commands = {}
-        until = time.time() + self.clock.left()
+        until = time.time() + self.clock.left() - FINISH_SECONDS
         with tempfile.TemporaryDirectory() as turns:
             for turn, one in enumerate(measurements):
                 name = one.name if one.arguments[0] == "layers" else f"{one.name}.json"

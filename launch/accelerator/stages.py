@@ -153,7 +153,7 @@ STAGES = {
                 arguments=(
                     "layers", "--dtypes=bfloat16,float32", "--forms=direct,factored,pallas",
                 ),
-                tiny=("--work=1e6", "--largest_batch=4", "--calls=1", "--forms=direct,factored"),
+                tiny=("--work=1e6", "--largest_batch=4", "--calls=1", "--repeats=2"),
             ),
             Measurement(
                 name="pytorch",
