@@ -13,7 +13,7 @@ does the binarization and chooses the gradient of M.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +88,19 @@ def _auto_backward(
     return lax.platform_dependent(*arrays, **passes)
 
 
+def _fused_forward(*arguments: Any) -> jax.Array:
+    # Imported only if used, because a later jax may not have Pallas's Triton backend.
+    from mcn_jax.ops import fused
+
+    return fused.forward(*arguments)
+
+
+def _fused_backward(*arguments: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    from mcn_jax.ops import fused
+
+    return fused.backward(*arguments)
+
+
 def _fastest(
     spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
 ) -> dict[str, Form]:
@@ -110,6 +123,7 @@ FORMS = {
     "auto": Form(_auto_forward, _auto_backward),
     "direct": Form(_direct_forward, _direct_backward),
     "factored": Form(factored.forward, factored.backward),
+    "pallas": Form(_fused_forward, _fused_backward),
 }
 
 
@@ -150,7 +164,8 @@ def mcconv(
         padding: "SAME" or "VALID".
         m_gradient: "binary" or "latent".
         form: a name in `FORMS`; all forms compute the same function. "auto" takes the form that was
-            fastest at the most similar measured shape, see `mcn_jax.ops.fastest`.
+            fastest at the most similar measured shape, see `mcn_jax.ops.fastest`. "pallas" is for
+            NVIDIA GPUs and has not been measured, so "auto" never takes it.
 
     Returns:
         [N, Y', X', H*K].
