@@ -11,9 +11,12 @@ includes binarization. "auto" is the form that the table names.
 """
 
 import argparse
+import collections
 import functools
 import json
+import pathlib
 import statistics
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,11 +27,12 @@ import rich.console
 import rich.table
 from measure import add_out, alternated, print_failure, ratio, write
 
+from mcn_jax.errors import InputError
 from mcn_jax.ops import kmeans_centers
 from mcn_jax.ops.costs import multiply_adds
 from mcn_jax.ops.fastest import TABLE, Shape, fastest_form
 from mcn_jax.ops.mcconv import mcconv
-from mcn_jax.workdirs.files import write_atomically
+from mcn_jax.workdirs.files import read_json, write_atomically
 
 CIFAR_WIDTHS = (
     (4, 4, 8, 16), (16, 16, 32, 64), (16, 32, 64, 128), (32, 64, 128, 256), (64, 64, 128, 256),
@@ -168,8 +172,11 @@ def jax_platform() -> str:
 
 
 def faster_form(record: dict[str, Any]) -> str:
-    """Returns the faster form of a measured layer."""
-    return "factored" if record["with gradient"]["factored_over_direct"] < 1 else "direct"
+    """Returns the fastest form of a measured layer, forward with gradients."""
+    ratios = record["with gradient"]["over_ordinary"]
+    if set(ratios) == set(FORMS):  # measured in the same turns
+        return "factored" if record["with gradient"]["factored_over_direct"] < 1 else "direct"
+    return min(ratios, key=ratios.__getitem__)
 
 
 def tune(records: list[dict[str, Any]], platform: str, dtype: str) -> None:
@@ -177,14 +184,36 @@ def tune(records: list[dict[str, Any]], platform: str, dtype: str) -> None:
     rows = json.loads(TABLE.read_text()) if TABLE.exists() else []
     rows = [row for row in rows if (row["platform"], row["dtype"]) != (platform, dtype)]
     for record in records:
-        shape = {name: record[name] for name in Shape._fields}
-        gain = record["with gradient"]["factored_over_direct"]
-        rows.append(
-            {"platform": platform, "dtype": dtype, **shape, "form": record["form"]}
-            | {"factored_over_direct": gain}
-        )
+        row = {"platform": platform, "dtype": dtype}
+        row |= {name: record[name] for name in (*Shape._fields, "form")}
+        gain = record["with gradient"].get("factored_over_direct")
+        rows.append(row if gain is None else row | {"factored_over_direct": gain})
     lines = ",\n".join(json.dumps(row) for row in rows)
     write_atomically(TABLE, f"[\n{lines}\n]\n")
+
+
+def tune_from(path: pathlib.Path) -> None:
+    """Replaces rows in the table of "auto" by the fastest forms of a record.
+
+    Args:
+        path: a record of this file, or of `gpu.py layers`, whose forms are those that it measured.
+
+    Raises:
+        InputError: if it is not such a record.
+    """
+    record = read_json(path)
+    try:
+        kind = record["platform"], record["dtype"]
+        measured = [one for one in record["layers"] if one["with gradient"]["over_ordinary"]]
+        layers = [one | {"form": faster_form(one)} for one in measured]
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not a record of layers ({error!r}); pass a file that benchmarks/mcconv.py"
+            " or gpu.py layers wrote"
+        ) from error
+    tune(layers, *kind)
+    forms = collections.Counter(one["form"] for one in layers)
+    print(f"{TABLE}: {len(layers)} layers on {kind[0]} in {kind[1]}: {dict(forms)}")
 
 
 def print_table(records: list[dict[str, Any]], *, has_targets: bool) -> None:
@@ -228,11 +257,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tune", action="store_true", help="write the table of form='auto'")
+    parser.add_argument(
+        "--tune_from",
+        metavar="FILE",
+        type=pathlib.Path,
+        help="measure nothing; write the table from a record, also one of some shapes only",
+    )
     add_options(parser)
     add_out(parser, "mcconv.json")
     options = parser.parse_args()
     if options.tune and options.maps:
         parser.error("--tune needs all shapes: leave out --maps")
+    if options.tune_from:
+        try:
+            tune_from(options.tune_from)
+        except (InputError, OSError) as error:
+            sys.exit(f"mcconv.py: error: {error}")
+        return
     kind = jax_platform(), options.dtype
     records = []
     for shape in shapes():

@@ -19,6 +19,7 @@ from measure import FEWEST, WARM_UP, alternated
 from turns import DeadlineError, join
 
 from mcn_jax.errors import InputError
+from mcn_jax.ops import fastest
 from mcn_jax.ops.fastest import Shape
 from mcn_jax.ops.mcconv import FORMS, Form
 from processes import Running, run
@@ -284,3 +285,43 @@ def test_the_command_ends_without_an_error_after_the_deadline(tmp_path):
     ended = run("gpu", "layers", "--until=1", "--out=here", cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "the deadline has passed" in ended.stdout
+
+
+def layer_record(shape, **over_ordinary):
+    """Returns the record of a layer; the factored form's gain is over the direct form."""
+    measured = {"over_ordinary": over_ordinary}
+    if {"direct", "factored"} <= over_ordinary.keys():
+        measured["factored_over_direct"] = over_ordinary["factored"] / over_ordinary["direct"]
+    return {**shape._asdict(), "batch": 4, "form": "direct", "with gradient": measured}
+
+
+def test_the_table_of_auto_is_made_from_a_record(tmp_path, monkeypatch, capsys):
+    table, path = tmp_path / "fastest.json", tmp_path / "record.json"
+    shapes = [Shape(maps, maps, 4, 8, 1) for maps in (1, 2, 4, 8, 16)]
+    old = {"dtype": "bfloat16", **shapes[0]._asdict(), "form": "factored"}
+    table.write_text(json.dumps([old | {"platform": "cuda"}, old | {"platform": "tpu"}]))
+    monkeypatch.setattr(mcconv, "TABLE", table)
+    layers = [
+        layer_record(shapes[0], direct=1.0, factored=0.9, pallas=0.5),
+        layer_record(shapes[1], direct=1.0, factored=0.9, pallas=0.95),
+        layer_record(shapes[2], direct=1.0, factored=1.2),
+        layer_record(shapes[3], pallas=0.7),
+        layer_record(shapes[4]),  # all forms failed
+    ]
+    path.write_text(json.dumps({"platform": "cuda", "dtype": "bfloat16", "layers": layers}))
+    mcconv.tune_from(path)
+    rows = fastest.parse(json.loads(table.read_text()))
+    assert rows["tpu", "bfloat16"] == [(shapes[0], "factored")]
+    assert rows["cuda", "bfloat16"] == list(
+        zip(shapes[:4], ("pallas", "factored", "direct", "pallas"), strict=True)
+    )
+    assert "4 layers on cuda in bfloat16" in capsys.readouterr().out
+
+
+def test_another_record_is_refused_and_the_table_is_kept(tmp_path, monkeypatch):
+    table, path = tmp_path / "fastest.json", tmp_path / "record.json"
+    monkeypatch.setattr(mcconv, "TABLE", table)
+    path.write_text(json.dumps({"platform": "cuda", "dtype": "bfloat16", "networks": []}))
+    with pytest.raises(InputError, match="is not a record of layers"):
+        mcconv.tune_from(path)
+    assert not table.exists()
