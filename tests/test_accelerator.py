@@ -1,6 +1,7 @@
 """Tests launch/accelerator.sh: its plans, its clock, and what it delivers."""
 
 import dataclasses
+import importlib.util
 import os
 import pathlib
 import re
@@ -127,7 +128,11 @@ def test_runs_of_a_group_start_together_and_share_the_device():
         (["c10-2"], "'c10-2' is not a stage; choose one of .*; did you mean c10-20?"),
         (["c10-20", "--budget=-1"], "--budget=-1.0 must be positive"),
         (["c10-20", "--epochs=0"], "--epochs=0 must be positive"),
-        (["c10-20", "--only=mcm"], "--only=mcm is not a run of c10-20, .* did you mean mcn?"),
+        (
+            ["c10-20", "--only=mcm"],
+            "--only=mcm is not a part of c10-20, which has mcn, umcn; did you mean mcn?",
+        ),
+        (["bench", "--only=layer"], "--only=layer is not a part of bench, .* did you mean layers?"),
         (["c10-20", "--resume=/nowhere"], "--resume=/nowhere is not a directory"),
         (["c10-20", "--resume=."], "--resume=. has no c10-20.tar.0"),
         (["c10-20"], "c10-20 needs packed/cifar10/dataset.json, which is not in nowhere"),
@@ -147,8 +152,8 @@ def test_list_names_all_stages_and_runs(tmp_path):
     assert result.returncode == 0
     for name, stage in stages.STAGES.items():
         assert re.search(rf"^{name} +{re.escape(stage.summary)}$", result.stdout, re.MULTILINE)
-        for training in (training for group in stage.trainings for training in group):
-            assert re.search(rf"^ +{training.name}$", result.stdout, re.MULTILINE)
+        for part in (part for group in (stage.measurements, *stage.trainings) for part in group):
+            assert re.search(rf"^ +{part.name}$", result.stdout, re.MULTILINE)
 
 
 def test_a_stage_ends_delivers_and_is_not_repeated(loads, tmp_path):
@@ -186,6 +191,26 @@ def test_a_stage_ends_delivers_and_is_not_repeated(loads, tmp_path):
     wrong, _ = run(*options, "--epochs=4", f"--store={store}", out=out)
     assert wrong.returncode == 1
     assert "began with epochs=3, not 4; leave out --epochs" in wrong.stderr
+
+
+def test_measurements_take_turns_and_are_delivered(tmp_path):
+    result, _ = run(
+        "bench", "--rehearse", "--only=step_bfloat16,pytorch", f"--store={tmp_path}",
+        out=tmp_path / "out",
+    )  # fmt: skip
+    assert "step_bfloat16: step_bfloat16.json" in result.stdout
+    for name in ("MCN", "WRN", "U-MCN", "MCN, factored"):
+        assert re.search(rf"depth 8 {name}: .* ms per step", result.stdout)
+    record = read_json(tmp_path / "bench" / "step_bfloat16.json")
+    assert record["dtype"] == "bfloat16"
+    assert record["networks"][0]["widths"] == [1, 1, 1, 2]
+    with tarfile.open(tmp_path / "out" / "bench.tar.0") as tar:
+        assert "bench/step_bfloat16.json" in tar.getnames()
+    if importlib.util.find_spec("torch") is None:
+        assert result.returncode == 1
+        assert "pytorch: nothing measured" in result.stdout
+        assert "pytorch failed with code 2; see the log" in result.stdout
+        assert "PyTorch is not installed" in (tmp_path / "out" / "bench.log").read_text()
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="list the stages with their plans and exit")
     add("--budget", type=float, help="time in seconds (default: the stage's, see --list)")
     add("--epochs", type=int, help="epochs of every run (default: as many as fit)")
-    add("--only", default="", help="runs of the stage, separated by commas (default: all)")
+    add("--only", default="", help="parts of the stage, separated by commas (default: all)")
     add(
         "--loads",
         type=pathlib.Path,
@@ -91,13 +91,13 @@ def describe() -> str:
             plan += f", {epochs} epochs in about {stages.seconds(stage, epochs):.0f} s"
             plan += f"; data: {stage.data}"
         lines.append(f"{name:12} {stage.summary}\n{'':12} {plan}")
-        for run in (run for group in stage.trainings for run in group):
-            lines.append(f"{'':14} {run.name}")
+        for part in (part for group in (stage.measurements, *stage.trainings) for part in group):
+            lines.append(f"{'':14} {part.name}")
     return "\n".join(lines)
 
 
 def chosen(options: argparse.Namespace) -> stages.Stage:
-    """Returns the stage with the runs of --only.
+    """Returns the stage with the parts of --only.
 
     Raises:
         InputError: if an option is wrong.
@@ -113,18 +113,20 @@ def chosen(options: argparse.Namespace) -> stages.Stage:
         if value is not None and not value > 0:
             raise InputError(f"--{name}={value} must be positive")
     stage = stages.STAGES[options.stage]
-    runs = [run.name for group in stage.trainings for run in group]
-    names = [name for name in options.only.split(",") if name]
+    parts = [one.name for group in (stage.measurements, *stage.trainings) for one in group]
+    names = [name for name in options.only.split(",") if name] or parts
     for name in names:
-        if name not in runs:
+        if name not in parts:
             raise InputError(
-                f"--only={name} is not a run of {options.stage}, which has"
-                f" {', '.join(runs) or 'measurements only'}{did_you_mean(name, runs)}"
+                f"--only={name} is not a part of {options.stage}, which has {', '.join(parts)}"
+                f"{did_you_mean(name, parts)}"
             )
-    if not names:
-        return stage
     groups = (tuple(run for run in group if run.name in names) for group in stage.trainings)
-    return dataclasses.replace(stage, trainings=tuple(group for group in groups if group))
+    return dataclasses.replace(
+        stage,
+        measurements=tuple(one for one in stage.measurements if one.name in names),
+        trainings=tuple(group for group in groups if group),
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -43,12 +43,12 @@ def summary(
         names = ", ".join(str(path.relative_to(directory)) for path in sorted(found))
         lines.append(f"  {one.name}: {names or 'nothing measured'}")
         ended &= bool(found)
+    for name, code in failures.items():
+        lines.append(f"  {name} failed with code {code}; see the log")
     if stage.measurements:
         marks = ("ms per step", "of ordinary", "rror")
         log = (directory / "log.txt").read_text(errors="replace").splitlines()
         lines += [f"    {line[:150]}" for line in log if any(mark in line for mark in marks)]
-    for name, code in failures.items():
-        lines.append(f"  {name} failed with code {code}; see the log")
     if len(lines) > SUMMARY_LINES - 5:
         lines[SUMMARY_LINES - 5 :] = ["    (more lines in the log)"]
     return ended, lines

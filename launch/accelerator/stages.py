@@ -130,9 +130,9 @@ def _c10(name: str, config: str, fields: Mapping[str, Any], ms: float, start: fl
     )
 
 
-def _steps(name: str, dtype: str, widths: str, steps: int) -> Measurement:
-    arguments = ("steps", f"--dtype={dtype}", f"--widths={widths}", f"--steps={steps}")
-    tiny = ("--widths=1,1,1,2", "--depth=8", "--batch_size=4", "--steps=2")
+def _steps(name: str, dtype: str, widths: str, steps: int, *others: str) -> Measurement:
+    arguments = ("steps", f"--dtype={dtype}", f"--widths={widths}", f"--steps={steps}", *others)
+    tiny = ("--widths=1,1,1,2", "--depth=8", "--batch_size=4", "--steps=2", "--repeats=5")
     return Measurement(name=name, arguments=arguments, tiny=tiny)
 
 
@@ -145,9 +145,16 @@ STAGES = {
     "bench": Stage(
         summary="training steps, single layers, the same WRN in PyTorch, and the card's best rates",
         budget=240,
+        # The most important first. Layers are measured until the time is over.
         measurements=(
             _steps("step_bfloat16", "bfloat16", NARROW, 30),
-            _steps("step_bfloat16_wide", "bfloat16", WIDE, 10),
+            Measurement(name="machine", arguments=("machine",), tiny=("--repeats=2",)),
+            Measurement(
+                name="pytorch",
+                arguments=("pytorch", "--dtype=bfloat16", f"--widths={NARROW}"),
+                tiny=("--widths=1,1,1,2", "--batch_size=4", "--steps=2", "--repeats=5"),
+            ),
+            _steps("step_bfloat16_wide", "bfloat16", WIDE, 10, "--networks=MCN;WRN;U-MCN"),
             Measurement(
                 name="layers",
                 arguments=(
@@ -155,13 +162,6 @@ STAGES = {
                 ),
                 tiny=("--work=1e6", "--largest_batch=4", "--calls=1", "--repeats=2"),
             ),
-            Measurement(
-                name="pytorch",
-                arguments=("pytorch", "--dtype=bfloat16", f"--widths={NARROW}"),
-                tiny=("--widths=1,1,1,2", "--batch_size=4", "--steps=2"),
-            ),
-            Measurement(name="machine", arguments=("machine",), tiny=()),
-            _steps("step_float32", "float32", NARROW, 30),
         ),
     ),
     "c10-20": Stage(
