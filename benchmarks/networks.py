@@ -14,21 +14,19 @@ from mcn_jax.data.batches import Batch, Split
 from mcn_jax.data.facts import DATASETS
 from mcn_jax.models.plan import plan_of
 from mcn_jax.training import optim
-from mcn_jax.training.state import create_state
+from mcn_jax.training.state import TrainState, create_state
 from mcn_jax.training.steps import StepSettings, train_step, train_steps
 
 
 class TrainingStep:
     """A program of one or several training steps on one device, compiled when it is first used.
 
-    Each call continues from the state after the previous call.
+    Each call continues from the state after the previous call. The device is not used before
+    something is compiled or called.
 
     Attributes:
         lowered: see `jax.stages.Lowered`.
-        split: the training images and labels.
-        batch: the rows of `split` in the batch, and their positions.
         settings: see `mcn_jax.training.steps.StepSettings`.
-        state: the training state after the last call.
     """
 
     def __init__(
@@ -52,16 +50,16 @@ class TrainingStep:
         facts = DATASETS[config.data.name]
         generator = np.random.default_rng(0)
         count = facts.examples["train"]
-        self.split = Split(
-            jax.device_put(generator.integers(0, 256, (count, *facts.image_shape), np.uint8)),
-            jax.device_put(generator.integers(0, facts.classes, count).astype(np.int32)),
+        self._split = Split(
+            generator.integers(0, 256, (count, *facts.image_shape), np.uint8),
+            generator.integers(0, facts.classes, count).astype(np.int32),
         )
         rows = generator.choice(count, batch_size, replace=False).astype(np.int32)
         positions = np.arange(batch_size, dtype=np.int32)
         batch = Batch(rows, positions)
         if steps > 1:
             batch = jax.tree.map(lambda array: np.stack(steps * [array]), batch)
-        self.batch = jax.device_put(batch)
+        self._batch = batch
         schedule = (config.optimizer, count // config.batch_size, config.num_epochs)
         plan = plan_of(config, facts.classes, facts.image_shape)
         optimizer = optim.make_optimizer(*schedule, plan)
@@ -72,17 +70,35 @@ class TrainingStep:
         self.settings = StepSettings(
             config=config, plan=plan, learning_rate=rate, mean=facts.mean, std=facts.std
         )
-        self.state = create_state(config, model, optimizer, plan, facts.image_shape)
+        self._create_state = functools.partial(
+            create_state, config, model, optimizer, plan, facts.image_shape
+        )
         step = functools.partial(
             train_steps if steps > 1 else train_step, model=model, optimizer=optimizer,
             settings=self.settings, quantized=quantized,
         )  # fmt: skip
-        self.lowered = jax.jit(step, donate_argnums=0).lower(self.state, self.split, self.batch)
+        state = jax.eval_shape(self._create_state)
+        self.lowered = jax.jit(step, donate_argnums=0).lower(state, self._split, self._batch)
 
     @functools.cached_property
     def compiled(self) -> jax.stages.Compiled:
         """The compiled program; the first use compiles it."""
         return self.lowered.compile()
+
+    @functools.cached_property
+    def split(self) -> Split:
+        """The training images and labels, on the device."""
+        return jax.device_put(self._split)
+
+    @functools.cached_property
+    def batch(self) -> Batch:
+        """The rows of `split` in the batch, and their positions, on the device."""
+        return jax.device_put(self._batch)
+
+    @functools.cached_property
+    def state(self) -> TrainState:
+        """The training state after the last call."""
+        return self._create_state()
 
     def __call__(self) -> dict[str, jax.Array]:
         """Runs the steps and returns their metrics."""

@@ -10,34 +10,38 @@
 # `launch/accelerator.sh --help` lists all options. launch/accelerator/pack.py makes the loads that
 # a stage needs: wheels of the packages that the machine lacks, and packed data sets. By default,
 # they are in .carry/. Environment variables:
-#   PYTHON   Python interpreter; default: python3
+#   PYTHON   Python interpreter; default: .venv/bin/python if it exists, else python3
 #   OUT      directory for the results; default: STORE/out
 #
 # Exit codes: 0, all is done; 75, stopped by the clock or a signal, and the same stage resumes;
-# 1, an error.
+# 1, an error; 2, a wrong option.
 set -euo pipefail
 started=$(date +%s.%N)
 root=$(cd "$(dirname "$0")/.." && pwd)
-python=${PYTHON:-python3}
+python=${PYTHON:-}
+if [ -z "$python" ] && [ -x "$root/.venv/bin/python" ]; then python=$root/.venv/bin/python; fi
+python=${python:-python3}
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 
 loads=.carry
+previous=
 for argument in "$@"; do
+  if [ "$previous" = --loads ]; then loads=$argument; fi
   case $argument in --loads=*) loads=${argument#--loads=} ;; esac
+  previous=$argument
 done
 # Pure Python wheels need no installer.
 for wheel in "$loads"/*/wheels/*.whl; do
   if [ -f "$wheel" ]; then "$python" -m zipfile -e "$wheel" "$site"; fi
 done
-for revision in "$loads"/*/revision; do
-  if [ -f "$revision" ]; then MCN_JAX_REVISION=$(cat "$revision") && export MCN_JAX_REVISION; fi
-done
 export PYTHONPATH="$root:$site${PYTHONPATH:+:$PYTHONPATH}"
 "$python" "$root/launch/accelerator" --started="$started" "$@" &
 child=$!
-trap 'kill -TERM "$child" 2> /dev/null' TERM INT
-code=0
-wait "$child" || code=$?
-while kill -0 "$child" 2> /dev/null; do wait "$child" || code=$?; done # a signal ended the wait
+trap 'interrupted=yes; kill -TERM "$child" 2> /dev/null || true' TERM INT
+while :; do # a signal ends the wait
+  interrupted='' code=0
+  wait "$child" || code=$?
+  if [ -z "$interrupted" ]; then break; fi
+done
 exit "$code"

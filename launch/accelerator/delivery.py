@@ -2,7 +2,7 @@
 
 import pathlib
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import stages
@@ -13,6 +13,7 @@ from mcn_jax.workdirs.files import of_kind, read_metrics, write_atomically
 
 LOG_BYTES = 2**20
 SUMMARY_LINES = 40
+RESULTS = ("ms per step", "of ordinary", "peak rates", "rror")  # lines of a log to be shown
 
 
 def last_checkpoint(workdir: pathlib.Path) -> pathlib.Path | None:
@@ -21,75 +22,102 @@ def last_checkpoint(workdir: pathlib.Path) -> pathlib.Path | None:
     return workdir / "checkpoints" / str(max(steps)) if steps else None
 
 
+def has_ended(workdir: pathlib.Path) -> bool:
+    """Returns whether a run has trained all its epochs."""
+    return (workdir / "result.json").exists()
+
+
+def epochs_done(workdir: pathlib.Path) -> list[Mapping[str, Any]]:
+    """Returns the records of the epochs from which a run resumes; none without a checkpoint."""
+    path = workdir / "metrics.jsonl"
+    if not path.exists() or not (has_ended(workdir) or last_checkpoint(workdir)):
+        return []
+    return list(of_kind(read_metrics(path), "epoch"))
+
+
+def records_of(measurement: stages.Measurement, directory: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the records of a measurement, also those of its repetitions."""
+    name, suffix = measurement.name, measurement.suffix
+    found = [*directory.glob(name + suffix), *directory.glob(f"{name}_again_*{suffix}")]
+    return sorted(
+        file for path in found for file in (path.glob("*.json") if path.is_dir() else [path])
+    )
+
+
 def summary(
-    stage: stages.Stage, epochs: int, directory: pathlib.Path, failures: Mapping[str, int]
+    stage: stages.Stage,
+    epochs: int,
+    directory: pathlib.Path,
+    notes: Iterable[str],
+    printed: Iterable[str],
 ) -> tuple[bool, list[str]]:
-    """Returns whether all runs and measurements have ended, and a line for each.
+    """Returns whether all runs and measurements have ended, and the lines to print.
 
     Args:
         stage: the stage, or a part of it.
         epochs: planned epochs of every run.
         directory: where its results lie.
-        failures: exit codes of the processes that failed, by name.
+        notes: what happened to the processes.
+        printed: lines that the processes printed.
     """
     lines = []
     ended = True
-    for member in (member for group in stage.trainings for member in group):
-        line, has_ended = describe_run(directory / member.name, epochs)
-        lines.append(f"  {member.name}: {line}")
-        ended &= has_ended
-    for one in stage.measurements:
-        found = [*directory.glob(f"{one.name}.json"), *directory.glob(f"{one.name}/*.json")]
-        names = ", ".join(str(path.relative_to(directory)) for path in sorted(found))
-        lines.append(f"  {one.name}: {names or 'nothing measured'}")
-        ended &= bool(found)
-    for name, code in failures.items():
-        lines.append(f"  {name} failed with code {code}; see the log")
+    for one in stage.parts:
+        if isinstance(one, stages.Training):
+            lines.append(f"  {one.name}: {describe_run(directory / one.name, epochs)}")
+            ended &= has_ended(directory / one.name)
+        else:
+            found = [str(path.relative_to(directory)) for path in records_of(one, directory)]
+            lines.append(f"  {one.name}: {', '.join(found) or 'nothing measured'}")
+            ended &= bool(found)
+    lines += [f"  {note}" for note in notes]
     if stage.measurements:
-        marks = ("ms per step", "of ordinary", "rror")
-        log = (directory / "log.txt").read_text(errors="replace").splitlines()
-        lines += [f"    {line[:150]}" for line in log if any(mark in line for mark in marks)]
-    if len(lines) > SUMMARY_LINES - 5:
-        lines[SUMMARY_LINES - 5 :] = ["    (more lines in the log)"]
+        lines += [f"    {line[:150]}" for line in printed if any(mark in line for mark in RESULTS)]
+    if len(lines) > SUMMARY_LINES - 8:
+        lines[SUMMARY_LINES - 8 :] = ["    (more lines in the log)"]
     return ended, lines
 
 
-def epochs_of(workdir: pathlib.Path) -> list[Mapping[str, Any]]:
-    """Returns the records of the epochs that a run has ended."""
-    path = workdir / "metrics.jsonl"
-    return list(of_kind(read_metrics(path), "epoch")) if path.exists() else []
-
-
-def describe_run(workdir: pathlib.Path, epochs: int) -> tuple[str, bool]:
-    """Describes a run in one line; returns also whether it has ended."""
-    if not (workdir / "metrics.jsonl").exists():
-        return "not started", False
-    records = epochs_of(workdir)
-    ended = (workdir / "result.json").exists()
-    state = "ended" if ended else "stopped; the same stage resumes it"
-    if not records:
-        return state, ended
-    last = records[-1]
-    rate = statistics.median(record["images_per_second"] for record in records)
+def describe_run(workdir: pathlib.Path, epochs: int) -> str:
+    """Describes a run in one line."""
+    done = epochs_done(workdir)
+    if has_ended(workdir):
+        state = "ended"
+    elif last_checkpoint(workdir):
+        state = "stopped; the same stage resumes it"
+    elif (workdir / "config.json").exists():
+        return "has no checkpoint; the same stage starts it again"
+    else:
+        return "not started"
+    if not done:
+        return state
+    last = done[-1]
+    rate = statistics.median(record["images_per_second"] for record in done)
     return (
         f"{last['epoch'] + 1} of {epochs} epochs, {100 * last['test_accuracy']:.2f} %,"
         f" {last['wall_seconds']:.0f} s, {rate:,.0f} images/s; {state}"
-    ), ended
+    )
 
 
-def deliver(stage: str, directory: pathlib.Path, out: pathlib.Path, lines: list[str]) -> None:
-    """Writes the results into OUT and adds lines about them to the summary."""
-    out.mkdir(parents=True, exist_ok=True)
-    runs = [path.parent for path in directory.glob("*/config.json")]
-    runs.sort(key=lambda workdir: (workdir / "result.json").exists())  # unfinished runs first
+def deliver(directory: pathlib.Path, out: pathlib.Path) -> list[str]:
+    """Writes the archive and the end of the log into OUT; returns lines about what is not there."""
+    runs = sorted(path.parent for path in directory.glob("*/config.json"))
+    runs.sort(key=has_ended)  # unfinished runs first
     checkpoints = [found for workdir in runs if (found := last_checkpoint(workdir))]
-    write_atomically(directory / "summary.txt", "\n".join(lines) + "\n")
+    lines = []
     for checkpoint in pack(directory, out, checkpoints):
+        workdir = checkpoint.parent.parent
+        rest = "" if has_ended(workdir) else "; another machine starts this run again"
         lines.append(
-            f"  the checkpoint of {checkpoint.parent.parent.name} is too large to be returned; it"
-            f" stays in {checkpoint}"
+            f"  the checkpoint of {workdir.name} is too large to be returned, and stays in"
+            f" {checkpoint}{rest}"
         )
-    log = (directory / "log.txt").read_bytes()
-    (out / f"{stage}.log").write_bytes(log[-LOG_BYTES:])
-    lines.append(f"  results: {out}/{stage}.tar.*; --resume={out} continues from them")
-    write_atomically(out / f"{stage}.txt", "\n".join(lines) + "\n")
+    log = directory / "log.txt"
+    if log.exists():
+        (out / f"{directory.name}.log").write_bytes(log.read_bytes()[-LOG_BYTES:])
+    return lines
+
+
+def write_summary(directory: pathlib.Path, out: pathlib.Path, lines: list[str]) -> None:
+    """Writes the printed summary into OUT."""
+    write_atomically(out / f"{directory.name}.txt", "\n".join(lines) + "\n")

@@ -3,7 +3,8 @@
     python launch/accelerator/pack.py .carry --data cifar10 --archive_dir=DIR
 
 writes .carry/1, .carry/2 and so on. Each load has the wheels of `WHEELS` and the revision of this
-source tree, so the stages that need no data run with any load. The packed data sets are spread over
+source tree, so the stages that need no data run with any load. After a change of the source tree,
+--revision_only brings the revision up to date. The packed data sets are spread over
 the loads. A load fits, together with this source tree, into a channel of 64 MiB.
 
 The machine needs Python with jax for its GPU, flax, optax, orbax-checkpoint, onnx, numpy, scipy,
@@ -17,6 +18,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+
+from source import write_revision
 
 from mcn_jax.config import DataConfig
 from mcn_jax.data.dataset import open_store
@@ -37,6 +40,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--data", default="", help="data sets to pack, separated by commas")
     parser.add_argument("--archive_dir", default="", help="directory of the official archives")
     parser.add_argument("--data_dir", default=DataConfig().data_dir, help="prepared data sets")
+    parser.add_argument(
+        "--revision_only",
+        action="store_true",
+        help="only write the present revision into the loads, after a change of the source tree",
+    )
     parser.add_argument("--load_bytes", type=int, default=LOAD_BYTES, help="largest data of a load")
     options = parser.parse_args(arguments)
     try:
@@ -51,9 +59,15 @@ def make_loads(options: argparse.Namespace) -> None:
     """Writes all loads.
 
     Raises:
-        InputError: if a data set or a wheel cannot be had, or a file is larger than a load.
+        InputError: if a data set or a wheel cannot be obtained, or a file is larger than a load.
     """
-    old = [path for path in options.out.glob("*") if path.name.isdecimal()]
+    old = sorted(path for path in options.out.glob("*") if path.name.isdecimal())
+    if options.revision_only:
+        if not old:
+            raise InputError(f"{options.out} has no loads; leave out --revision_only to make them")
+        for load in old:
+            write_revision(load, git_revision())
+        return
     if old:
         raise InputError(f"{options.out} has the load {old[0].name}; delete it to make the loads")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -71,13 +85,14 @@ def make_loads(options: argparse.Namespace) -> None:
         for number, files in enumerate(loads or [[]], start=1):
             load = options.out / str(number)
             shutil.copytree(wheels, load / "wheels")
-            (load / "revision").write_text(f"{git_revision() or ''}\n")
+            write_revision(load, git_revision())
             for file in files:
                 target = load / "data" / file.relative_to(whole)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 file.rename(target)
             size = sum(path.stat().st_size for path in load.rglob("*") if path.is_file())
-            print(f"{load}: {size:,} bytes, {', '.join(file.name for file in files) or 'no data'}")
+            names = [f"{file.parent.name}/{file.name}" for file in files]
+            print(f"{load}: {size:,} bytes, {', '.join(names) or 'no data'}")
     finally:
         shutil.rmtree(whole, ignore_errors=True)
         shutil.rmtree(wheels, ignore_errors=True)
@@ -91,7 +106,7 @@ def download_wheels(target: pathlib.Path) -> None:
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["pip failed"]
-        raise InputError(f"the wheels of {', '.join(WHEELS)} cannot be had: {lines[-1]}")
+        raise InputError(f"the wheels of {', '.join(WHEELS)} could not be downloaded: {lines[-1]}")
 
 
 def spread(files: Sequence[pathlib.Path], load_bytes: int) -> list[list[pathlib.Path]]:

@@ -1,74 +1,114 @@
 """Sends directories through a channel that returns few and small files.
 
 The files of a stage are put into one tar archive, and the archive is cut into pieces. Checkpoints
-go along as far as they fit.
+are included as far as they fit.
 """
 
 import pathlib
+import re
+import shutil
 import tarfile
 from collections.abc import Sequence
 
+from mcn_jax.errors import InputError
+
 MIB = 2**20
 PIECE_BYTES = 15 * MIB
-PIECES = 4  # at most, so that all results take at most 64 MiB
+PIECES = 4  # at most, so the results of one stage take less than 64 MiB
+FILES = 8  # at most, in the directory of the results
+PIECE = re.compile(r"(?P<stage>.+)\.tar\.(?P<number>\d)-of-(?P<count>\d)")
+KEPT_OUT = ("checkpoints", "log.txt")  # unless chosen
+
+
+def room(out: pathlib.Path, stage: str) -> int:
+    """Returns the bytes that the archive of a stage may take beside what lies in a directory."""
+    others = [file for file in out.iterdir() if not file.name.startswith(f"{stage}.")]
+    pieces = min(PIECES, FILES - 2 - len(others))
+    size = sum(file.stat().st_size for file in others)
+    return max(0, min(pieces * PIECE_BYTES, PIECES * PIECE_BYTES - size))
 
 
 def pack(
     directory: pathlib.Path, out: pathlib.Path, checkpoints: Sequence[pathlib.Path]
 ) -> list[pathlib.Path]:
-    """Packs the directory of a stage, such as STORE/c10-20, into files such as c10-20.tar.0.
+    """Packs the directory of a stage, such as STORE/c10-20, into files such as c10-20.tar.1-of-2.
 
-    All files are packed except those in directories named "checkpoints".
+    All files are packed except `KEPT_OUT`.
 
     Args:
         directory: directory of the stage.
-        out: where the pieces are written; those of an earlier call are replaced.
+        out: where the pieces are written; they replace those of an earlier call.
         checkpoints: directories of checkpoints to pack nevertheless, the most important first.
 
     Returns:
         The checkpoints for which there was no room.
     """
-    archive = out / f"{directory.name}.tar"
-    for old in out.glob(f"{archive.name}*"):
-        old.unlink()
+    archive = directory.parent / f"{directory.name}.tar"
     left_out = []
     with tarfile.open(archive, "w") as tar:
         for file in sorted(directory.rglob("*")):
             inside = file.relative_to(directory).parts
-            if file.is_file() and "checkpoints" not in inside[:-1]:
+            if file.is_file() and not set(inside) & set(KEPT_OUT):
                 tar.add(file, file.relative_to(directory.parent))
-        room = PIECES * PIECE_BYTES - tar.offset
+        left = room(out, directory.name) - tar.offset
         for checkpoint in checkpoints:
             size = tarred_bytes(checkpoint)
-            if size > room:
+            if size > left:
                 left_out.append(checkpoint)
                 continue
             tar.add(checkpoint, checkpoint.relative_to(directory.parent))
-            room -= size
+            left -= size
     content = archive.read_bytes()
     archive.unlink()
-    for piece, start in enumerate(range(0, len(content), PIECE_BYTES)):
-        part = content[start : start + PIECE_BYTES]
-        archive.with_name(f"{archive.name}.{piece}").write_bytes(part)
+    count = -(-len(content) // PIECE_BYTES)
+    names = [f"{directory.name}.tar.{number}-of-{count}" for number in range(1, count + 1)]
+    for number, name in enumerate(names):
+        part = out / f"{name}.partial"
+        part.write_bytes(content[number * PIECE_BYTES : (number + 1) * PIECE_BYTES])
+        part.rename(out / name)
+    for file in out.glob(f"{directory.name}.tar.*"):
+        if file.name not in names:  # of an earlier call
+            file.unlink()
     return left_out
 
 
 def tarred_bytes(directory: pathlib.Path) -> int:
     """Returns the bytes that a directory takes in a tar archive, with room for long names."""
-    return sum(3 * 512 + file.lstat().st_size + 512 for file in directory.rglob("*"))
+    return sum(4 * 512 + file.lstat().st_size for file in directory.rglob("*"))
 
 
-def unpack(source: pathlib.Path, name: str, store: pathlib.Path) -> bool:
-    """Unpacks the pieces of a stage into STORE/NAME; returns whether there were any."""
-    pieces = sorted(source.glob(f"{name}.tar.*"), key=lambda piece: int(piece.suffix[1:]))
-    if not pieces:
-        return False
-    archive = store / f"{name}.tar"
-    store.mkdir(parents=True, exist_ok=True)
+def unpack(source: pathlib.Path, stage: str, store: pathlib.Path) -> None:
+    """Unpacks the pieces of a stage into STORE/STAGE, completely or not at all.
+
+    Raises:
+        InputError: if a piece is missing or damaged.
+    """
+    found = {}
+    for file in source.iterdir():
+        match = PIECE.fullmatch(file.name)
+        if match and match["stage"] == stage:
+            found[int(match["number"])] = (int(match["count"]), file)
+    count = max((count for count, _ in found.values()), default=1)
+    for number in range(1, count + 1):
+        if found.get(number, (0, None))[0] != count:
+            raise InputError(
+                f"--resume={source} has no {stage}.tar.{number}-of-{count}; pass the directory with"
+                " all results of one earlier call"
+            )
+    partial = store / f"{stage}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    archive = partial / "archive.tar"
     with archive.open("wb") as whole:
-        for piece in pieces:
-            whole.write(piece.read_bytes())
-    with tarfile.open(archive) as tar:
-        tar.extractall(store, filter="data")
-    archive.unlink()
-    return True
+        for number in range(1, count + 1):
+            whole.write(found[number][1].read_bytes())
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(partial, filter="data")
+        (partial / stage).rename(store / stage)
+    except (tarfile.TarError, OSError) as error:
+        raise InputError(
+            f"{source}/{stage}.tar.* is damaged ({error}); copy the results again"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

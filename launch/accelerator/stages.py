@@ -1,7 +1,7 @@
 """The stages of the accelerator queue, in order, and the time that each takes on an H100."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 STEPS_PER_EPOCH = 390  # CIFAR, batch size 128
@@ -9,8 +9,9 @@ STEPS_PER_EPOCH = 390  # CIFAR, batch size 128
 # 16-16-32-64 maps.
 EPOCH_SECONDS = 0.23
 MOST_EPOCHS = 200  # as in the paper
-FEWEST_EPOCHS = 3
-SHARE = 0.95  # of the budget that a plan fills
+FEWEST_EPOCHS = 3  # one with float filters, and two with binary filters
+PLANNED_SHARE = 0.95  # of the budget that a plan fills
+EXPORT_SECONDS = 15.0  # to write the model file of a run whose checkpoint cannot be returned
 
 BFLOAT16 = {"dtype": "bfloat16", "optimizer.schedule": "cosine"}
 U_MCN = {"binarize.enabled": False}
@@ -38,6 +39,7 @@ class Training:
         fields: fields that differ from the config.
         step_seconds: time of one step on an H100 in bfloat16.
         start_seconds: time from the start of the process to the end of the last compilation.
+        is_large: whether its checkpoint is too large to be returned.
     """
 
     name: str
@@ -45,10 +47,7 @@ class Training:
     fields: Mapping[str, Any]
     step_seconds: float
     start_seconds: float
-
-    def seconds(self, epochs: int) -> float:
-        """Returns the time that the run should take on an H100."""
-        return self.start_seconds + epochs * self.epoch_seconds
+    is_large: bool = False
 
     @property
     def epoch_seconds(self) -> float:
@@ -61,14 +60,18 @@ class Measurement:
     """One command of benchmarks/gpu.py.
 
     Attributes:
-        name: name of its record, a file or a directory.
+        name: name of its record.
         arguments: arguments, without those about time and output.
         tiny: arguments of a rehearsal.
+        suffix: ending of its record; "" for a directory.
+        needs: a package that it needs besides those of all stages.
     """
 
     name: str
     arguments: tuple[str, ...]
     tiny: tuple[str, ...]
+    suffix: str = ".json"
+    needs: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,29 +93,41 @@ class Stage:
     measurements: tuple[Measurement, ...] = ()
     trainings: tuple[tuple[Training, ...], ...] = ()
 
+    @property
+    def parts(self) -> list[Training | Measurement]:
+        """All runs and measurements, in order."""
+        return [one for group in (self.measurements, *self.trainings) for one in group]
+
+
+def group_seconds(group: Sequence[Training], epochs: Sequence[int]) -> float:
+    """Returns the time that the runs of a group should take on an H100.
+
+    Runs that share the device are assumed to start together, and then to take as long as one after
+    the other.
+
+    Args:
+        group: the runs.
+        epochs: number of epochs of each run.
+    """
+    start = max(run.start_seconds for run in group)
+    training = sum(n * run.epoch_seconds for run, n in zip(group, epochs, strict=True))
+    return start + training + EXPORT_SECONDS * sum(run.is_large for run in group)
+
 
 def seconds(stage: Stage, epochs: int) -> float:
-    """Returns the time that the runs of a stage should take on an H100.
-
-    Runs that share the device are assumed to take as long as one after the other, except that they
-    start together.
-    """
-    total = 0.0
-    for group in stage.trainings:
-        total += max(run.start_seconds for run in group)
-        total += sum(epochs * run.epoch_seconds for run in group)
-    return total
+    """Returns the time that all runs of a stage should take on an H100."""
+    return sum(group_seconds(group, [epochs] * len(group)) for group in stage.trainings)
 
 
 def fitted_epochs(stage: Stage, budget: float) -> int:
     """Returns the number of epochs with which all runs of a stage fit into a budget.
 
-    It is 0 for a stage without runs.
+    It is 0 for a stage without runs, and if not even one epoch fits.
     """
     if not stage.trainings:
         return 0
     start, epoch = seconds(stage, 0), seconds(stage, 1) - seconds(stage, 0)
-    return max(FEWEST_EPOCHS, min(MOST_EPOCHS, int((SHARE * budget - start) / epoch)))
+    return max(0, min(MOST_EPOCHS, int((PLANNED_SHARE * budget - start) / epoch)))
 
 
 def schedule_fields(epochs: int) -> dict[str, Any]:
@@ -123,11 +138,20 @@ def schedule_fields(epochs: int) -> dict[str, Any]:
     return {"num_epochs": epochs, "binarize.start_epoch": max(1, round(epochs / 20))}
 
 
-def _c10(name: str, config: str, fields: Mapping[str, Any], ms: float, start: float) -> Training:
+def _run(
+    name: str,
+    config: str,
+    fields: Mapping[str, Any],
+    ms: float,
+    start: float,
+    *,
+    is_large: bool = False,
+) -> Training:
     fields = BFLOAT16 | dict(fields)
     return Training(
-        name=name, config=config, fields=fields, step_seconds=ms / 1000, start_seconds=start
-    )
+        name=name, config=config, fields=fields, step_seconds=ms / 1000, start_seconds=start,
+        is_large=is_large,
+    )  # fmt: skip
 
 
 def _steps(name: str, dtype: str, widths: str, steps: int, *others: str) -> Measurement:
@@ -153,6 +177,7 @@ STAGES = {
                 name="pytorch",
                 arguments=("pytorch", "--dtype=bfloat16", f"--widths={NARROW}"),
                 tiny=("--widths=1,1,1,2", "--batch_size=4", "--steps=2", "--repeats=5"),
+                needs="torch",
             ),
             _steps("step_bfloat16_wide", "bfloat16", WIDE, 10, "--networks=MCN;WRN;U-MCN"),
             Measurement(
@@ -161,6 +186,7 @@ STAGES = {
                     "layers", "--dtypes=bfloat16,float32", "--forms=direct,factored,pallas",
                 ),
                 tiny=("--work=1e6", "--largest_batch=4", "--calls=1", "--repeats=2"),
+                suffix="",
             ),
         ),
     ),
@@ -169,8 +195,8 @@ STAGES = {
         budget=300,
         data="cifar10",
         trainings=(
-            (_c10("mcn", "cifar10_20_16_16_32_64", {}, 3.80, 44),),
-            (_c10("umcn", "cifar10_20_16_16_32_64", U_MCN, 3.38, 16),),
+            (_run("mcn", "cifar10_20_16_16_32_64", {}, 3.80, 44),),
+            (_run("umcn", "cifar10_20_16_16_32_64", U_MCN, 3.38, 16),),
         ),
     ),
     # No step of this width has been measured; the times of 16-16-32-64 maps are upper bounds.
@@ -180,7 +206,7 @@ STAGES = {
         data="cifar10",
         trainings=tuple(
             tuple(
-                _c10(f"{name}_seed{seed}", "cifar10_20_16_16_32_64",
+                _run(f"{name}_seed{seed}", "cifar10_20_16_16_32_64",
                      SMALL | fields | {"seed": seed}, ms, start)
                 for seed in range(3)
             )
@@ -195,13 +221,13 @@ STAGES = {
         summary="CIFAR-10, the paper's network: 34 layers, 64-64-128-256 maps",
         budget=540,
         data="cifar10",
-        trainings=((_c10("mcn", "cifar10", {}, 17.00 * 15 / 9, 70),),),
+        trainings=((_run("mcn", "cifar10", {}, 17.00 * 15 / 9, 70, is_large=True),),),
     ),
     "c100-34": Stage(
         summary="CIFAR-100, the paper's network: 34 layers, 64-64-128-256 maps",
         budget=540,
         data="cifar100",
-        trainings=((_c10("mcn", "cifar100", {}, 17.00 * 15 / 9, 70),),),
+        trainings=((_run("mcn", "cifar100", {}, 17.00 * 15 / 9, 70, is_large=True),),),
     ),
     # Between the measured widths, the time is interpolated by multiply-adds.
     "c10-20-wide": Stage(
@@ -209,9 +235,9 @@ STAGES = {
         budget=540,
         data="cifar10",
         trainings=(
-            (_c10("mcn_16_32_64_128", "cifar10_20_16_32_64_128", {}, 6.8, 50),),
-            (_c10("mcn_32_64_128_256", "cifar10_20_32_64_128_256", {}, 15.0, 50),),
-            (_c10("mcn_64_64_128_256", "cifar10_20_64_64_128_256", {}, 17.0, 50),),
+            (_run("mcn_16_32_64_128", "cifar10_20_16_32_64_128", {}, 6.8, 50),),
+            (_run("mcn_32_64_128_256", "cifar10_20_32_64_128_256", {}, 15.0, 50, is_large=True),),
+            (_run("mcn_64_64_128_256", "cifar10_20_64_64_128_256", {}, 17.0, 50, is_large=True),),
         ),
     ),
 }  # fmt: skip

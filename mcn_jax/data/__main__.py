@@ -86,6 +86,8 @@ def main(arguments: list[str]) -> None:
     with one_line_errors("data"):
         _check(config, sheet, options.seed)
         if options.pack is not None:
+            if not options.pack:
+                raise InputError("--pack= is empty; name a directory")
             packed = pack(open_store(config), config, pathlib.Path(options.pack))
             size = sum(file.stat().st_size for file in packed.iterdir())
             console.print(rich.markup.escape(f"packed {config.name} in {packed}: {size:,} bytes"))

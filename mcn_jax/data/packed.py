@@ -1,8 +1,8 @@
 """Packed data sets: plain files that are read without TFDS, ArrayRecord and Grain.
 
-A packed data set is a small copy for a machine on which only JAX, NumPy and Pillow are installed.
-It keeps the order of the prepared data set, so a run on either reads the same batches and can
-resume on the other. Images must have one size, and the data set must fit in memory.
+A packed data set is a small copy for a machine on which these packages are not installed. It keeps
+the order of the prepared data set, so a run on either reads the same batches and can resume on the
+other. Images must have one size, and the data set must fit in memory.
 
     DATA_DIR/packed/NAME/dataset.json       names, shape, and the number of examples of each split
     DATA_DIR/packed/NAME/SPLIT_labels.npy   [N] int32
@@ -27,9 +27,9 @@ from PIL import Image
 from mcn_jax import parallel
 from mcn_jax.config import DataConfig
 from mcn_jax.data.batches import Split
-from mcn_jax.data.examples import Examples, readable
+from mcn_jax.data.examples import READ_ERRORS, Examples
 from mcn_jax.data.facts import check_stored_shape
-from mcn_jax.errors import InputError
+from mcn_jax.errors import InputError, first_line
 
 FORMAT = 1
 SHEET_PIXELS = 10_240_000  # of a sheet at most: 10,000 images of 32x32
@@ -154,8 +154,13 @@ class Packed:
     def _stored(self, name: str, split: str) -> Split:
         """Reads a stored split once."""
         if split not in self._read:
-            with readable(name, self.path):
+            try:
                 self._read[split] = self._read_split(split)
+            except READ_ERRORS as error:
+                raise InputError(
+                    f"packed data set {name} in {self.path} cannot be read ({first_line(error)});"
+                    " copy it there again, or pack it again"
+                ) from error
         return self._read[split]
 
     def _read_split(self, split: str) -> Split:
@@ -166,10 +171,16 @@ class Packed:
         images = np.empty((count, height, width, channels), np.uint8)
 
         def read(start: int, stop: int, file: str) -> None:
+            try:
+                read_sheet(start, stop, file)
+            except READ_ERRORS as error:
+                raise ValueError(f"{file}: {first_line(error)}") from error
+
+        def read_sheet(start: int, stop: int, file: str) -> None:
             with Image.open(self.path / file, formats=["WEBP"]) as sheet:
                 columns, rows = _grid(stop - start)
                 if sheet.size != (columns * width, rows * height):
-                    raise ValueError(f"{file} has {sheet.size[0]}x{sheet.size[1]} pixels")
+                    raise ValueError(f"it has {sheet.size[0]}x{sheet.size[1]} pixels")
                 pixels = np.asarray(sheet.convert("RGB"))[..., :channels]
             images[start:stop] = _cut(pixels, (height, width))[: stop - start]
 

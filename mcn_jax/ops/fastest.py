@@ -57,7 +57,8 @@ def fastest_form(platform: str, dtype: str, shape: Shape) -> str:
         shape: shape of the MCconv.
 
     Returns:
-        "direct" or "factored"; `UNMEASURED` if the table has no rows for platform and dtype.
+        A name in `mcn_jax.ops.mcconv.FORMS`; `UNMEASURED` if the table has no rows for platform
+        and dtype.
     """
     rows = _measured().get((platform, dtype))
     if not rows:

@@ -165,7 +165,7 @@ def mcconv(
         m_gradient: "binary" or "latent".
         form: a name in `FORMS`; all forms compute the same function. "auto" takes the form that was
             fastest at the most similar measured shape, see `mcn_jax.ops.fastest`. "pallas" is for
-            NVIDIA GPUs and has not been measured, so "auto" never takes it.
+            NVIDIA GPUs and has not been measured, so no row of the table names it.
 
     Returns:
         [N, Y', X', H*K].
