@@ -35,7 +35,7 @@ SHOWN_NAMES = 3  # of each kind of skipped files
 
 
 class Skipped(NamedTuple):
-    """A file or folder that is not used; `what` and `why` complete "skipped 3 WHAT, WHY"."""
+    """A file or folder that is not used; `what` and `why` complete "skipped WHAT, WHY"."""
 
     path: pathlib.Path
     what: str
@@ -149,7 +149,7 @@ def skipped_lines(skipped: Iterable[Skipped], base: pathlib.Path) -> list[str]:
     for path, what, why in skipped:
         groups[what, why].append(path.relative_to(base))
     return [
-        f"skipped {len(paths):,} {what}{', ' if why else ''}{why}: {names_of(paths)}"
+        f"skipped {what} ({len(paths):,}){', ' if why else ''}{why}: {names_of(paths)}"
         for (what, why), paths in sorted(groups.items())
     ]
 

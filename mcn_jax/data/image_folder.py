@@ -218,7 +218,11 @@ def find_images(root: str, test_fraction: float, split_seed: int) -> Found:
     if not directory.is_dir():
         raise InputError(f"config.data.root={root!r} is not a directory")
     # A folder with such a name but without class folders may be a class: a train is also a vehicle.
-    folders = {path.name.lower(): path for path in _folders(directory) if _folders(path)}
+    folders = {
+        path.name.lower(): path
+        for path in _folders(directory)
+        if path.name.lower() in (*TRAIN_FOLDERS, *TEST_FOLDERS) and _folders(path)
+    }
     train = next((folders[name] for name in TRAIN_FOLDERS if name in folders), None)
     test = next((folders[name] for name in TEST_FOLDERS if name in folders), None)
     skipped: list[Skipped] = []

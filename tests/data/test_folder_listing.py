@@ -79,7 +79,9 @@ def test_what_is_left_out_is_listed_with_the_reason(name, folder):
     content, what = SKIPPED[name]
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(content)
-    assert listed(folder) == (["a.png"], [f"skipped 1 {what}: {name.partition('/')[0]}"])
+    what, comma, why = what.partition(",")
+    line = f"skipped {what} (1){comma}{why}: {name.partition('/')[0]}"
+    assert listed(folder) == (["a.png"], [line])
 
 
 def test_kinds_are_counted_with_three_examples(folder):
@@ -87,8 +89,8 @@ def test_kinds_are_counted_with_three_examples(folder):
         (folder / f"{number}.heic").write_bytes(b"?")
     (folder / "x\ny.txt").write_bytes(b"?")
     assert listed(folder)[1] == [
-        f"skipped 7 .heic files, {SUFFIX}: 0.heic, 1.heic, 2.heic and 4 more",
-        f"skipped 1 .txt files, {SUFFIX}: x\\ny.txt",
+        f"skipped .heic files (7), {SUFFIX}: 0.heic, 1.heic, 2.heic and 4 more",
+        f"skipped .txt files (1), {SUFFIX}: x\\ny.txt",
     ]
 
 
@@ -145,7 +147,8 @@ def test_what_is_not_a_file_is_listed_and_not_opened(make, what, name, folder, m
     make(folder / name if make is not listening_socket else type(folder)(name))
     images, [line] = listed(folder)
     assert images == ["a.png"]
-    assert line.startswith(f"skipped 1 {what}")
+    what, comma, why = what.partition(",")
+    assert line.startswith(f"skipped {what} (1){comma}{why}")
     assert line.endswith(f": {name}")
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import types
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from mcn_jax.config import Config, DataConfig, ModelConfig
 from mcn_jax.data import __main__ as data_command
 from mcn_jax.data import contact_sheet, file_digests, image_folder
 from mcn_jax.data.dataset import open_dataset
+from mcn_jax.deploy import predictor
 from mcn_jax.errors import InputError
 from mcn_jax.training import run as run_module
 from mcn_jax.workdirs.files import check_workdir, write_config
@@ -460,6 +462,27 @@ def test_a_run_on_changed_images_is_told_that_times_do_not_count(pets, tmp_path)
     assert "\n" not in str(error.value)
 
 
+def test_a_network_is_evaluated_on_copies_of_its_images_but_not_on_others(pets, tmp_path):
+    def test_images(full_name):
+        member = types.SimpleNamespace(
+            data=lambda: config(pets, tmp_path),
+            class_names=tuple(COLOURS),
+            full_name=full_name,
+            images=types.SimpleNamespace(height=8, width=8, channels=3),
+        )
+        return len(predictor.open_test_split(member, {}))
+
+    now, earlier = full_names(pets, tmp_path)
+    assert (test_images(now), test_images(earlier)) == (3, 3)
+    touched(pets)
+    assert test_images(now) == 3
+    with pytest.raises(InputError, match=r"trained on image_folder/.*restore the times, for"):
+        test_images(earlier)
+    Image.new("RGB", (9, 12), (7, 7, 7)).save(pets / "cat" / "0.png")
+    with pytest.raises(InputError, match=r"trained on image_folder/.*times of files do not count"):
+        test_images(now)
+
+
 def damaged(root, kind, name):
     path = root / name
     if kind == "truncated":
@@ -547,11 +570,11 @@ def test_what_was_found_and_skipped_is_said(pets, tmp_path):
         "class cat: 6 and 1 images",
         "class dog: 7 and 2 images",
         "class emu: 6 and 1 images",
-        "skipped 2 .heic files, a suffix that Pillow does not read as an image on this machine:"
+        "skipped .heic files (2), a suffix that Pillow does not read as an image on this machine:"
         " cat/a.heic, cat/b.heic",
-        "skipped 1 files or folders, which are not in a class folder: list.csv",
-        "skipped 1 hidden or system files: emu/.DS_Store",
-        "skipped 1 pipes: emu/pipe.jpg",
+        "skipped files or folders (1), which are not in a class folder: list.csv",
+        "skipped hidden or system files (1): emu/.DS_Store",
+        "skipped pipes (1): emu/pipe.jpg",
     ]
 
 
@@ -577,7 +600,7 @@ def test_a_run_and_the_data_command_begin_with_what_was_found(pets, tmp_path, mo
     [preparing, *lines] = capsys.readouterr().out.splitlines()
     assert preparing.startswith("preparing image_folder in ")
     assert lines[:4] == expected
-    assert lines[4].startswith("skipped 1 .heic files, ")
+    assert lines[4].startswith("skipped .heic files (1), ")
     monkeypatch.setattr(run_module.parallel, "is_primary", lambda: False)
     with pytest.raises(TrainingStartsError):
         run_module.train_and_evaluate(run_config, tmp_path / "run")
@@ -598,7 +621,7 @@ def test_folders_beside_train_and_test_are_listed(pets, tmp_path):
     findings = open_dataset(config(tmp_path / "all", tmp_path)).findings
     assert findings[0].endswith(" has 21 training and 21 test images (42 .png) of 3 classes")
     assert findings[4:] == [
-        "skipped 2 files or folders, which are not in a class folder: val, train/stray.png"
+        "skipped files or folders (2), which are not in a class folder: val, train/stray.png"
     ]
 
 
@@ -612,5 +635,7 @@ def test_many_classes_are_summed_up(tmp_path):
 def test_a_class_without_images_says_what_it_has(pets, tmp_path):
     (pets / "fox").mkdir()
     (pets / "fox" / "a.heic").write_bytes(b"?")
-    with pytest.raises(InputError, match=r"pets/fox has no images \(skipped 1 \.heic files, .*\)"):
+    with pytest.raises(
+        InputError, match=r"pets/fox has no images \(skipped \.heic files \(1\), .*\)"
+    ):
         open_dataset(config(pets, tmp_path))
