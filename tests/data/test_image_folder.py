@@ -548,6 +548,18 @@ def test_class_names_are_any_names_of_folders(tmp_path, monkeypatch):
     contact_sheet.draw(dataset, tmp_path / "sheet.png", 0)  # would warn of characters it lacks
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("a\nb", "c"), ("a\n\nb\r\nc", "d"), (" ", "c"), ("\n", "b"), ("a", "a "), ("b", "a\nb")],
+)
+def test_there_are_as_many_classes_as_folders(names, tmp_path):
+    for name in names:
+        fill(tmp_path / "pair" / name, 2, (1, 2, 3))
+    dataset = open_dataset(config(tmp_path / "pair", tmp_path))
+    assert dataset.class_names == tuple(sorted(names))
+    assert dataset.train.classes == dataset.test.classes == 2
+
+
 @pytest.mark.parametrize("name", [b"\xff", b"caf\xe9", b"a\xf0\x9f", b"\xed\xa0\x80", b"x\xc0"])
 def test_a_class_name_that_is_not_utf8_is_refused_before_anything_is_written(name, pets, tmp_path):
     fill(pets / os.fsdecode(name), 2, (1, 1, 1))
