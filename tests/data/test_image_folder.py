@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import tarfile
 import types
+import urllib.parse
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -558,6 +560,8 @@ def test_there_are_as_many_classes_as_folders(names, tmp_path):
     dataset = open_dataset(config(tmp_path / "pair", tmp_path))
     assert dataset.class_names == tuple(sorted(names))
     assert dataset.train.classes == dataset.test.classes == 2
+    stored = tfds.builder_from_directory(str(dataset.train.path)).info.features["label"].names
+    assert tuple(map(urllib.parse.unquote, stored)) == dataset.class_names  # for other readers
 
 
 @pytest.mark.parametrize("name", [b"\xff", b"caf\xe9", b"a\xf0\x9f", b"\xed\xa0\x80", b"x\xc0"])
