@@ -8,8 +8,8 @@ Partners: U-MCN with --config.binarize.enabled=False
           CNN of the same printed width with --config.model.conv=conv --config.model.planes=1
 
 DIR contains train/CLASS/*.jpg and test/CLASS/*.jpg, or only CLASS/*.jpg. In the second case, a
-fifth of each class is kept for testing. JPEG, PNG, WebP, BMP, GIF, PPM and TIFF files are read. A
-gray image is repeated to three channels.
+fifth of each class is kept for testing. docs/data.md lists the formats that are read. A gray image
+is repeated to three channels.
 
 The values suit some hundred to some thousand images, resized to 64x64 pixels. For more or larger
 images, use more maps, --config.data.image_size=224 --config.data.center_crop=0.875

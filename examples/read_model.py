@@ -73,4 +73,5 @@ def logits(header, tensors, images):
 if __name__ == "__main__":
     header, tensors = read(sys.argv[1])
     for row in logits(header, tensors, np.load(sys.argv[2])):
-        print(header["class_names"][row.argmax()])
+        name = header["class_names"][row.argmax()]
+        print(name if name.isprintable() else ascii(name))

@@ -23,6 +23,7 @@ from mcn_jax.command_line import (
 )
 from mcn_jax.deploy import predictor
 from mcn_jax.errors import InputError
+from mcn_jax.escapes import shown
 from mcn_jax.reports import figures
 from mcn_jax.training.evaluation import measures
 
@@ -64,8 +65,9 @@ def _print(found: dict[str, Any], title: str, *, as_json: bool) -> None:
     table = rich.table.Table("class", "examples", "accuracy", title=rich.markup.escape(title))
     for record in found["classes"]:
         accuracy = record["accuracy"]
-        shown = "" if accuracy is None else f"{accuracy:.2%}"
-        table.add_row(rich.markup.escape(record["class"]), f"{record['examples']:,}", shown)
+        share = "" if accuracy is None else f"{accuracy:.2%}"
+        name = rich.markup.escape(shown(record["class"]))
+        table.add_row(name, f"{record['examples']:,}", share)
     table.add_section()
     table.add_row("all", f"{found['examples']:,}", f"{found['accuracy']:.2%}")
     console = rich.console.Console(highlight=False, emoji=False)

@@ -17,6 +17,7 @@ import rich.markup
 import rich.progress
 from PIL import Image
 
+from mcn_jax import escapes
 from mcn_jax.command_line import add_batch_size, check_batch_size, make_parser, one_line_errors
 from mcn_jax.data import images as image_ops
 from mcn_jax.deploy.header import InputImages
@@ -139,7 +140,10 @@ def main(arguments: list[str] | None = None) -> None:
             if options.json:
                 print(json.dumps(record))
                 continue
-            best = [f"{entry['class']} {entry['probability']:.1%}" for entry in record["top"]]
+            best = [
+                f"{escapes.shown(entry['class'])} {entry['probability']:.1%}"
+                for entry in record["top"]
+            ]
             line = f"{record['image']}: {', '.join(best)}"
             # Neither paths nor the terminal need be UTF-8.
             shown = line.encode(console.encoding, "backslashreplace").decode(console.encoding)

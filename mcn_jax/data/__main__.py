@@ -24,6 +24,7 @@ from mcn_jax.data.examples import Examples, histograms, mean_and_std
 from mcn_jax.data.facts import DATASETS
 from mcn_jax.data.packed import pack
 from mcn_jax.errors import InputError
+from mcn_jax.escapes import shown
 
 MANY_SIZES = 224  # pixels; images that differ in size are resized to this height and width
 SHOWN_CLASSES = 20
@@ -133,6 +134,8 @@ def _show(
     if not config.image_size and store.sizes_differ:
         config = dataclasses.replace(config, image_size=MANY_SIZES)
     dataset = open_dataset(config)
+    for line in dataset.findings:
+        console.print(rich.markup.escape(line))
     # Data sets prepared by others may have splits without labels, so only a run's splits are read.
     names = store.split_names if config.name in DATASETS else (
         config.train_split, config.test_split
@@ -168,7 +171,9 @@ def _show(
     classes = rich.table.Table("label", "class", *counts)
     for label, class_name in enumerate(dataset.class_names[:SHOWN_CLASSES]):
         classes.add_row(
-            str(label), rich.markup.escape(class_name), *(f"{c[label]:,}" for c in counts.values())
+            str(label),
+            rich.markup.escape(shown(class_name)),
+            *(f"{c[label]:,}" for c in counts.values()),
         )
     console.print(classes)
     if len(dataset.class_names) > SHOWN_CLASSES:

@@ -12,9 +12,11 @@ from mcn_jax.config import DataConfig
 from mcn_jax.data.augment import training_inputs
 from mcn_jax.data.batches import Batch, Split
 from mcn_jax.data.dataset import Dataset
+from mcn_jax.escapes import drawn
 from mcn_jax.seeds import Purpose, example_generators, example_keys
 
 ROWS = 8  # examples on the sheet
+LONGEST_NAME = 30  # characters; a longer one would push the images aside
 MIN_CROP_AREA = 0.08
 
 
@@ -102,8 +104,9 @@ def draw(dataset: Dataset, path: pathlib.Path, seed: int = 0) -> None:
             axes[row, column].set_xticks([])
             axes[row, column].set_yticks([])
     for row, label in enumerate(labels):
-        name = dataset.class_names[label]
+        name = drawn(dataset.class_names[label])
+        short = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
         axes[row, 0].set_ylabel(
-            name, rotation=0, ha="right", va="center", fontsize=10, parse_math=False
+            short, rotation=0, ha="right", va="center", fontsize=10, parse_math=False
         )
     figure.savefig(path, dpi=100)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from mcn_jax.config import DataConfig
@@ -17,6 +18,14 @@ class Store(Protocol):
     @property
     def full_name(self) -> str:
         """TFDS's name of the data set, see `Dataset`."""
+
+    @property
+    def earlier_name(self) -> str | None:
+        """The full name that an earlier version gave to the same data, see `Dataset`."""
+
+    @property
+    def findings(self) -> list[str]:
+        """Lines for the user about the files that were found and skipped."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -52,7 +61,10 @@ class Dataset:
     Attributes:
         class_names: names of the classes in the order of the labels.
         full_name: TFDS's name of the prepared data set. For an image folder, it identifies the
-            names, sizes and times of its files.
+            names and contents of its images.
+        earlier_name: the full name that an earlier version gave to the same data, made of the times
+            of its files; None if it gave the same name.
+        findings: lines for the user about the files that were found and skipped.
         mean: mean of each channel, for pixels divided by 255.
         std: standard deviation of each channel, for pixels divided by 255.
         train: the split that the config names as `train_split`.
@@ -61,6 +73,8 @@ class Dataset:
 
     class_names: tuple[str, ...]
     full_name: str
+    earlier_name: str | None = None
+    findings: Sequence[str] = ()
     mean: tuple[float, ...]
     std: tuple[float, ...]
     train: Examples
@@ -70,6 +84,10 @@ class Dataset:
     def image_shape(self) -> tuple[int, int, int]:
         """Shape (Y, X, C) of an image at the input of the model."""
         return self.train.image_shape
+
+    def is_named(self, full_name: str | None) -> bool:
+        """Returns whether a full name that was recorded earlier is a name of these data."""
+        return full_name in {self.full_name, self.earlier_name or self.full_name}
 
     def description(self) -> dict[str, Any]:
         """Returns what config.json records about the data.
@@ -145,6 +163,8 @@ def open_dataset(config: DataConfig) -> Dataset:
     return Dataset(
         class_names=store.class_names,
         full_name=store.full_name,
+        earlier_name=store.earlier_name,
+        findings=store.findings,
         mean=mean,
         std=std,
         train=train,

@@ -1,6 +1,7 @@
 """The data sets with a builder in this package, and what is known without reading them."""
 
 import dataclasses
+from typing import Any
 
 from mcn_jax.config import DataConfig
 from mcn_jax.errors import require
@@ -96,6 +97,24 @@ DATASETS = {
         statistics="over at most 1,024 training images as evaluation prepares them",
     ),
 }
+
+
+def why_other(full_name: Any) -> str:
+    """Returns what to do if the data no longer have the full name that was recorded, for errors.
+
+    Args:
+        full_name: the recorded name.
+    """
+    if not str(full_name).startswith("image_folder/"):
+        return ""
+    if str(full_name).endswith("/1.0.0"):
+        return (
+            " (an earlier version named a folder by the times of its files, and skipped deeper"
+            " folders and some formats; restore the times, for example by cp -p or rsync -t)"
+        )
+    return (
+        " (the folder's images, their names or their classes changed; times of files do not count)"
+    )
 
 
 def check_stored_shape(config: DataConfig, shape: tuple[int | None, ...]) -> None:

@@ -96,6 +96,16 @@ class Packed:
         self._read: dict[str, Split] = {}
 
     @property
+    def earlier_name(self) -> None:
+        """No other name of the same data."""
+        return None
+
+    @property
+    def findings(self) -> list[str]:
+        """Lines about the files that were found: none."""
+        return []
+
+    @property
     def sizes_differ(self) -> bool:
         """Whether images differ in size: never."""
         return False

@@ -40,7 +40,9 @@ BUILDERS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {
 DISK_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 
 
-def prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
+def prepared_builder(
+    config: DataConfig,
+) -> tuple[tfds.core.DatasetBuilder, ImageFolder | None]:
     """Returns the builder of a prepared data set, and prepares the data set if necessary.
 
     A data set is written to a temporary directory that is renamed at the end. So it exists either
@@ -50,12 +52,16 @@ def prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
         config: config of the data; `name`, `data_dir` and the fields that the builder takes are
             used.
 
+    Returns:
+        A builder that reads the prepared data set, and the folder of images that it was made of, if
+        it was.
+
     Raises:
         InputError: if the data set cannot be prepared, or the prepared one is damaged.
     """
     if config.name not in DATASETS:
         with readable(config.name, found_directory(config)):
-            return _found_builder(config)
+            return _found_builder(config), None
     facts = DATASETS[config.name]
     arguments = {field: getattr(config, field) for field in facts.fields}
     data_dir = pathlib.Path(config.data_dir).expanduser()
@@ -75,6 +81,9 @@ def prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
                 # its directory. Then the renaming fails, and that data set is used.
                 if not (isinstance(error, FileExistsError) or error.errno == errno.ENOTEMPTY):
                     raise
+        folder = builder if isinstance(builder, ImageFolder) else None
+        if folder:
+            folder.keep_digests()
         # This builder does not need the archives, which may be missing in a later run.
         builder = tfds.builder_from_directory(str(path))
         for split, examples in facts.examples.items():
@@ -85,7 +94,7 @@ def prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
                         f"prepared data set {config.name} in {path} has {found} {split} examples"
                         f" instead of {examples}; delete {path} and start again"
                     )
-        return builder
+        return builder, folder
 
 
 def found_directory(config: DataConfig) -> pathlib.Path:

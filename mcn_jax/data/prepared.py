@@ -22,7 +22,7 @@ class Prepared:
         Raises:
             InputError: if it cannot be prepared or read.
         """
-        self._builder = prepared_builder(config)
+        self._builder, self._folder = prepared_builder(config)
         info = self._builder.info
         self.full_name: str = info.full_name
         self.split_names = tuple(info.splits)
@@ -31,7 +31,19 @@ class Prepared:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes in the order of the labels."""
+        if self._folder:
+            return self._folder.class_names
         return tuple(self._builder.info.features["label"].names)
+
+    @property
+    def earlier_name(self) -> str | None:
+        """The full name that an earlier version gave to the same data; see `Store`."""
+        return self._folder.earlier_name if self._folder else None
+
+    @property
+    def findings(self) -> list[str]:
+        """Lines about the files that were found; see `Store`."""
+        return self._folder.findings() if self._folder else []
 
     @property
     def sizes_differ(self) -> bool:

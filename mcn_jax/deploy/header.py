@@ -97,15 +97,20 @@ class InputImages:
 
 
 def class_names_from_json(names: Any) -> tuple[str, ...]:
-    """Returns the "class_names" of a header.
+    """Returns the "class_names" of a header, which may contain any characters.
+
+    Whoever shows a name escapes it with `mcn_jax.escapes.shown`.
 
     Raises:
-        InputError: if they are not a list of printable names.
+        InputError: if they are not a list of names.
     """
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError("its class_names are not a list of names")
     for name in names:
-        _check_printable("class_names", name)
+        if len(name) > MAX_NAME or not _is_unicode(name):
+            raise InputError(
+                f"class_names={name!a:.100} is not text of up to {MAX_NAME} characters"
+            )
     return tuple(names)
 
 
@@ -120,6 +125,11 @@ def full_name_from_json(provenance: Any) -> str | None:
     if name is not None:
         _check_printable("provenance.data.full_name", name)
     return name
+
+
+def _is_unicode(name: str) -> bool:
+    """Returns whether a string has no half of a surrogate pair, so it can be encoded."""
+    return not any(0xD800 <= ord(char) < 0xE000 for char in name)
 
 
 def _check_printable(field: str, name: Any) -> None:

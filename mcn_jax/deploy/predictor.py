@@ -20,7 +20,7 @@ from mcn_jax.config import DataConfig, from_mapping
 from mcn_jax.data.augment import normalise
 from mcn_jax.data.dataset import open_dataset
 from mcn_jax.data.examples import Examples
-from mcn_jax.data.facts import DATASETS
+from mcn_jax.data.facts import DATASETS, why_other
 from mcn_jax.data.images import padded_to
 from mcn_jax.deploy import model_file
 from mcn_jax.deploy.header import (
@@ -34,6 +34,7 @@ from mcn_jax.deploy.header import (
 )
 from mcn_jax.deploy.onnx import INPUT, OUTPUT
 from mcn_jax.errors import InputError, first_line
+from mcn_jax.escapes import shown
 from mcn_jax.workdirs.trained import Trained, checkpoint_of, read_trained
 
 BATCH_BYTES = 2**29  # most bytes of one layer's output for a whole batch
@@ -249,13 +250,15 @@ def open_test_split(predictor: Predictor, places: Mapping[str, Any]) -> Examples
     dataset = open_dataset(dataclasses.replace(predictor.data(), **places))
     if dataset.class_names != predictor.class_names:
         raise InputError(
-            f"the data have the classes {', '.join(dataset.class_names)[:100]}, but the network has"
-            f" {', '.join(predictor.class_names)[:100]}; name the data it was trained on"
+            f"the data have the classes {', '.join(map(shown, dataset.class_names))[:100]}, but"
+            f" the network has {', '.join(map(shown, predictor.class_names))[:100]}; name"
+            " the data it was trained on"
         )
-    if dataset.full_name != predictor.full_name:
+    if not dataset.is_named(predictor.full_name):
         raise InputError(
             f"the network was trained on {predictor.full_name}, but these data are"
-            f" {dataset.full_name}; name the data it was trained on, or restore the files"
+            f" {dataset.full_name}{why_other(predictor.full_name)}; name the data it was trained"
+            " on, or restore the files"
         )
     examples = dataset.test
     if None not in examples.shape:  # a predictor pads them itself

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mcn_jax.escapes import drawn
 from mcn_jax.reports.axes import (
     COLORS,
     LINES,
@@ -170,7 +171,8 @@ def confusion(counts: np.ndarray, class_names: Sequence[str]) -> "Figure":
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="gray_r", vmin=0, vmax=1)
     if few:
-        short = [n if len(n) <= 16 else f"{n[:13]}..." for n in class_names]
+        drawn_names = map(drawn, class_names)
+        short = [n if len(n) <= 16 else f"{n[:13]}..." for n in drawn_names]
         names = [name.replace("$", r"\$") for name in short]  # $ begins math text
         axes.set_xticks(range(classes), names, rotation=90)
         axes.set_yticks(range(classes), names)

@@ -17,6 +17,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from mcn_jax import parallel
 from mcn_jax.errors import InputError, first_line
+from mcn_jax.escapes import shown
 from mcn_jax.workdirs.files import cut_metrics
 
 
@@ -200,8 +201,8 @@ def print_result(result: dict[str, Any], workdir: pathlib.Path) -> None:
     table.add_row("", f"{result['best_test_accuracy']:.2%}, best epoch")
     table.add_row("test images", f"{result['test_examples']:,}")
     names = result["class_names"]
-    shown = rich.markup.escape(", ".join(names[:10])) + (", ..." if len(names) > 10 else "")
-    table.add_row("classes", f"{len(names)}: {shown}")
+    first = rich.markup.escape(", ".join(map(shown, names[:10])))
+    table.add_row("classes", f"{len(names)}: {first}{', ...' if len(names) > 10 else ''}")
     table.add_row(
         "filters",
         f"{result['filter_bits']:,} bits, {result['float32_filter_bits']:,} as float32",

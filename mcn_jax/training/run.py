@@ -87,11 +87,14 @@ def train_and_evaluate(
     if parallel.is_primary():
         parallel.barrier("prepared")
     validate_for_data(config, dataset.image_shape, len(dataset.train))
-    check_workdir(workdir, config, dataset.description())
+    check_workdir(workdir, config, dataset.description(), dataset.earlier_name)
     if (result := read_result(workdir)) is not None:
         if profile:
             logging.warning("%s has ended, so no steps are traced; use another --workdir", workdir)
         return result
+    if parallel.is_primary():
+        for line in dataset.findings:
+            print(line)
 
     with contextlib.ExitStack() as closing:
         stop = closing.enter_context(StopRequests())

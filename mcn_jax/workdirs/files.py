@@ -18,6 +18,7 @@ from absl import logging
 
 from mcn_jax import parallel
 from mcn_jax.config import RESUMABLE_CHANGES, Config, flatten, from_config_dict
+from mcn_jax.data.facts import why_other
 from mcn_jax.errors import InputError
 
 PACKAGES = (
@@ -45,13 +46,19 @@ def write_bytes_atomically(path: pathlib.Path, content: bytes) -> None:
         raise
 
 
-def check_workdir(workdir: pathlib.Path, config: Config, data: dict[str, Any]) -> None:
+def check_workdir(
+    workdir: pathlib.Path,
+    config: Config,
+    data: dict[str, Any],
+    earlier_name: str | None = None,
+) -> None:
     """Checks that a work directory is new or belongs to the same run; writes nothing.
 
     Args:
         workdir: the work directory, which may not exist yet.
         config: config of the run that is about to start or resume.
         data: description of its data set.
+        earlier_name: the full name that an earlier version gave to the same data, if it differs.
 
     Raises:
         InputError: if a field differs from the run that wrote the directory, or a file is damaged
@@ -83,10 +90,12 @@ def check_workdir(workdir: pathlib.Path, config: Config, data: dict[str, Any]) -
                 f" {value!r}; use another --workdir, or the same config to resume"
             )
     for name, value in data.items():
-        if data_before[name] != value:
+        before_too = earlier_name if name == "full_name" and earlier_name else value
+        if data_before[name] not in (value, before_too):
+            why = why_other(data_before["full_name"]) if name == "full_name" else ""
             raise InputError(
                 f"{workdir} was written with other data: {name} was {data_before[name]!r} and is"
-                f" now {value!r}; use another --workdir, or the same data to resume"
+                f" now {value!r}{why}; use another --workdir, or the same data to resume"
             )
     for name, value in environment().items():
         if name != "git_revision" and environment_before[name] != value:

@@ -1,19 +1,30 @@
 """Tests folders of the user's own images: layouts, splits, errors, and a run."""
 
 import functools
+import hashlib
 import json
 import os
+import shutil
+import subprocess
+import tarfile
+import types
+import urllib.parse
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
 import processes
-from mcn_jax.config import DataConfig
-from mcn_jax.data import image_folder
+from mcn_jax.config import Config, DataConfig, ModelConfig
+from mcn_jax.data import __main__ as data_command
+from mcn_jax.data import contact_sheet, file_digests, image_folder
 from mcn_jax.data.dataset import open_dataset
+from mcn_jax.deploy import predictor
 from mcn_jax.errors import InputError
+from mcn_jax.training import run as run_module
+from mcn_jax.workdirs.files import check_workdir, write_config
 
 
 def fill(folder, count, colour, suffix="png"):
@@ -72,7 +83,7 @@ def test_one_folder_is_cut_by_class_with_a_seed(below, tmp_path):
 
     def files(**changes):
         arguments = {"test_fraction": 0.2, "split_seed": 0} | changes
-        splits = image_folder.find_splits(str(tmp_path / "pets"), **arguments)
+        splits = image_folder.find_images(str(tmp_path / "pets"), **arguments).splits
         for name in COLOURS:
             parts = [set(splits[split][name]) for split in ("train", "test")]
             assert not parts[0] & parts[1]
@@ -265,3 +276,382 @@ def test_names_that_are_no_utf8(tmp_path):
             tmp_path / "pets" / name / os.fsdecode(b"\xff.png")
         )
     assert len(open_dataset(config(tmp_path / "pets", tmp_path)).train) == 9
+
+
+def full_names(root, tmp_path, **changes):
+    """Returns the full names of a folder's data set, now and as version 1.0.0 made them."""
+    builder = image_folder.ImageFolder(root=str(root), data_dir=str(tmp_path / "data"), **changes)
+    return builder.info.full_name, builder.earlier_name
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """Returns a folder with 7 images in each of 3 classes, with known times."""
+    for name, colour in COLOURS.items():
+        fill(tmp_path / "pets" / name, 7, colour)
+        for number in range(7):
+            os.utime(tmp_path / "pets" / name / f"{number}.png", (1_700_000_000, 1_700_000_000))
+    return tmp_path / "pets"
+
+
+def touched(pets):
+    for path in pets.rglob("*.png"):
+        path.touch()
+    return pets
+
+
+def copied(pets):
+    for source in pets.rglob("*.png"):
+        target = pets.with_name("copy") / source.relative_to(pets)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    return pets.with_name("copy")
+
+
+def archived(pets):
+    with tarfile.open(pets.with_name("pets.tar"), "w") as archive:
+        archive.add(pets, "pets", filter=lambda member: member.replace(mtime=0, deep=False))
+    with tarfile.open(pets.with_name("pets.tar")) as archive:
+        archive.extractall(pets.with_name("extracted"), filter="data")
+    return pets.with_name("extracted") / "pets"
+
+
+def checked_out(pets):
+    author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    for command in (("init", "-q"), ("add", "."), ("commit", "-qm", "images")):
+        subprocess.run(["git", "-C", pets, *author, *command], check=True)
+    subprocess.run(["git", "clone", "-q", pets, pets.with_name("clone")], check=True)
+    return pets.with_name("clone")
+
+
+def rewritten(pets):
+    for path in sorted(pets.rglob("*.png"), reverse=True):
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+    return pets
+
+
+def linked(pets):
+    pets.with_name("link").symlink_to(pets)
+    return pets.with_name("link")
+
+
+def with_other_files(pets):
+    (pets / "cat" / "notes.txt").write_text("no image")
+    (pets / "cat" / ".DS_Store").write_text("no image")
+    (pets / "README").write_text("no image")
+    return pets
+
+
+SAME = [touched, copied, archived, checked_out, rewritten, linked, with_other_files]
+
+
+@pytest.mark.parametrize("change", SAME)
+def test_equal_images_are_equal_data_whatever_their_times_and_place(change, pets, tmp_path):
+    before, _ = full_names(pets, tmp_path)
+    assert full_names(change(pets), tmp_path)[0] == before
+
+
+def another_content(pets):
+    """Changes a byte, but neither the size nor the time."""
+    path = pets / "cat" / "0.png"
+    content, status = bytearray(path.read_bytes()), path.stat()
+    content[-20] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def another_name(pets):
+    (pets / "cat" / "0.png").rename(pets / "cat" / "00.png")
+
+
+def another_class(pets):
+    (pets / "cat").rename(pets / "Cat")
+
+
+def swapped_labels(pets):
+    (pets / "cat" / "0.png").rename(pets / "other")
+    (pets / "dog" / "0.png").rename(pets / "cat" / "0.png")
+    (pets / "other").rename(pets / "dog" / "0.png")
+
+
+def one_fewer(pets):
+    (pets / "cat" / "0.png").unlink()
+
+
+def one_deeper(pets):
+    (pets / "cat" / "below").mkdir()
+    (pets / "cat" / "0.png").rename(pets / "cat" / "below" / "0.png")
+
+
+OTHER = [another_content, another_name, another_class, swapped_labels, one_fewer, one_deeper]
+
+
+@pytest.mark.parametrize("change", OTHER)
+def test_other_images_names_or_classes_are_other_data(change, pets, tmp_path):
+    before, _ = full_names(pets, tmp_path)
+    change(pets)
+    assert full_names(pets, tmp_path)[0] != before
+
+
+def test_another_cut_is_other_data(pets, tmp_path):
+    names = {
+        full_names(pets, tmp_path, **changes)[0]
+        for changes in ({}, {"split_seed": 1}, {"test_fraction": 0.5})
+    }
+    assert len(names) == 3
+
+
+def test_a_second_start_reads_no_image_again(pets, tmp_path, monkeypatch):
+    monkeypatch.setattr(file_digests, "SETTLED_SECONDS", -60)
+    before = open_dataset(config(pets, tmp_path)).full_name
+    monkeypatch.setattr(hashlib, "file_digest", None)
+    assert open_dataset(config(pets, tmp_path)).full_name == before
+
+
+def test_a_file_that_changes_during_the_preparation_is_named(pets, tmp_path, monkeypatch):
+    readable = image_folder.check_readable
+
+    def check(content, name):
+        readable(content, name)
+        Image.new("RGB", (5, 5), (9, 9, 9)).save(name)
+
+    monkeypatch.setattr(image_folder, "check_readable", check)
+    with pytest.raises(InputError, match=r"\.png changed while it was read; start again"):
+        open_dataset(config(pets, tmp_path))
+    assert not [p for p in (tmp_path / "data").rglob("*") if p.is_file()]
+
+
+def test_data_of_an_earlier_version_are_recognized_while_their_times_are_the_same(pets, tmp_path):
+    # Version 1.0.0 chose these images for testing, stored the others in this order, and named the
+    # data by this digest.
+    chosen = {"cat": 2, "dog": 1, "emu": 5}
+    order = [2, 2, 1, 1, 1, 0, 0, 2, 0, 1, 1, 0, 2, 2, 0, 2, 0, 1]
+    lines = [
+        f"{split}/{name}/{number}.png\0{(pets / name / f'{number}.png').stat().st_size}\0"
+        "1700000000000000000\n"
+        for split in ("train", "test")
+        for name in COLOURS
+        for number in range(7)
+        if (number == chosen[name]) == (split == "test")
+    ]
+    earlier = f"image_folder/{hashlib.sha256(''.join(lines).encode()).hexdigest()[:12]}/1.0.0"
+    dataset = open_dataset(config(pets, tmp_path))
+    assert dataset.earlier_name == earlier
+    assert dataset.train.read_all().labels.tolist() == order
+    assert dataset.is_named(earlier)
+    assert dataset.is_named(dataset.full_name)
+    assert not dataset.is_named("image_folder/0123456789ab/1.0.0")
+    assert not dataset.is_named(None)
+    description = dataset.description()
+    write_config(tmp_path / "run", Config(), description | {"full_name": earlier})
+    check_workdir(tmp_path / "run", Config(), description, dataset.earlier_name)
+    touched(pets)
+    dataset = open_dataset(config(pets, tmp_path))
+    assert dataset.description() == description
+    with pytest.raises(InputError, match=r"named a folder by the times .* restore the times"):
+        check_workdir(tmp_path / "run", Config(), description, dataset.earlier_name)
+
+
+def test_a_run_on_changed_images_is_told_that_times_do_not_count(pets, tmp_path):
+    dataset = open_dataset(config(pets, tmp_path))
+    write_config(tmp_path / "run", Config(), dataset.description())
+    Image.new("RGB", (9, 12), (7, 7, 7)).save(pets / "cat" / "0.png")
+    dataset = open_dataset(config(pets, tmp_path))
+    with pytest.raises(InputError, match=r"full_name was .* times of files do not count") as error:
+        check_workdir(tmp_path / "run", Config(), dataset.description(), dataset.earlier_name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_is_evaluated_on_copies_of_its_images_but_not_on_others(pets, tmp_path):
+    def test_images(full_name):
+        member = types.SimpleNamespace(
+            data=lambda: config(pets, tmp_path),
+            class_names=tuple(COLOURS),
+            full_name=full_name,
+            images=types.SimpleNamespace(height=8, width=8, channels=3),
+        )
+        return len(predictor.open_test_split(member, {}))
+
+    now, earlier = full_names(pets, tmp_path)
+    assert (test_images(now), test_images(earlier)) == (3, 3)
+    touched(pets)
+    assert test_images(now) == 3
+    with pytest.raises(InputError, match=r"trained on image_folder/.*restore the times, for"):
+        test_images(earlier)
+    Image.new("RGB", (9, 12), (7, 7, 7)).save(pets / "cat" / "0.png")
+    with pytest.raises(InputError, match=r"trained on image_folder/.*times of files do not count"):
+        test_images(now)
+
+
+def damaged(root, kind, name):
+    path = root / name
+    if kind == "truncated":
+        path.write_bytes((root / "cat" / "5.png").read_bytes()[:45])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "html":
+        path.write_bytes(b"<!DOCTYPE html>")
+    elif kind == "deep":
+        Image.fromarray(np.zeros((5, 5), np.uint16)).save(path)
+    else:
+        path.write_bytes(b"\xff\xd8\xff\xe0 no more")
+
+
+def test_all_bad_images_are_named_at_once(pets, tmp_path):
+    kinds = {"truncated": "cat/0.png", "empty": "cat/1.png", "html": "dog/2.png",
+             "deep": "dog/3.png", "garbage": "emu/4\n.jpg"}  # fmt: skip
+    for kind, name in kinds.items():
+        damaged(pets, kind, name)
+    with pytest.raises(InputError, match=r"^5 of 22 images cannot be used: ") as error:
+        open_dataset(config(pets, tmp_path))
+    message = str(error.value)
+    for name in kinds.values():
+        assert str(pets / name).replace("\n", r"\n") in message
+    assert "more than 8 bits per channel (Pillow's mode I;16)" in message
+    assert message.endswith("; repair or remove them")
+    assert "\n" not in message
+    assert not [p for p in (tmp_path / "data").rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize(("bad", "more"), [(1, None), (2, None), (20, None), (21, 1), (30, 10)])
+def test_at_most_twenty_bad_images_are_named(bad, more, pets, tmp_path):
+    for number in range(bad):
+        (pets / "dog" / f"bad{number:02}.jpg").write_bytes(b"no image")
+    with pytest.raises(InputError, match="its format is unknown") as error:
+        open_dataset(config(pets, tmp_path))
+    assert str(error.value).count("its format is unknown") == min(bad, 20)
+    assert (f"; and {more} more; " in str(error.value)) == (more is not None)
+
+
+STRANGE_NAMES = (
+    "a\nb", "a\tb", "a", "b", "a\\nb", "\u00e9", "e\u0301", " lead", "trail ", " ", "007", "7",
+    "1e3", "None", "cat\u2215dog", "\u202eright to left", "\u05d0\u05d1", "\U0001f600", "%0A",
+    "[red]", "\x1b[31m", "$x^2$", "a\u2028b", "\r", "x" * 255, "\u732b", "a,b", '"',
+)  # fmt: skip
+
+
+def test_class_names_are_any_names_of_folders(tmp_path, monkeypatch):
+    root = tmp_path / "strange"
+    colours = {name: (9 * number, 7, 5) for number, name in enumerate(STRANGE_NAMES)}
+    for name, colour in colours.items():
+        fill(root / name, 2, colour)
+    dataset = open_dataset(config(root, tmp_path))
+    assert dataset.class_names == tuple(sorted(STRANGE_NAMES))
+    for examples in (dataset.train, dataset.test):
+        found = {dataset.class_names[label]: c for label, c in colours_of(examples).items()}
+        assert found == {name: [colour] for name, colour in colours.items()}
+    assert all(line.isprintable() for line in dataset.findings)
+    again = open_dataset(config(root, tmp_path))  # the prepared data set
+    assert again.class_names == dataset.class_names
+    rows = np.arange(len(STRANGE_NAMES)), {"as evaluated": np.zeros((len(STRANGE_NAMES), 2, 2, 3))}
+    monkeypatch.setattr(contact_sheet, "columns", lambda dataset, seed: rows)
+    contact_sheet.draw(dataset, tmp_path / "sheet.png", 0)  # would warn of characters it lacks
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("a\nb", "c"), ("a\n\nb\r\nc", "d"), (" ", "c"), ("\n", "b"), ("a", "a "), ("b", "a\nb")],
+)
+def test_there_are_as_many_classes_as_folders(names, tmp_path):
+    for name in names:
+        fill(tmp_path / "pair" / name, 2, (1, 2, 3))
+    dataset = open_dataset(config(tmp_path / "pair", tmp_path))
+    assert dataset.class_names == tuple(sorted(names))
+    assert dataset.train.classes == dataset.test.classes == 2
+    stored = tfds.builder_from_directory(str(dataset.train.path)).info.features["label"].names
+    assert tuple(map(urllib.parse.unquote, stored)) == dataset.class_names  # for other readers
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"caf\xe9", b"a\xf0\x9f", b"\xed\xa0\x80", b"x\xc0"])
+def test_a_class_name_that_is_not_utf8_is_refused_before_anything_is_written(name, pets, tmp_path):
+    fill(pets / os.fsdecode(name), 2, (1, 1, 1))
+    with pytest.raises(InputError, match="is not UTF-8; rename it") as error:
+        open_dataset(config(pets, tmp_path))
+    assert rf"\udc{name[-1]:02x}" in str(error.value)
+    assert str(error.value).isprintable()
+    assert not (tmp_path / "data").exists()
+
+
+def test_what_was_found_and_skipped_is_said(pets, tmp_path):
+    (pets / "cat" / "a.heic").write_bytes(b"?")
+    (pets / "cat" / "b.heic").write_bytes(b"?")
+    fill(pets / "dog" / "puppies", 2, COLOURS["dog"], "jpg")
+    (pets / "emu" / ".DS_Store").write_bytes(b"?")
+    (pets / "list.csv").write_text("?")
+    os.mkfifo(pets / "emu" / "pipe.jpg")
+    assert open_dataset(config(pets, tmp_path)).findings == [
+        f"{pets} has 19 training and 4 test images (21 .png, 2 .jpg) of 3 classes",
+        "class cat: 6 and 1 images",
+        "class dog: 7 and 2 images",
+        "class emu: 6 and 1 images",
+        "skipped .heic files (2), a suffix that Pillow does not read as an image on this machine:"
+        " cat/a.heic, cat/b.heic",
+        "skipped files or folders (1), which are not in a class folder: list.csv",
+        "skipped hidden or system files (1): emu/.DS_Store",
+        "skipped pipes (1): emu/pipe.jpg",
+    ]
+
+
+def test_a_run_and_the_data_command_begin_with_what_was_found(pets, tmp_path, monkeypatch, capsys):
+    (pets / "cat" / "a.heic").write_bytes(b"?")
+    (pets / "[dog]").mkdir()
+    (pets / "dog").rename(pets / "[dog]" / "x")
+    expected = [
+        f"{pets} has 18 training and 3 test images (21 .png) of 3 classes",
+        "class [dog]: 6 and 1 images", "class cat: 6 and 1 images", "class emu: 6 and 1 images",
+    ]  # fmt: skip
+
+    class TrainingStartsError(Exception):
+        pass
+
+    def start(*arguments):
+        raise TrainingStartsError
+
+    monkeypatch.setattr(run_module, "Setup", start)
+    run_config = Config(data=config(pets, tmp_path), model=ModelConfig(widths=(2,)), batch_size=8)
+    with pytest.raises(TrainingStartsError):
+        run_module.train_and_evaluate(run_config, tmp_path / "run")
+    [preparing, *lines] = capsys.readouterr().out.splitlines()
+    assert preparing.startswith("preparing image_folder in ")
+    assert lines[:4] == expected
+    assert lines[4].startswith("skipped .heic files (1), ")
+    monkeypatch.setattr(run_module.parallel, "is_primary", lambda: False)
+    with pytest.raises(TrainingStartsError):
+        run_module.train_and_evaluate(run_config, tmp_path / "run")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(contact_sheet, "draw", lambda *arguments: None)
+    monkeypatch.chdir(tmp_path)
+    data_command.main(
+        ["image_folder", f"--root={pets}", f"--data_dir={tmp_path}/data", "--image_size=8"]
+    )
+    assert capsys.readouterr().out.splitlines()[:5] == lines
+
+
+def test_folders_beside_train_and_test_are_listed(pets, tmp_path):
+    (tmp_path / "all").mkdir()
+    for split in ("train", "test", "val"):
+        shutil.copytree(pets, tmp_path / "all" / split)
+    (tmp_path / "all" / "train" / "stray.png").write_bytes(b"?")
+    findings = open_dataset(config(tmp_path / "all", tmp_path)).findings
+    assert findings[0].endswith(" has 21 training and 21 test images (42 .png) of 3 classes")
+    assert findings[4:] == [
+        "skipped files or folders (2), which are not in a class folder: val, train/stray.png"
+    ]
+
+
+def test_many_classes_are_summed_up(tmp_path):
+    for number in range(23):
+        fill(tmp_path / "many" / f"{number:02}", 2 + number % 2, (number, 0, 0))
+    findings = open_dataset(config(tmp_path / "many", tmp_path)).findings
+    assert findings[20:] == ["class 19: 2 and 1 images", "3 more classes: 2 to 3 images"]
+
+
+def test_a_class_without_images_says_what_it_has(pets, tmp_path):
+    (pets / "fox").mkdir()
+    (pets / "fox" / "a.heic").write_bytes(b"?")
+    with pytest.raises(
+        InputError, match=r"pets/fox has no images \(skipped \.heic files \(1\), .*\)"
+    ):
+        open_dataset(config(pets, tmp_path))

@@ -324,9 +324,9 @@ def test_a_run_that_has_no_binary_filters_yet_is_refused(data_dir, tmp_path, one
 
 def test_what_a_reader_would_refuse_is_not_written(report_runs, tmp_path):
     trained = read_trained(report_runs["seed_0"])
-    names = ["\x1b[2J", *trained.data["class_names"][1:]]
+    names = ["\udcff", *trained.data["class_names"][1:]]
     renamed = dataclasses.replace(trained, data=trained.data | {"class_names": names})
-    with pytest.raises(InputError, match=r"class_names='\\x1b\[2J' is not printable text"):
+    with pytest.raises(InputError, match=r"class_names='\\udcff' is not text of up to 300"):
         export.model_of(renamed, (32, 32, 1), "float32")
 
 

@@ -325,10 +325,8 @@ def written(model, path, tensors=None, **changes):
         ({"images__center_crop": 0}, r"images.center_crop=0.0 does not lie in \(0, 1\]"),
         ({"class_names": ["a"]}, r"its tensor dense_2/kernel is float32 \[16, 5\] instead of"),
         ({"class_names": "abcde"}, "its class_names are not a list of names"),
-        ({"class_names": ["a\x1b[2J"]}, r"class_names='a\\x1b\[2J' is not printable text of up"),
-        ({"class_names": ["a\nb"]}, r"class_names='a\\nb' is not printable text"),
-        ({"class_names": ["\udcff"]}, r"class_names='\\udcff' is not printable text"),
-        ({"class_names": ["a" * 301]}, "is not printable text of up to 300 characters"),
+        ({"class_names": ["\udcff"]}, r"class_names='\\udcff' is not text of up to 300"),
+        ({"class_names": ["a" * 301]}, "is not text of up to 300 characters"),
         ({"provenance": {"data": {"full_name": "\r"}}}, r"provenance.data.full_name='\\r' is no"),
         (
             {"provenance": {"data": {"full_name": 3}}},
