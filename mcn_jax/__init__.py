@@ -1,6 +1,14 @@
 """Modulated Convolutional Networks in JAX and Flax."""
 
+import sys
 from typing import Any
+
+try:
+    import jax as jax  # reads its environment variables
+except ValueError as error:
+    if sys.argv[:1] != ["-m"]:  # a command begins; a program that imports the package goes on
+        raise
+    sys.exit(f"mcn_jax: error: {error}; correct or unset this environment variable")
 
 from mcn_jax.layers import Conv, MCConv, binary_filters, updated_centers
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from mcn_jax import parallel
 from mcn_jax.errors import InputError
 
 PLACES = ("data_dir", "archive_dir", "root")  # fields of `DataConfig` with paths of data
@@ -26,6 +27,16 @@ def error_line(name: str, error: object) -> str:
     return f"mcn_jax.{name}: error: {error}"
 
 
+def machine_fault(error: BaseException) -> str | None:
+    """Returns what this machine lacks, in one line, if an error is no fault of the code."""
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # raised by `expanduser`
+        return (
+            "a path begins with ~, but this user has no home directory; set HOME, or"
+            " --config.data.data_dir and the other paths"
+        )
+    return parallel.device_fault()
+
+
 @contextlib.contextmanager
 def one_line_errors(name: str) -> Iterator[None]:
     """Reports wrong input to `python -m mcn_jax.NAME` in one line and exits with code 1."""
@@ -33,6 +44,10 @@ def one_line_errors(name: str) -> Iterator[None]:
         yield
     except (InputError, OSError) as error:
         sys.exit(error_line(name, error))
+    except Exception as error:
+        if fault := machine_fault(error):
+            sys.exit(error_line(name, fault))
+        raise
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:

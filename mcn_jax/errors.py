@@ -2,10 +2,24 @@
 
 import contextlib
 import difflib
+import logging as standard_logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from absl import logging
+
+
+def _matters(record: standard_logging.LogRecord) -> bool:
+    """Returns whether a message of matplotlib is about more than its caches.
+
+    Without a home directory that can be written, matplotlib works from a temporary cache.
+    """
+    text = record.getMessage()
+    return not any(part in text for part in ("cache", "mkdir -p failed"))
+
+
+for _name in ("matplotlib", "matplotlib.font_manager"):
+    standard_logging.getLogger(_name).addFilter(_matters)
 
 
 class InputError(ValueError):

@@ -13,11 +13,45 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mcn_jax.errors import InputError, first_line
+
 AXIS = "devices"
+
+
+def device_fault() -> str | None:
+    """Returns why JAX has no devices, with the remedy, in one line; None if it has some."""
+    try:
+        jax.devices()
+    except Exception as error:  # JAX raises several types, an AssertionError among them
+        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+        reason = first_line(error).partition(" (set JAX_PLATFORMS")[0]
+        reason = f" ({reason})" if isinstance(error, RuntimeError) else ""
+    else:
+        return None
+    if not asked:
+        return f"JAX finds no devices{reason}; set JAX_PLATFORMS=cpu to compute on CPUs"
+    jax.config.update("jax_platforms", None)  # the command ends, so this asks JAX what there is
+    try:
+        platforms = list(jax.extend.backend.backends())
+    except Exception:
+        platforms = ["cpu"]
+    finally:
+        jax.config.update("jax_platforms", asked)
+    return (
+        f"JAX_PLATFORMS={asked!r} names a platform that JAX does not have here{reason}; this"
+        f" machine has {', '.join(platforms)}: set JAX_PLATFORMS={platforms[0]}, or unset it"
+    )
+
+
+def check_devices() -> None:
+    """Raises InputError if JAX has no devices."""
+    if fault := device_fault():
+        raise InputError(fault)
 
 
 def local_devices() -> list[jax.Device]:

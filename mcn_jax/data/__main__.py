@@ -16,6 +16,7 @@ import rich.markup
 import rich.progress
 import rich.table
 
+from mcn_jax import parallel
 from mcn_jax.command_line import make_parser, one_line_errors
 from mcn_jax.config import DataConfig
 from mcn_jax.data import contact_sheet
@@ -93,6 +94,7 @@ def main(arguments: list[str]) -> None:
             size = sum(file.stat().st_size for file in packed.iterdir())
             console.print(rich.markup.escape(f"packed {config.name} in {packed}: {size:,} bytes"))
             return
+        parallel.check_devices()  # the contact sheet needs them
         _show(config, sheet, options.seed, console)
 
 

@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 TEST_IMAGES = 360
 SPLIT_SEED = 0  # part of the data set's definition: every run has the same split
@@ -34,6 +32,10 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        # Not needed once the data are prepared, slow to import, and noisy without shared memory.
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
         del dl_manager
         digits = load_digits()
         train, test = train_test_split(

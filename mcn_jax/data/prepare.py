@@ -37,7 +37,11 @@ BUILDERS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {
     "imagenet100": ImageNet100,
     "image_folder": ImageFolder,
 }
-DISK_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT)
+DISK_FULL = (
+    *map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)),
+    "Not enough disk space",  # as TFDS calls a disk without any free space
+)
 
 
 def prepared_builder(
@@ -149,6 +153,14 @@ def _prepare(builder: tfds.core.DatasetBuilder, config: DataConfig) -> None:
             " --config.data.archive_dir"
         ) from error
     except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and _is_denied(
+            error, pathlib.Path(config.data_dir).expanduser()
+        ):
+            raise InputError(
+                f"data set {config.name} cannot be prepared, because {config.data_dir} cannot be"
+                f" written ({error.strerror}); make it writable, or pass another directory as"
+                " --config.data.data_dir"
+            ) from error
         # ArrayRecord's errors have no errno, only the operating system's text.
         reasons = [reason for reason in DISK_FULL if reason in str(error)]
         if not reasons:
@@ -158,3 +170,10 @@ def _prepare(builder: tfds.core.DatasetBuilder, config: DataConfig) -> None:
             " nothing of it was kept; free space there, or pass another directory as"
             " --config.data.data_dir"
         ) from error
+
+
+def _is_denied(error: OSError, directory: pathlib.Path) -> bool:
+    """Returns whether a directory, or one above or below it, cannot be written or created."""
+    file = pathlib.Path(error.filename or "/dev/null")
+    is_there = file == directory or file in directory.parents or directory in file.parents
+    return is_there and error.errno in DENIED

@@ -20,6 +20,7 @@ from mcn_jax.config import Config
 from mcn_jax.data.batches import Batch, EvalBatch, Split
 from mcn_jax.data.dataset import Dataset
 from mcn_jax.data.examples import Examples
+from mcn_jax.data.shared_memory import check_shared_memory
 from mcn_jax.errors import InputError
 from mcn_jax.ops.chunks import greatest_divisor
 from mcn_jax.seeds import Purpose, epoch_order, example_generators
@@ -126,9 +127,14 @@ class StreamedSource:
     together = 1
 
     def __init__(self, config: Config, dataset: Dataset):
-        """Prepares the stream without starting workers."""
-        self._config = config
+        """Prepares the stream without starting workers.
+
+        Raises:
+            InputError: if their shared memory is missing or too small.
+        """
         self._read = _BatchReader(config, dataset.train, dataset.test)
+        self._workers = config.data.workers or parallel.host_cores() or 1
+        check_shared_memory(self._workers, self._read.batch_bytes)
         self._next = -1
         self._stream: Any = None
 
@@ -156,7 +162,8 @@ class StreamedSource:
             except RuntimeError as error:  # raised by Grain itself; workers raise InputErrors
                 raise InputError(
                     f"a process that reads the data has ended ({str(error).splitlines()[0]}); if"
-                    " memory is short, lower config.data.workers; the same command resumes"
+                    " memory or /dev/shm is full, lower config.data.workers; the same command"
+                    " resumes"
                 ) from error
             # Copied, to release the memory shared with the workers at once.
             placed.append(parallel.shard(jax.tree.map(np.array, element)))
@@ -174,9 +181,8 @@ class StreamedSource:
         elements = grain.MapDataset.range(start, ENDLESS).map(self._read)
         # Batches are large, so each worker holds only two: one in progress and one in its buffer.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        workers = self._config.data.workers or parallel.host_cores() or 1
         return elements.to_iter_dataset(options).mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1),
+            grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1),
             worker_init_fn=_ignore_signals,
         )
 
@@ -227,6 +233,12 @@ class _BatchReader:
         self.train_steps = len(train) // config.batch_size
         self.tests = list(eval_batches(len(test), config.eval_batch_size, self._all_devices))
         self.per_epoch = self.train_steps + len(self.tests)
+
+    @property
+    def batch_bytes(self) -> int:
+        """The size of the images in the largest batch that this process reads."""
+        largest = max(self.config.batch_size, len(self.tests[0].indices)) // self.processes
+        return largest * int(np.prod(self.train.image_shape))
 
     @property
     def _all_devices(self) -> int:

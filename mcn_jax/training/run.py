@@ -70,6 +70,7 @@ def train_and_evaluate(
         Stopped: if SIGTERM or SIGINT stopped the run. Its state is saved; the same call resumes.
     """
     workdir = pathlib.Path(workdir)
+    parallel.check_devices()
     if jax.device_count() != parallel.num_devices() and jax.process_count() > 1:
         raise InputError(
             f"this process has {len(parallel.local_devices())} of all {jax.device_count()} devices;"

@@ -88,6 +88,7 @@ class Checkpoints:
             read_only: change nothing there. Incomplete checkpoints stay too, because a run may be
                 writing them.
         """
+        parallel.check_devices()  # without devices Orbax's error would look like a damaged file
         self.directory = directory.absolute()
 
         def accuracy(metrics: dict[str, float]) -> float:

@@ -78,8 +78,10 @@ def check_workdir(
     try:
         before = flatten(from_config_dict(record["config"]))
         data_before = {name: record["data"][name] for name in data}
-        environment_before = {name: record[name] for name in environment()}
-    except (KeyError, TypeError, InputError) as error:
+        now = environment()
+        environment_before = {name: record[name] for name in now}
+        environment_before["versions"] = dict(record["versions"])
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} does not fit this version ({error}); use another --workdir"
         ) from error
@@ -97,11 +99,22 @@ def check_workdir(
                 f"{workdir} was written with other data: {name} was {data_before[name]!r} and is"
                 f" now {value!r}{why}; use another --workdir, or the same data to resume"
             )
-    for name, value in environment().items():
-        if name != "git_revision" and environment_before[name] != value:
+    if read_result(workdir) is None:  # a run that has ended is not resumed
+        _tell_changes(workdir, environment_before, now)
+
+
+def _tell_changes(workdir: pathlib.Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Warns of each package and each property of the machine that changed since a run began.
+
+    Packages that the run did not record are left out.
+    """
+    pairs = [(name, before["versions"].get(name, v), v) for name, v in now["versions"].items()]
+    pairs += [(name, before[name], now[name]) for name in ("backend", "devices", "cpu_count")]
+    for name, was, value in pairs:
+        if was != value:
             logging.warning(
                 "resuming %s with %s %s instead of %s: the result may differ in the last bits",
-                workdir, name, value, environment_before[name],
+                workdir, name, value, was,
             )  # fmt: skip
 
 
@@ -136,10 +149,18 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     The kernel holds the lock, so it ends with the process, however the process ends.
 
     Raises:
-        InputError: if another process holds the lock. The error names the process.
+        InputError: if another process holds the lock, or the directory cannot be written. The error
+            names the process or the reason.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / "lock").open("a+") as file:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        opened = (workdir / "lock").open("a+")
+    except OSError as error:
+        raise InputError(
+            f"--workdir={workdir} cannot be written ({error.strerror}); make it writable, or use"
+            " another --workdir"
+        ) from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -196,18 +217,30 @@ def git_revision() -> str | None:
     """Returns the source tree's git revision, with "-dirty" if its files have changed.
 
     Changed records under results/ do not count. Without a git repository, the environment variable
-    MCN_JAX_REVISION names the revision; None if it is not set.
+    MCN_JAX_REVISION names the revision; None if it is not set. A warning says why git fails in a
+    repository.
+
+    Git refuses repositories of other users, because their settings can run programs. This project's
+    own repository is accepted, as its code is already running.
     """
+    root = pathlib.Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(pathlib.Path(__file__).parent), *arguments]
+        command = ["git", "-c", f"safe.directory={root}", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         revision = git("rev-parse", "HEAD")
         changes = git("status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)results/*.json*")
-    except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("MCN_JAX_REVISION") or None
+    except (OSError, subprocess.CalledProcessError) as error:
+        named = os.environ.get("MCN_JAX_REVISION") or None
+        if named is None and (root / ".git").exists():
+            reason = str(getattr(error, "stderr", "")).strip() or str(error)
+            logging.warning(
+                "the git revision of %s is not recorded (%s); set MCN_JAX_REVISION to record it",
+                root, reason.splitlines()[0],
+            )  # fmt: skip
+        return named
     return revision + ("-dirty" if changes else "")
 
 

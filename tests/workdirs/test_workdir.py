@@ -75,6 +75,48 @@ def test_a_revision_is_dirty_by_changes_of_the_source_alone(tmp_path, monkeypatc
     assert workdir.environment()["git_revision"] == f"{revision}-dirty"
 
 
+def test_the_repository_of_another_user_has_its_revision(monkeypatch, caplog):
+    revision = workdir.git_revision()
+    if revision is None:
+        pytest.skip("the tests run outside a git repository")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.delenv("MCN_JAX_REVISION", raising=False)
+    assert workdir.git_revision() == revision
+    assert not caplog.records
+
+
+def test_a_revision_that_git_does_not_tell_is_not_lost_in_silence(tmp_path, monkeypatch, caplog):
+    (tmp_path / ".git").touch()
+    monkeypatch.setattr(workdir, "__file__", str(tmp_path / "mcn_jax" / "workdirs" / "files.py"))
+    monkeypatch.setenv("MCN_JAX_REVISION", "abc")
+    assert workdir.git_revision() == "abc"
+    assert not caplog.records
+    monkeypatch.delenv("MCN_JAX_REVISION")
+    assert workdir.git_revision() is None
+    [message] = [record.getMessage() for record in caplog.records]
+    assert f"the git revision of {tmp_path} is not recorded (fatal: invalid gitfile" in message
+
+
+def test_each_changed_package_is_told_in_one_line_unless_the_run_has_ended(tmp_path, caplog):
+    write_config(tmp_path, Config(), DATA)
+    path = tmp_path / "config.json"
+    record = json.loads(path.read_text())
+    jax, flax = (record["versions"][name] for name in ("jax", "flax"))
+    record["versions"] |= {"jax": "0.1.0", "flax": None}
+    del record["versions"]["grain"]  # as an older version of this project recorded it
+    path.write_text(json.dumps(record))
+    check_workdir(tmp_path, Config(), DATA)
+    bits = "the result may differ in the last bits"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"resuming {tmp_path} with jax {jax} instead of 0.1.0: {bits}",
+        f"resuming {tmp_path} with flax {flax} instead of None: {bits}",
+    ]
+    caplog.clear()
+    (tmp_path / "result.json").write_text("{}")
+    check_workdir(tmp_path, Config(), DATA)
+    assert not caplog.records
+
+
 def test_another_environment_is_told(tmp_path, caplog):
     write_config(tmp_path, Config(), DATA)
     path = tmp_path / "config.json"
