@@ -2,6 +2,8 @@
 
 import sys
 
+from mcn_jax.terminal import run_command
+
 # {module under mcn_jax: what its command does}
 COMMANDS = {
     "main": "train a network, or resume a run",
@@ -32,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command("__main__", main)

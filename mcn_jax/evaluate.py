@@ -25,6 +25,7 @@ from mcn_jax.deploy import predictor
 from mcn_jax.errors import InputError
 from mcn_jax.escapes import shown
 from mcn_jax.reports import figures
+from mcn_jax.terminal import run_command
 from mcn_jax.training.evaluation import measures
 
 
@@ -76,4 +77,4 @@ def _print(found: dict[str, Any], title: str, *, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command("evaluate", main)

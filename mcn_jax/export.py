@@ -19,6 +19,7 @@ from mcn_jax.deploy import model_file, predictor
 from mcn_jax.deploy.model_file import model_of, read_model, write_model
 from mcn_jax.deploy.onnx import write_onnx
 from mcn_jax.layers.dense import FORMATS
+from mcn_jax.terminal import run_command
 from mcn_jax.workdirs.files import environment
 from mcn_jax.workdirs.trained import read_trained
 
@@ -133,4 +134,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command("export", main)

@@ -18,6 +18,7 @@ from mcn_jax.errors import InputError
 from mcn_jax.reports.inspected import array_of, inspect
 from mcn_jax.reports.inspection_tables import comparison_table, tables
 from mcn_jax.reports.measures import compare, describe
+from mcn_jax.terminal import run_command
 from mcn_jax.workdirs.files import write_atomically, write_bytes_atomically
 
 
@@ -76,4 +77,4 @@ def _show(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command("inspect_checkpoint", main)

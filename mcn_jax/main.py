@@ -20,6 +20,7 @@ from mcn_jax.command_line import error_line, machine_fault
 from mcn_jax.config import Config, check_field, from_config_dict
 from mcn_jax.errors import InputError, first_line
 from mcn_jax.reports.run_pictures import draw_run
+from mcn_jax.terminal import log_libraries, run_command
 from mcn_jax.training import hosts, metrics
 from mcn_jax.training.checks import validate
 from mcn_jax.training.run import train_and_evaluate
@@ -91,12 +92,23 @@ def _fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
+def _draw(workdir: pathlib.Path) -> None:
+    try:
+        draw_run(workdir)
+    except Exception as error:  # whatever it is, the run has its result
+        logging.warning(
+            "the pictures of %s are not drawn: %s; run python -m mcn_jax.report %s",
+            workdir, first_line(error), workdir,
+        )  # fmt: skip
+
+
 def main(argv: list[str]) -> None:
     """Runs one training; if it does not finish, exits with one line and a non-zero code."""
     try:
         if len(argv) > 1:
             raise InputError(f"unexpected argument {argv[1]!r}; flags begin with --")
         config, workdir = _load_config()
+        log_libraries(workdir / "libraries.log")
         validate(config)
         hosts.initialize(
             _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, detect=_SEVERAL.value
@@ -105,7 +117,7 @@ def main(argv: list[str]) -> None:
         result = train_and_evaluate(config, workdir, profile=_PROFILE.value)
         if parallel.is_primary():
             metrics.print_result(result, workdir)
-            draw_run(workdir)
+            _draw(workdir)
     except Stopped as stopped:
         print(f"mcn_jax.main: {stopped}", file=sys.stderr)
         sys.exit(EXIT_CODE)
@@ -130,4 +142,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
-    app.run(main, flags_parser=_parse_flags)
+    run_command("main", lambda: app.run(main, flags_parser=_parse_flags), reader_matters=False)

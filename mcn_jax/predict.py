@@ -23,6 +23,7 @@ from mcn_jax.data import images as image_ops
 from mcn_jax.deploy.header import InputImages
 from mcn_jax.deploy.predictor import Predictor, logits_of, open_predictor
 from mcn_jax.errors import InputError
+from mcn_jax.terminal import lost_output, run_command
 from mcn_jax.training.evaluation import probabilities
 
 TOP = 5
@@ -137,6 +138,8 @@ def main(arguments: list[str] | None = None) -> None:
             disable=not progress.is_terminal,
         )
         for record in bar:
+            if lost_output() is not None:
+                break  # nobody reads the rest
             if options.json:
                 print(json.dumps(record))
                 continue
@@ -144,11 +147,8 @@ def main(arguments: list[str] | None = None) -> None:
                 f"{escapes.shown(entry['class'])} {entry['probability']:.1%}"
                 for entry in record["top"]
             ]
-            line = f"{record['image']}: {', '.join(best)}"
-            # Neither paths nor the terminal need be UTF-8.
-            shown = line.encode(console.encoding, "backslashreplace").decode(console.encoding)
-            console.print(rich.markup.escape(shown))
+            console.print(rich.markup.escape(f"{record['image']}: {', '.join(best)}"))
 
 
 if __name__ == "__main__":
-    main()
+    run_command("predict", main)

@@ -17,6 +17,7 @@ from mcn_jax.command_line import make_parser, one_line_errors
 from mcn_jax.errors import InputError
 from mcn_jax.reports.runs import group_runs, read_runs
 from mcn_jax.reports.tables import print_table, summary, table, write_report
+from mcn_jax.terminal import run_command
 from mcn_jax.workdirs.files import write_atomically
 
 
@@ -72,4 +73,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command("report", lambda: main(sys.argv[1:]))

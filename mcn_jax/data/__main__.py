@@ -26,6 +26,7 @@ from mcn_jax.data.facts import DATASETS
 from mcn_jax.data.packed import pack
 from mcn_jax.errors import InputError
 from mcn_jax.escapes import shown
+from mcn_jax.terminal import run_command
 
 MANY_SIZES = 224  # pixels; images that differ in size are resized to this height and width
 SHOWN_CLASSES = 20
@@ -202,4 +203,4 @@ def _read(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command("data", lambda: main(sys.argv[1:]))

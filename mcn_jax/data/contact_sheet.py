@@ -5,7 +5,6 @@ import functools
 import pathlib
 
 import jax.numpy as jnp
-import matplotlib.figure
 import numpy as np
 
 from mcn_jax.config import DataConfig
@@ -92,6 +91,8 @@ def draw(dataset: Dataset, path: pathlib.Path, seed: int = 0) -> None:
         path: path of the PNG file.
         seed: seed of the random choices.
     """
+    import matplotlib.figure  # slow to import
+
     labels, shown = columns(dataset, seed)
     size = (1.5 * len(shown) + 1.2, 1.5 * len(labels) + 0.4)
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")

@@ -81,7 +81,7 @@ class Loop:
             start: the warm start of a new run; None if its filters are random.
 
         Raises:
-            Stopped: if a signal asked for it; all steps so far are saved.
+            Stopped: if a signal or a lost output asked for it; all steps so far are saved.
         """
         config, steps_per_epoch = self.config, self.setup.steps_per_epoch
         first_epoch, steps_done = divmod(int(host_state.step), steps_per_epoch)
@@ -112,11 +112,11 @@ class Loop:
                 host_state, record = self._end_epoch(state, epoch, progress, rate)
                 progress = None
                 # Write the record before the checkpoint: resuming drops a surplus record, but
-                # cannot restore a missing one.
+                # cannot restore a missing one. Print last, because the reader may have left.
                 self.writer.write(record)
-                bar.epoch(record)
                 accuracy = ranked_accuracy(config, record)
                 self.checkpoints.save(record["step"], saved_tree(host_state), accuracy)
+                bar.epoch(record)
                 if epoch + 1 < config.num_epochs and self.stop.pending():
                     self._stop(record["step"])
         return host_state

@@ -28,8 +28,11 @@ PACKAGES = (
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Replaces a file as a whole, so a reader sees either the old text or the new text."""
-    write_bytes_atomically(path, text.encode())
+    """Replaces a file as a whole, so a reader sees either the old text or the new text.
+
+    The file is UTF-8. Names of files that are not UTF-8 are written with escapes.
+    """
+    write_bytes_atomically(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes_atomically(path: pathlib.Path, content: bytes) -> None:
@@ -67,6 +70,12 @@ def check_workdir(
     path = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir={workdir} is a file; name a directory")
+    try:
+        str(workdir.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"--workdir={workdir.absolute()} is not UTF-8, which checkpoints need; use another one"
+        ) from error
     if not path.exists():
         if any((workdir / "checkpoints").glob("*")):
             raise InputError(

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -400,6 +401,7 @@ def test_names_of_images_are_printed_as_they_are(model, images, tmp_path, capsys
     for name in ("a:x:b.png", "[red]c.png"):
         shutil.copy(images / "a.png", tmp_path / name)
     shutil.copy(images / "a.png", os.fsencode(tmp_path) + b"/z\xff.png")
+    sys.stdout.reconfigure(errors="backslashreplace")  # as `run_command` does
     predict.main([str(model / "model.safetensors"), str(tmp_path)])
     names = [line.partition(": ")[0] for line in capsys.readouterr().out.splitlines()]
     assert names == [f"{tmp_path}/{name}" for name in ("[red]c.png", "a:x:b.png", r"z\udcff.png")]

@@ -178,6 +178,17 @@ def test_a_run_stopped_by_signals_inside_epochs_ends_where_the_uninterrupted_one
     assert seconds == sorted(seconds)
 
 
+def test_an_epoch_is_saved_before_it_is_printed(data_dir, tmp_path, one_device, monkeypatch):
+    def no_reader(self, record):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(metrics.ProgressBar, "epoch", no_reader)
+    with pytest.raises(BrokenPipeError):
+        train_and_evaluate(digits_config(data_dir), tmp_path)
+    assert saved_steps(tmp_path / "checkpoints") == [STEPS_PER_EPOCH]
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == STEPS_PER_EPOCH
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     digits_run, data_dir, tmp_path, one_device, caplog
 ):

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import logging
+import os
 import re
 import subprocess
 
@@ -157,6 +158,11 @@ def test_a_file_in_place_of_the_directory(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file is a file; name a directory"):
         check_workdir(tmp_path / "file", Config(), DATA)
+
+
+def test_a_directory_that_is_not_utf_8_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"x is not UTF-8, which checkpoints need"):
+        check_workdir(tmp_path / os.fsdecode(b"\xff") / "x", Config(), DATA)
 
 
 def test_what_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
