@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from mcn_jax.data.archives import unreadable
 from mcn_jax.data.images import SUFFIXES, check_readable, image_files
 from mcn_jax.errors import InputError
+from mcn_jax.paths import user_path
 
 DIGEST_DIGITS = 12
 TRAIN_FOLDERS = ("train", "training")
@@ -51,7 +52,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         """
         self._splits = find_splits(root, test_fraction, split_seed)
         self._classes = sorted(self._splits["train"])
-        base = pathlib.Path(root).expanduser()
+        base = user_path(root)
         digest = hashlib.sha256()
         for split, files in self._splits.items():
             for path in itertools.chain.from_iterable(files[name] for name in self._classes):
@@ -105,7 +106,7 @@ def find_splits(root: str, test_fraction: float, split_seed: int) -> dict[str, F
             "config.data.root='' names no folder; pass a directory with one folder per class as"
             " --config.data.root"
         )
-    directory = pathlib.Path(root).expanduser()
+    directory = user_path(root)
     if not directory.is_dir():
         raise InputError(f"config.data.root={root!r} is not a directory")
     # A folder with such a name but without class folders may be a class: a train is also a vehicle.
