@@ -31,6 +31,7 @@ for argument in "$@"; do
   case $argument in --loads=*) loads=${argument#--loads=} ;; esac
   previous=$argument
 done
+case $loads in "~/"*) loads=~/${loads#"~/"} ;; esac
 # Pure Python wheels need no installer.
 for wheel in "$loads"/*/wheels/*.whl; do
   if [ -f "$wheel" ]; then "$python" -m zipfile -e "$wheel" "$site"; fi

@@ -21,6 +21,7 @@ checkpoint of the first stage's best setting with the same seed:
 
 import argparse
 import csv
+import glob
 import itertools
 import json
 import os
@@ -39,7 +40,9 @@ from search_space import settings
 from trial import METRIC, RESTARTS, NoRestart, Training, describe
 
 from mcn_jax import report
+from mcn_jax.config import load_config_file
 from mcn_jax.errors import InputError
+from mcn_jax.paths import user_path
 from mcn_jax.training.stopping import EXIT_CODE
 from mcn_jax.workdirs.files import write_atomically
 
@@ -50,11 +53,10 @@ def make_parser() -> argparse.ArgumentParser:
         prog="sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--config", required=True, type=pathlib.Path, help="a file in configs/")
+    add("--config", required=True, help="a file in configs/")
     add(
         "--out",
         required=True,
-        type=pathlib.Path,
         help="a new directory, or the directory of a sweep to resume",
     )
     add(
@@ -79,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="stop trials early if they fall behind others",
     )
     add("--grace_epochs", type=int, default=1, help="for --asha: epochs that every trial runs")
-    add("--then_config", type=pathlib.Path, help="the config of a second stage")
+    add("--then_config", help="the config of a second stage")
     add(
         "--then_grid",
         action="append",
@@ -117,9 +119,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    for path in (options.config, options.then_config):
-        if path is not None and not path.is_file():
-            raise InputError(f"config file {path} does not exist; pass one of configs/*.py")
+    for name in ("out", "config", "then_config"):
+        if getattr(options, name) is not None:
+            setattr(options, name, user_path(getattr(options, name)).absolute())
+    if glob.escape(str(options.out)) != str(options.out):
+        raise InputError(
+            f"--out={options.out} has a character that Ray Tune takes for a pattern; use a path"
+            " without * ? ["
+        )
+    for path in filter(None, (options.config, options.then_config)):
+        load_config_file(path)
     if bool(options.then_config) != bool(options.then_grid):
         raise InputError("--then_config and --then_grid belong together; give both or neither")
     seeds = options.seeds.split(",")
@@ -132,9 +141,6 @@ def _check(options: argparse.Namespace) -> None:
         )
     if options.grace_epochs < 1:
         raise InputError(f"--grace_epochs={options.grace_epochs} must be at least 1")
-    options.out = options.out.absolute()
-    options.config = options.config.absolute()
-    options.then_config = options.then_config and options.then_config.absolute()
     settings(options.grid, options.random, options.samples)
     settings(options.then_grid, [], 1)
 

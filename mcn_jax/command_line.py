@@ -2,24 +2,36 @@
 
 import argparse
 import contextlib
+import pathlib
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from mcn_jax import parallel
 from mcn_jax.errors import InputError
+from mcn_jax.paths import user_path
 
 PLACES = ("data_dir", "archive_dir", "root")  # fields of `DataConfig` with paths of data
 
 
 def make_parser(name: str, description: str | None, **options: Any) -> argparse.ArgumentParser:
-    """Makes the parser of the command `python -m mcn_jax.NAME`."""
-    return argparse.ArgumentParser(
+    """Makes the parser of the command `python -m mcn_jax.NAME`.
+
+    Its arguments of type "path" expand ~, and report a wrong path in one line.
+    """
+    parser = argparse.ArgumentParser(
         prog=f"python -m mcn_jax.{name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         **options,
     )
+
+    def path(text: str) -> pathlib.Path:
+        with one_line_errors(name):
+            return user_path(text)
+
+    parser.register("type", "path", path)
+    return parser
 
 
 def error_line(name: str, error: object) -> str:

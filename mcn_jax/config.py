@@ -10,14 +10,15 @@ them.
 """
 
 import dataclasses
-import importlib.util
 import pathlib
+import traceback
+import types
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
-from mcn_jax.errors import InputError, did_you_mean
+from mcn_jax.errors import InputError, did_you_mean, first_line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,17 +149,45 @@ def load_config_file(path: str | pathlib.Path) -> ml_collections.ConfigDict:
         path: path of a Python file.
 
     Raises:
-        InputError: if the file does not exist or defines no `get_config`.
+        InputError: if the file does not exist, cannot be run, or has no `get_config` that returns a
+            config. The error names the file and the line.
     """
     path = pathlib.Path(path)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise InputError(f"config file {path} does not exist; pass one of configs/*.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    if not path.is_file():
+        raise InputError(
+            f"config file {path} does not exist or is a directory; pass one of configs/*.py"
+        )
+    module = types.ModuleType(path.stem)
+    module.__file__ = str(path)
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+        get_config = getattr(module, "get_config", None)
+        config = get_config() if callable(get_config) else None
+    except (Exception, SystemExit) as error:
+        raise InputError(f"config file {path}{_line_of(error, path)}: {_said(error)}") from error
+    if not callable(get_config):
         raise InputError(f"config file {path} defines no get_config(), which returns its config")
-    return module.get_config()
+    if not isinstance(config, Mapping | ml_collections.ConfigDict):
+        raise InputError(
+            f"config file {path}: get_config() returns {config!r:.100} instead of the config that"
+            " default_config() makes"
+        )
+    return ml_collections.ConfigDict(config)
+
+
+def _line_of(error: BaseException, path: pathlib.Path) -> str:
+    """Returns ", line N" for the line of a config file that raised an error, or ""."""
+    if isinstance(error, SyntaxError) and error.filename == str(path) and error.lineno:
+        return f", line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _said(error: BaseException) -> str:
+    said = error.msg if isinstance(error, SyntaxError) else first_line(error)
+    name = type(error).__name__
+    return said if isinstance(error, InputError) or said == name else f"{name}: {said}"
 
 
 def from_config_dict(config: Mapping[str, Any]) -> Config:

@@ -32,10 +32,12 @@ from mcn_jax.training.evaluation import measures
 def main(arguments: list[str] | None = None) -> None:
     """Evaluates one network."""
     parser = make_parser("evaluate", __doc__)
-    parser.add_argument("model", help="work directory, checkpoint, .safetensors or .onnx file")
+    parser.add_argument(
+        "model", type="path", help="work directory, checkpoint, .safetensors or .onnx file"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, with the confusion matrix")
     parser.add_argument(
-        "--confusion", type=pathlib.Path, metavar="FILE.png", help="draw the confusion matrix"
+        "--confusion", type="path", metavar="FILE.png", help="draw the confusion matrix"
     )
     add_batch_size(parser, 256)
     add_places(parser)
@@ -48,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         examples = predictor.open_test_split(member, places(options))
         logits, labels = predictor.run_all({"": member}, examples, options.batch_size)
         found = measures(logits[""], labels, member.class_names)
-        _print(found, options.model, as_json=options.json)
+        _print(found, str(options.model), as_json=options.json)
         if options.confusion:
             figure = figures.confusion(found["confusion"], member.class_names)
             figures.save(figure, options.confusion.with_suffix(""), formats=("png",))

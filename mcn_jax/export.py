@@ -117,8 +117,8 @@ def _ratio(float32: int, there: int) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Exports one run."""
     parser = make_parser("export", __doc__)
-    parser.add_argument("workdir", type=pathlib.Path, help="a run, such as runs/digits")
-    parser.add_argument("out", type=pathlib.Path, help="directory for the files")
+    parser.add_argument("workdir", type="path", help="a run, such as runs/digits")
+    parser.add_argument("out", type="path", help="directory for the files")
     parser.add_argument(
         "--dense", default="float32", choices=FORMATS, help="how kernels of dense layers are stored"
     )

@@ -8,13 +8,13 @@ PATH is the work directory of a run, one of its checkpoints (WORKDIR/checkpoints
 import argparse
 import io
 import json
-import pathlib
 
 import numpy as np
 import rich.console
 
 from mcn_jax.command_line import make_parser, one_line_errors
 from mcn_jax.errors import InputError
+from mcn_jax.paths import user_path
 from mcn_jax.reports.inspected import array_of, inspect
 from mcn_jax.reports.inspection_tables import comparison_table, tables
 from mcn_jax.reports.measures import compare, describe
@@ -25,12 +25,14 @@ from mcn_jax.workdirs.files import write_atomically, write_bytes_atomically
 def main(arguments: list[str] | None = None) -> None:
     """Shows what one network holds."""
     parser = make_parser("inspect_checkpoint", __doc__)
-    parser.add_argument("path", help="work directory, checkpoint or .safetensors file")
-    parser.add_argument("--compare", metavar="OTHER", help="show how layers differ from OTHER's")
+    parser.add_argument("path", type="path", help="work directory, checkpoint or .safetensors file")
+    parser.add_argument(
+        "--compare", type="path", metavar="OTHER", help="show how layers differ from OTHER's"
+    )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--json", action="store_true", help="print JSON instead of tables")
     instead.add_argument(
-        "--html", type=pathlib.Path, metavar="FILE", help="write an HTML page with pictures"
+        "--html", type="path", metavar="FILE", help="write an HTML page with pictures"
     )
     instead.add_argument(
         "--array", nargs=2, metavar=("NAME", "FILE.npy"),
@@ -53,7 +55,7 @@ def _show(options: argparse.Namespace) -> None:
         array = array_of(inspected, name)
         content = io.BytesIO()
         np.save(content, array, allow_pickle=False)
-        write_bytes_atomically(pathlib.Path(path), content.getvalue())
+        write_bytes_atomically(user_path(path), content.getvalue())
         print(f"{path}: {name}, {array.dtype.name} {list(array.shape)}")
         return
     description = describe(inspected)

@@ -4,7 +4,6 @@ The same command resumes an interrupted run. Any field of the config can be set 
 line, such as --config.loss.theta=1e-3; mcn_jax/config.py lists all fields.
 """
 
-import itertools
 import os
 import pathlib
 import sys
@@ -12,13 +11,15 @@ import traceback
 from typing import NoReturn
 
 import jax
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mcn_jax import parallel
 from mcn_jax.command_line import error_line, machine_fault
-from mcn_jax.config import Config, check_field, from_config_dict
+from mcn_jax.config import Config, check_field, from_config_dict, load_config_file
 from mcn_jax.errors import InputError, first_line
+from mcn_jax.paths import user_path
 from mcn_jax.reports.run_pictures import draw_run
 from mcn_jax.terminal import log_libraries, run_command
 from mcn_jax.training import hosts, metrics
@@ -26,9 +27,18 @@ from mcn_jax.training.checks import validate
 from mcn_jax.training.run import train_and_evaluate
 from mcn_jax.training.stopping import EXIT_CODE, Stopped
 
+
+class _ConfigFiles(flags.ArgumentParser):
+    """Loads the file of --config; its path may contain colons, and errors are one line."""
+
+    def parse(self, path: str) -> ml_collections.ConfigDict:
+        return load_config_file(user_path(path)).lock()
+
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file in configs/. Set its fields by --config.FIELD=VALUE."
 )
+flags.FLAGS["config"].parser = _ConfigFiles()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory for the run's files; default: runs/NAME for configs/NAME.py."
 )
@@ -50,13 +60,9 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Number of this process, fro
 def _check_arguments(arguments: list[str]) -> None:
     """Raises InputError for mistakes that absl and ml_collections report badly or not at all."""
     seen = set()
-    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
-        name, equals, value = argument.partition("=")
-        if name == "--config":
-            path = value if equals else following
-            if not pathlib.Path(path).is_file():
-                raise InputError(f"config file {path} does not exist; pass one of configs/*.py")
-        elif name.startswith("--config."):
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name.startswith("--config."):
             check_field(name.removeprefix("--config."))
             if name in seen:  # ml_collections would join the values of a tuple
                 raise InputError(f"{name} is given twice")
@@ -69,11 +75,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except InputError as error:
         sys.exit(error_line("main", error))
-    except (flags.Error, AttributeError) as error:
-        # A config file that sets an unknown field raises AttributeError. If it sets a value of the
-        # wrong type, the message holds a traceback, whose last line says what is wrong.
-        lines = str(error).strip().splitlines()
-        sys.exit(error_line("main", " ".join(dict.fromkeys((lines[0], lines[-1])))))
+    except flags.Error as error:
+        cause = error.__context__
+        message = str(cause if isinstance(cause, InputError) else error)
+        sys.exit(error_line("main", " ".join(message.split("\n"))))
 
 
 def _load_config() -> tuple[Config, pathlib.Path]:
@@ -82,7 +87,7 @@ def _load_config() -> tuple[Config, pathlib.Path]:
         raise InputError("no config given; pass one, such as --config=configs/digits.py")
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     config = from_config_dict(_CONFIG.value)
-    return config, pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / name)
+    return config, user_path(_WORKDIR.value or f"runs/{name}")
 
 
 def _fail(message: str) -> NoReturn:

@@ -117,9 +117,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Predicts the classes of some images."""
     parser = make_parser("predict", __doc__)
     parser.add_argument(
-        "model", help="a .safetensors or .onnx file, a work directory or a checkpoint"
+        "model", type="path", help="a .safetensors or .onnx file, a work directory or a checkpoint"
     )
-    parser.add_argument("images", nargs="+", type=pathlib.Path, help="images or directories")
+    parser.add_argument("images", nargs="+", type="path", help="images or directories")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     add_batch_size(parser, 64)
     options = parser.parse_args(arguments)

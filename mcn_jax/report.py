@@ -33,18 +33,18 @@ def _parser() -> argparse.ArgumentParser:
         "workdirs",
         nargs="+",
         metavar="WORKDIR",
-        type=pathlib.Path,
+        type="path",
         help="a run, such as runs/digits, or a file of runs, such as results/figure5_cpu.jsonl",
     )
     parser.add_argument(
         "--out",
         metavar="DIR",
-        type=pathlib.Path,
+        type="path",
         default=pathlib.Path("report"),
         help="directory for report.md and the figures (default: report)",
     )
     parser.add_argument(
-        "--json", metavar="FILE", type=pathlib.Path, help="file for the unrounded numbers"
+        "--json", metavar="FILE", type="path", help="file for the unrounded numbers"
     )
     return parser
 

@@ -142,6 +142,7 @@ def test_runs_of_a_group_start_together_and_share_the_device():
         ),
         (["bench", "--only=layer"], "--only=layer is not a part of bench, .* did you mean layers?"),
         (["c10-20", "--resume=/nowhere"], "--resume=/nowhere is not a directory"),
+        (["c10-20", "--resume=~nobody_such/x"], "~nobody_such/x: there is no home directory"),
         (["c10-20", "--resume=."], "--resume=. has no c10-20.tar.1-of-1; pass the directory"),
         (["c10-20"], "c10-20 needs packed/cifar10/dataset.json, which is not in .*/nowhere"),
         (

@@ -108,6 +108,39 @@ def test_no_cluster_is_joined_unasked(options, address, tmp_path, monkeypatch, c
     assert "no cluster" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--out={tmp}/x[1]", "x[1] has a character that Ray Tune takes for a pattern"),
+        ("--out=~nobody_such/x", "~nobody_such/x: there is no home directory"),
+        ("--config={tmp}/broken.py", "broken.py, line 1: SyntaxError"),
+        ("--then_config={tmp}/broken.py", "broken.py, line 1: SyntaxError"),
+        ("--config={tmp}/none.py", "none.py does not exist"),
+    ],
+)
+def test_paths_and_configs_are_checked_before_ray_starts(
+    option, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sweep.ray, "init", lambda *_, **__: pytest.fail("Ray starts"))
+    (tmp_path / "broken.py").write_text("def get_config(:\n")
+    before = sorted(tmp_path.rglob("*"))
+    arguments = [f"--config={ROOT}/configs/digits.py", f"--out={tmp_path}/out"]
+    assert sweep.main([*arguments, option.format(tmp=tmp_path)]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("sweep: error: ")
+    assert message in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_home_directory_is_expanded_in_the_paths_of_a_sweep(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "digits.py").write_text((ROOT / "configs" / "digits.py").read_text())
+    started = []
+    monkeypatch.setattr(sweep, "_sweep", lambda options: started.append(options) or 0)
+    assert sweep.main(["--config=~/digits.py", "--out=~/x"]) == 0
+    assert (started[0].config, started[0].out) == (tmp_path / "digits.py", tmp_path / "x")
+
+
 def test_a_second_stage_goes_on_only_from_where_it_began(tmp_path, monkeypatch, capsys):
     accuracies = {"0": None, "1e-2": 0.5}  # the first trial has failed
 

@@ -34,6 +34,7 @@ from source import revision_in
 from mcn_jax.config import DataConfig
 from mcn_jax.data.packed import missing_files
 from mcn_jax.errors import InputError, did_you_mean
+from mcn_jax.paths import user_path
 from mcn_jax.training.stopping import EXIT_CODE
 from mcn_jax.workdirs.files import read_json, write_atomically
 
@@ -79,6 +80,9 @@ def main(arguments: Sequence[str]) -> int:
         print(describe())
         return 0
     try:
+        for name in ("loads", "resume", "store"):
+            if getattr(options, name) is not None:
+                setattr(options, name, user_path(getattr(options, name)))
         return run(options)
     except (InputError, OSError) as error:
         print(f"launch/accelerator.sh: error: {error}", file=sys.stderr)

@@ -25,6 +25,7 @@ from mcn_jax.config import DataConfig
 from mcn_jax.data.dataset import open_store
 from mcn_jax.data.packed import pack
 from mcn_jax.errors import InputError
+from mcn_jax.paths import user_path
 from mcn_jax.workdirs.files import git_revision
 
 WHEELS = ("ml-collections", "tensorboardX")
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--load_bytes", type=int, default=LOAD_BYTES, help="largest data of a load")
     options = parser.parse_args(arguments)
     try:
+        options.out = user_path(options.out)
         make_loads(options)
     except (InputError, OSError) as error:
         print(f"launch/accelerator/pack.py: error: {error}", file=sys.stderr)

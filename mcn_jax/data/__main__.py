@@ -59,10 +59,14 @@ def _parser() -> argparse.ArgumentParser:
                 help=f"{texts[field.name]} (default: {field.default!r})",
             )
     parser.add_argument(
-        "--sheet", metavar="FILE", help="the contact sheet, a PNG file (default: NAME.png here)"
+        "--sheet",
+        type="path",
+        metavar="FILE",
+        help="the contact sheet, a PNG file (default: NAME.png here)",
     )
     parser.add_argument(
         "--pack",
+        type="path",
         metavar="DIR",
         help="only write a packed copy, DIR/packed/NAME, which a machine without TFDS reads if"
         " its --config.data.data_dir is DIR",
@@ -91,7 +95,7 @@ def main(arguments: list[str]) -> None:
         if options.pack is not None:
             if not options.pack:
                 raise InputError("--pack= is empty; name a directory")
-            packed = pack(open_store(config), config, pathlib.Path(options.pack))
+            packed = pack(open_store(config), config, options.pack)
             size = sum(file.stat().st_size for file in packed.iterdir())
             console.print(rich.markup.escape(f"packed {config.name} in {packed}: {size:,} bytes"))
             return

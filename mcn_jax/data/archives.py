@@ -23,6 +23,7 @@ import tensorflow_datasets as tfds
 
 from mcn_jax.data import spill  # noqa: F401 -- makes TFDS prepare large splits
 from mcn_jax.errors import InputError
+from mcn_jax.paths import user_path
 
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError)
 HASHED_AT_ONCE = 2**20  # bytes
@@ -68,7 +69,7 @@ def existing_directory(path: str) -> pathlib.Path:
     Raises:
         InputError: if it does not exist.
     """
-    directory = pathlib.Path(path).expanduser()
+    directory = user_path(path)
     if not directory.is_dir():
         raise InputError(
             f"archive directory {directory} does not exist; pass an existing one as"

@@ -28,6 +28,7 @@ from mcn_jax.data.folder_listing import (
 from mcn_jax.data.images import check_readable
 from mcn_jax.errors import InputError
 from mcn_jax.escapes import shown
+from mcn_jax.paths import user_path
 
 DIGEST_DIGITS = 12
 TRAIN_FOLDERS = ("train", "training")
@@ -87,7 +88,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
                 read; the error names the folder or the images.
         """
         self._found = find_images(root, test_fraction, split_seed)
-        self._root = pathlib.Path(root).expanduser()
+        self._root = user_path(root)
         self.class_names = tuple(sorted(self._found.splits["train"]))
         paths = [path for *_, path in self._images()]
         place = hashlib.sha256(os.fsencode(os.path.abspath(self._root))).hexdigest()
@@ -214,7 +215,7 @@ def find_images(root: str, test_fraction: float, split_seed: int) -> Found:
             "config.data.root='' names no folder; pass a directory with one folder per class as"
             " --config.data.root"
         )
-    directory = pathlib.Path(root).expanduser()
+    directory = user_path(root)
     if not directory.is_dir():
         raise InputError(f"config.data.root={root!r} is not a directory")
     # A folder with such a name but without class folders may be a class: a train is also a vehicle.

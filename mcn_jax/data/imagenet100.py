@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from mcn_jax.data import archives
 from mcn_jax.data.images import check_readable, image_files
 from mcn_jax.errors import InputError
+from mcn_jax.paths import user_path
 
 FILES = {
     "train": archives.OfficialFile(
@@ -72,7 +73,7 @@ class ImageNet100(archives.ArchiveBuilder):
             InputError: if the file is not a list of classes, or if class names are needed from the
                 development kit and it is damaged; the error names the file.
         """
-        self._wnids_file = pathlib.Path(wnids_file).expanduser() if wnids_file else WNIDS_FILE
+        self._wnids_file = user_path(wnids_file) if wnids_file else WNIDS_FILE
         self._classes = read_wnids(self._wnids_file)
         text = "".join(f"{wnid} {name}\n" for wnid, name in self._classes.items())
         digest = hashlib.sha256(text.encode()).hexdigest()[:DIGEST_DIGITS]

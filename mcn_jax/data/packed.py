@@ -30,6 +30,7 @@ from mcn_jax.data.batches import Split
 from mcn_jax.data.examples import READ_ERRORS, Examples
 from mcn_jax.data.facts import check_stored_shape
 from mcn_jax.errors import InputError, first_line
+from mcn_jax.paths import user_path
 
 FORMAT = 1
 SHEET_PIXELS = 10_240_000  # of a sheet at most: 10,000 images of 32x32
@@ -46,7 +47,7 @@ PART = re.compile(
 
 def packed_directory(data_dir: str | pathlib.Path, name: str) -> pathlib.Path:
     """Returns where the packed data set `name` lies in a data directory."""
-    return pathlib.Path(data_dir).expanduser() / "packed" / name
+    return user_path(data_dir) / "packed" / name
 
 
 def is_packed(config: DataConfig) -> bool:

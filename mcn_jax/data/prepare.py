@@ -21,6 +21,7 @@ from mcn_jax.data.imagenet100 import ImageNet100
 from mcn_jax.data.mnist import Mnist
 from mcn_jax.data.svhn import SvhnCropped
 from mcn_jax.errors import InputError, did_you_mean, first_line, without_warnings
+from mcn_jax.paths import is_store, user_path
 
 DOWNLOAD_ERRORS: tuple[type[Exception], ...] = (
     requests.RequestException,
@@ -68,7 +69,7 @@ def prepared_builder(
             return _found_builder(config), None
     facts = DATASETS[config.name]
     arguments = {field: getattr(config, field) for field in facts.fields}
-    data_dir = pathlib.Path(config.data_dir).expanduser()
+    data_dir = _data_dir(config)
     with readable(config.name, data_dir / config.name), without_warnings():
         # TFDS warns of every config that its class does not list.
         builder = BUILDERS[config.name](
@@ -101,6 +102,16 @@ def prepared_builder(
         return builder, folder
 
 
+def _data_dir(config: DataConfig) -> pathlib.Path:
+    path = user_path(config.data_dir)
+    if is_store(path.absolute()):
+        raise InputError(
+            f"config.data.data_dir={config.data_dir!r} means the address of a store to TFDS; pass a"
+            " link to this directory that lies elsewhere"
+        )
+    return path
+
+
 def found_directory(config: DataConfig) -> pathlib.Path:
     """Finds the directory of a data set that another program prepared with TFDS.
 
@@ -108,7 +119,7 @@ def found_directory(config: DataConfig) -> pathlib.Path:
 
     TFDS's own search is not used, because it imports all of TFDS's builders.
     """
-    data_dir = pathlib.Path(config.data_dir).expanduser()
+    data_dir = _data_dir(config)
     folder, _, version = config.name.partition(":")
     versions = list_all_versions(data_dir / folder) if folder else []
     names = [version] if version else [str(found) for found in sorted(versions)]

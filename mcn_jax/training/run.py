@@ -14,6 +14,7 @@ from mcn_jax.config import Config
 from mcn_jax.data.dataset import Dataset, open_dataset
 from mcn_jax.errors import InputError
 from mcn_jax.models.plan import Plan, filter_bits
+from mcn_jax.paths import user_path
 from mcn_jax.training import metrics
 from mcn_jax.training.checks import validate, validate_for_data
 from mcn_jax.training.loop import Loop, ranked_accuracy
@@ -108,7 +109,7 @@ def train_and_evaluate(
         steps = saved_steps(workdir / "checkpoints")
         is_new = not parallel.from_primary(len(steps))
         if is_new and config.init_from:
-            start = warm_start(pathlib.Path(config.init_from).expanduser(), state)
+            start = warm_start(user_path(config.init_from), state)
             state = start.state
         parallel.barrier("checked")
         if parallel.is_primary():

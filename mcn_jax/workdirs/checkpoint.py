@@ -20,6 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from mcn_jax import parallel
 from mcn_jax.errors import InputError, first_line, without_warnings
+from mcn_jax.paths import plain_path
 
 METRIC = "test_accuracy"
 UNRANKED = -1.0  # for checkpoints inside an epoch: below any accuracy
@@ -116,16 +117,22 @@ class Checkpoints:
             self._check_metrics(step)
         if not read_only and parallel.is_primary():
             self._remove_half_written()
-        try:
-            with without_warnings():  # Orbax warns if a directory is read-only
-                self._manager = _Manager(self.directory, options=options)
-        except READ_ERRORS as error:
-            if parallel.peer_is_lost(error):
-                raise
-            raise InputError(
-                f"the list of checkpoints in {self.directory} cannot be read: {first_line(error)};"
-                " delete the damaged step's directory to resume without it"
-            ) from error
+        with contextlib.ExitStack() as closing:
+            if not read_only:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            self._path = closing.enter_context(plain_path(self.directory))
+            try:
+                with without_warnings():  # Orbax warns if a directory is read-only
+                    self._manager = _Manager(self._path, options=options)
+            except READ_ERRORS as error:
+                if parallel.peer_is_lost(error):
+                    raise
+                raise InputError(
+                    f"the list of checkpoints in {self.directory} cannot be read:"
+                    f" {self._reason(error)}; delete the damaged step's directory to resume"
+                    " without it"
+                ) from error
+            self._closing = closing.pop_all()
 
     def _remove_half_written(self) -> None:
         # Orbax's own option removes them in a thread that only a later save waits for. If a run
@@ -168,6 +175,9 @@ class Checkpoints:
         except READ_ERRORS:
             return None
 
+    def _reason(self, error: Exception) -> str:
+        return first_line(error).replace(str(self._path), str(self.directory))
+
     def steps(self) -> list[int]:
         """Returns the saved steps, ascending, including one that is still being written."""
         return sorted(self._manager.all_steps())
@@ -189,10 +199,12 @@ class Checkpoints:
 
         Raises:
             OSError: if this checkpoint or the previous one cannot be written. Writing continues
-                in the background; the next call or `wait` raises its errors.
+                in the background; the next call or `wait` raises its errors. Also if the first
+                checkpoint of a run cannot be read back; only this one is waited for.
         """
         leaves = named_leaves(state)
         described = digests(leaves)
+        is_first = not self.steps()
         record = {"leaves": described, "sha256": sha256(described), METRIC: float(test_accuracy)}
         with self._writing():
             saved = self._manager.save(
@@ -207,6 +219,18 @@ class Checkpoints:
                 f"{self.directory} has checkpoints of another process up to step"
                 f" {self.steps()[-1]}; start the same command again, only once"
             )
+        if is_first:
+            self._check_first(step)
+
+    def _check_first(self, step: int) -> None:
+        self.wait()
+        try:
+            self.read(step)
+        except DamagedCheckpointError as error:
+            raise OSError(
+                f"the first checkpoint of this run cannot be read back, so training would be lost"
+                f" ({error}); use another --workdir, with a simpler path or on another disk"
+            ) from error
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -217,7 +241,7 @@ class Checkpoints:
             if parallel.peer_is_lost(error):  # in a barrier at the end of Orbax's save
                 raise
             raise OSError(
-                f"a checkpoint in {self.directory} cannot be written: {first_line(error)}; make"
+                f"a checkpoint in {self.directory} cannot be written: {self._reason(error)}; make"
                 " room, then the same command resumes from the checkpoint before it"
             ) from error
 
@@ -326,7 +350,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the checkpoints and releases Orbax's threads; raises OSError as `wait` does."""
-        with self._writing():
+        with self._closing, self._writing():
             self._manager.close()
 
     def _read(self, step: int, **items: Any) -> Any:
@@ -336,7 +360,7 @@ class Checkpoints:
             if parallel.peer_is_lost(error):
                 raise
             raise DamagedCheckpointError(
-                f"checkpoint {self.directory / str(step)} cannot be read: {first_line(error)}"
+                f"checkpoint {self.directory / str(step)} cannot be read: {self._reason(error)}"
             ) from error
 
     def _check_leaves(
