@@ -38,6 +38,7 @@ from mcn_jax.workdirs.checkpoint import (
     sha256,
 )
 from mcn_jax.workdirs.files import (
+    as_begun,
     check_workdir,
     locked,
     read_result,
@@ -70,6 +71,7 @@ def train_and_evaluate(
         Stopped: if SIGTERM or SIGINT stopped the run. Its state is saved; the same call resumes.
     """
     workdir = pathlib.Path(workdir)
+    config = as_begun(workdir, config)
     if jax.device_count() != parallel.num_devices() and jax.process_count() > 1:
         raise InputError(
             f"this process has {len(parallel.local_devices())} of all {jax.device_count()} devices;"
