@@ -297,8 +297,9 @@ def test_a_run_is_compared_with_an_earlier_one(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["mcn", "mcn_export/model.safetensors"])
 def test_an_older_model_ignores_transparency_and_orientation(name):
-    images = open_predictor(FIXTURES / name).images
-    assert (images.background, images.exif_orientation) == (-1, False)
+    model = open_predictor(FIXTURES / name)
+    for settings in (model.images, model.data()):  # of predict and of evaluate
+        assert (settings.background, settings.exif_orientation) == (-1, False)
 
 
 def test_an_older_run_reads_its_images_as_it_began(tmp_path, monkeypatch):
