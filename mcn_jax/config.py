@@ -20,6 +20,8 @@ import ml_collections
 
 from mcn_jax.errors import InputError, did_you_mean, first_line
 
+NO_BACKGROUND = -1  # a `data.background` that ignores transparency
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -39,6 +41,9 @@ class DataConfig:
     image_size: int = 0  # height and width in pixels. Images of equal size are zero-padded to it; 0
     #                      leaves them. Images that differ in size are cropped and resized to it.
     center_crop: float = 1.0  # images that differ in size: share of the shorter side kept, (0, 1]
+    background: int = 255  # gray level behind the transparent pixels of encoded images, 0 to 255;
+    #                        -1 ignores transparency and shows the colors stored in these pixels
+    exif_orientation: bool = True  # turn encoded images upright as their EXIF data say
     min_crop_area: float = 0.0  # augmentation of images that differ in size, streamed only: crop a
     #                             random part of at least this share of the area, in [0, 1]
     #                             (ImageNet: 0.08); 0 is off
@@ -132,6 +137,9 @@ RESUMABLE_CHANGES = (
     "eval_batch_size", "log_every_steps", "checkpoint_every_steps", "steps_per_dispatch",
 )  # fmt: skip
 
+# The values of runs without these fields, whose defaults are not what such older runs did.
+OLDER_RUNS = {"data.background": NO_BACKGROUND, "data.exif_orientation": False}
+
 
 def default_config() -> ml_collections.ConfigDict:
     """Returns the paper's recipe as a locked ConfigDict, for the files in `configs/`."""
@@ -191,15 +199,43 @@ def _said(error: BaseException) -> str:
 
 
 def from_config_dict(config: Mapping[str, Any]) -> Config:
-    """Freezes a ConfigDict, or the "config" of a run's config.json, to a `Config`.
-
-    A missing field takes its default. A run of an older version lacks the newer fields; their
-    defaults keep the behaviour of that version.
+    """Freezes a ConfigDict to a `Config`; a missing field takes its default.
 
     Raises:
         InputError: if a field is unknown or of the wrong type; the error names it.
     """
     return from_mapping(Config, config, "config")
+
+
+def from_saved_config(saved: Mapping[str, Any]) -> Config:
+    """Freezes the "config" of a run's config.json to a `Config`.
+
+    A run of an older version lacks the newer fields. A missing field takes its value in
+    `OLDER_RUNS`, or else its default; both keep the behaviour of that version.
+
+    Raises:
+        InputError: if a field is unknown or of the wrong type; the error names it.
+    """
+    return with_fields(from_config_dict(saved), older_fields(saved))
+
+
+def older_fields(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of `OLDER_RUNS` that the "config" of a config.json lacks."""
+    lacking = {}
+    for name, value in OLDER_RUNS.items():
+        group, field = name.split(".")
+        if field not in saved.get(group, {}):
+            lacking[name] = value
+    return lacking
+
+
+def with_fields(config: Config, fields: Mapping[str, Any]) -> Config:
+    """Returns a config with other values of fields of its groups, as {"data.flip": True, ...}."""
+    for name, value in fields.items():
+        group, _, field = name.partition(".")
+        changed = dataclasses.replace(getattr(config, group), **{field: value})
+        config = dataclasses.replace(config, **{group: changed})
+    return config
 
 
 def flatten(config: Config) -> dict[str, Any]:

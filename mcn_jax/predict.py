@@ -1,13 +1,14 @@
 """Predicts the classes of images: `python -m mcn_jax.predict MODEL IMAGE|DIR...`.
 
+An image that cannot be read is named at the end, with exit code 1; the others are predicted.
 MODEL is a `.safetensors` or `.onnx` file that `mcn_jax.export` wrote, the work directory of a run,
 or one of its checkpoints (WORKDIR/checkpoints/STEP). Images that do not have the model's size are
 center-cropped and resized.
 """
 
-import io
 import json
 import pathlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,10 +16,15 @@ import numpy as np
 import rich.console
 import rich.markup
 import rich.progress
-from PIL import Image
 
 from mcn_jax import escapes
-from mcn_jax.command_line import add_batch_size, check_batch_size, make_parser, one_line_errors
+from mcn_jax.command_line import (
+    add_batch_size,
+    check_batch_size,
+    error_line,
+    make_parser,
+    one_line_errors,
+)
 from mcn_jax.data import images as image_ops
 from mcn_jax.deploy.header import InputImages
 from mcn_jax.deploy.predictor import Predictor, logits_of, open_predictor
@@ -30,7 +36,7 @@ TOP = 5
 
 
 def find_images(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-    """Returns the given files, and the images in and below the given directories, sorted.
+    """Returns the given paths, and the images in and below the given directories, sorted.
 
     Raises:
         InputError: if a path does not exist, or a directory has no images.
@@ -41,12 +47,12 @@ def find_images(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
             inside = [
                 file
                 for directory in sorted([path, *(p for p in path.rglob("*") if p.is_dir())])
-                for file in image_ops.image_files(directory)
+                for file in image_ops.named_as_images(directory)
             ]
             if not inside:
                 raise InputError(f"{path} has no images ({', '.join(image_ops.SUFFIXES)})")
             found += inside
-        elif path.is_file():
+        elif path.exists():
             found.append(path)
         else:
             raise InputError(f"{path} does not exist; name images or directories of images")
@@ -60,19 +66,20 @@ def read_image(path: pathlib.Path, spec: InputImages) -> np.ndarray:
         InputError: if the file cannot be decoded or resized to the model's size. The error names
             the file.
     """
+    pixels = spec.pixel_format
     try:
+        image_ops.check_regular(path)
         content = path.read_bytes()
         image_ops.check_readable(content, str(path))
-        with Image.open(io.BytesIO(content)) as image:
-            fits = (image.height, image.width) == (spec.height, spec.width)
+        fits = image_ops.upright_size(content, pixels) == (spec.width, spec.height)
         if fits and spec.center_crop == 1:
-            return image_ops.decode(content, spec.channels)
+            return image_ops.decode(content, pixels)
         if spec.height != spec.width:
             raise InputError(
                 f"{path} does not have the model's {spec.height}x{spec.width} pixels, and images"
                 " are resized only to squares; resize it"
             )
-        return image_ops.center_crop(content, spec.channels, spec.height, spec.center_crop)
+        return image_ops.center_crop(content, pixels, spec.height, spec.center_crop)
     except image_ops.UNREADABLE as error:
         if isinstance(error, InputError):
             raise
@@ -81,8 +88,10 @@ def read_image(path: pathlib.Path, spec: InputImages) -> np.ndarray:
 
 def predictions(
     predictor: Predictor, paths: Sequence[pathlib.Path], batch_size: int
-) -> Iterator[dict[str, Any]]:
-    """Yields a model's prediction for each image, in order.
+) -> Iterator[dict[str, Any] | InputError]:
+    """Yields a model's prediction for each image, or the error of an image that cannot be read.
+
+    Within a batch, the errors come first.
 
     Args:
         predictor: the model.
@@ -96,9 +105,17 @@ def predictions(
     batch_size = min(batch_size, predictor.most_images, len(paths))
     for start in range(0, len(paths), batch_size):
         part = paths[start : start + batch_size]
-        pixels = np.stack([read_image(path, predictor.images) for path in part])
-        rows = probabilities(logits_of(predictor, pixels, batch_size))
-        for path, row in zip(part, rows, strict=True):
+        readable, pixels = [], []
+        for path in part:
+            try:
+                pixels.append(read_image(path, predictor.images))
+                readable.append(path)
+            except InputError as error:
+                yield error
+        if not readable:
+            continue
+        rows = probabilities(logits_of(predictor, np.stack(pixels), batch_size))
+        for path, row in zip(readable, rows, strict=True):
             best = np.argsort(-row, kind="stable")[:TOP]
             yield {
                 "image": str(path),
@@ -137,7 +154,11 @@ def main(arguments: list[str] | None = None) -> None:
             transient=True,
             disable=not progress.is_terminal,
         )
+        unreadable = []
         for record in bar:
+            if isinstance(record, InputError):
+                unreadable.append(error_line("predict", record))
+                continue
             if lost_output() is not None:
                 break  # nobody reads the rest
             if options.json:
@@ -148,6 +169,8 @@ def main(arguments: list[str] | None = None) -> None:
                 for entry in record["top"]
             ]
             console.print(rich.markup.escape(f"{record['image']}: {', '.join(best)}"))
+        if unreadable:
+            sys.exit("\n".join(unreadable))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,11 @@ from PIL import Image
 
 import processes
 from mcn_jax import evaluate, export, inspect_checkpoint, predict, report
+from mcn_jax.deploy.predictor import open_predictor
+from mcn_jax.errors import InputError
+from mcn_jax.reports.runs import read_run
+from mcn_jax.training import run
+from small_runs import digits_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 FIXTURES = pathlib.Path(__file__).parent / "fixtures/v0_1"
@@ -288,3 +293,36 @@ def test_a_run_is_compared_with_an_earlier_one(tmp_path, capsys):
     page = tmp_path / "page.html"
     printed(capsys, inspect_checkpoint.main, path, "--html", page)
     assert "conv_4" in page.read_text()
+
+
+@pytest.mark.parametrize("name", ["mcn", "mcn_export/model.safetensors"])
+def test_an_older_model_ignores_transparency_and_orientation(name):
+    model = open_predictor(FIXTURES / name)
+    for settings in (model.images, model.data()):  # of predict and of evaluate
+        assert (settings.background, settings.exif_orientation) == (-1, False)
+
+
+def test_an_older_run_reads_its_images_as_it_began(tmp_path, monkeypatch):
+    """The data set is opened with the values of the older version."""
+    workdir, opened = copied("mcn", tmp_path), []
+
+    def note(data):
+        opened.append((data.background, data.exif_orientation))
+        raise InputError("opened")
+
+    monkeypatch.setattr(run, "open_dataset", note)
+    for directory in (workdir, tmp_path / "new"):
+        with pytest.raises(InputError, match="opened"):
+            run.train_and_evaluate(digits_config(), directory)
+    assert opened == [(-1, False), (255, True)]
+
+
+def test_older_and_newer_runs_on_arrays_have_the_same_setting(tmp_path):
+    older, newer = copied("mcn", tmp_path), tmp_path / "newer"
+    shutil.copytree(older, newer)
+    fields = {"background": 255, "exif_orientation": True}
+    change_config(newer, lambda config: config["data"].update(fields))
+    assert read_run(older).setting == read_run(newer).setting
+    for workdir in (older, newer):
+        change_config(workdir, lambda config: config["data"].update(name="image_folder"))
+    assert read_run(older).setting != read_run(newer).setting

@@ -107,6 +107,11 @@ def test_what_is_not_a_group_of_fields_is_named():
         (Config(data=DataConfig(cutout=-1)), "config.data.cutout=-1 must not be negative"),
         (Config(data=DataConfig(color_jitter=1.5)), "config.data.color_jitter=1.5 must lie in"),
         (Config(data=DataConfig(center_crop=0.0)), "config.data.center_crop=0.0 must lie in"),
+        (
+            Config(data=DataConfig(background=256)),
+            "config.data.background=256 must be a gray level",
+        ),
+        (Config(data=DataConfig(background=-2)), "config.data.background=-2 must be a gray level"),
         (Config(data=DataConfig(test_fraction=1.0)), "config.data.test_fraction=1.0 must lie in"),
         (
             Config(data=DataConfig(name="image_folder")),

@@ -18,7 +18,7 @@ import rich.table
 
 from mcn_jax import parallel
 from mcn_jax.command_line import make_parser, one_line_errors
-from mcn_jax.config import DataConfig
+from mcn_jax.config import NO_BACKGROUND, DataConfig
 from mcn_jax.data import contact_sheet
 from mcn_jax.data.dataset import open_dataset, open_store
 from mcn_jax.data.examples import Examples, histograms, mean_and_std
@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         "wnids_file": "imagenet100: file of the classes, one wnid per line",
         "train_split": "in TFDS's notation, for a set in --data_dir with other splits",
         "test_split": "in the same notation",
+        "background": "gray level behind transparent pixels; -1 ignores transparency",
         "image_size": f"as in a run; 0: as stored, or {MANY_SIZES} if images differ in size",
     }
     for field in dataclasses.fields(DataConfig):
@@ -109,6 +110,8 @@ def _check(config: DataConfig, sheet: pathlib.Path, seed: int) -> None:
         raise InputError(f"--test_fraction={config.test_fraction} must lie in (0, 1)")
     if not 0 <= seed < 2**32:
         raise InputError(f"--seed={seed} must be from 0 to 2^32 - 1")
+    if not NO_BACKGROUND <= config.background <= 255:
+        raise InputError(f"--background={config.background} must lie in {NO_BACKGROUND}..255")
     for name in ("image_size", "split_seed"):
         if getattr(config, name) < 0:
             raise InputError(f"--{name}={getattr(config, name)} must not be negative")
@@ -172,6 +175,13 @@ def _show(
     console.print(table)
     height, width, channels = dataset.image_shape
     console.print(f"images: {height}x{width}x{channels} uint8, as a run reads them")
+    if transparent := sum(examples.count_transparent() for examples in splits.values()):
+        ignored = config.background == NO_BACKGROUND
+        how = "which is ignored" if ignored else f"shown on gray level {config.background}"
+        console.print(
+            f"images with transparency: {transparent:,} of {total:,}, {how}"
+            f" (config.data.background={config.background})"
+        )
     facts = DATASETS.get(config.name)
     origin = facts.statistics if facts else DATASETS["image_folder"].statistics
     console.print(f"normalised with mean {dataset.mean}, std {dataset.std}: {origin}")

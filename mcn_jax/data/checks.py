@@ -1,6 +1,6 @@
 """Checks of a run's `DataConfig`."""
 
-from mcn_jax.config import DataConfig
+from mcn_jax.config import NO_BACKGROUND, DataConfig
 from mcn_jax.data.dataset import check_name
 from mcn_jax.data.facts import DATASETS, check_stored_shape
 from mcn_jax.data.sources import SOURCES
@@ -22,6 +22,12 @@ def check_data(config: DataConfig) -> None:
         require(value >= 0, f"data.{name}", value, "must not be negative")
     require(
         0 < config.center_crop <= 1, "data.center_crop", config.center_crop, "must lie in (0, 1]"
+    )
+    require(
+        NO_BACKGROUND <= config.background <= 255,
+        "data.background",
+        config.background,
+        f"must be a gray level from 0 to 255, or {NO_BACKGROUND} to ignore transparency",
     )
     for name in ("min_crop_area", "color_jitter"):
         value = getattr(config, name)

@@ -56,6 +56,12 @@ class Examples:
         size = self.config.image_size
         return (size or height or 0, size or width or 0, channels)
 
+    @property
+    def pixel_format(self) -> images.PixelFormat:
+        """The pixels that encoded images become."""
+        config = self.config
+        return images.PixelFormat(self.shape[2], config.background, config.exif_orientation)
+
     def read(
         self, rows: np.ndarray, generators: Sequence[np.random.Generator] | None = None
     ) -> Split:
@@ -88,13 +94,28 @@ class Examples:
         return Split(pixels, labels)
 
     def _image(self, stored: Any, generator: np.random.Generator | None) -> np.ndarray:
-        channels, size = self.shape[2], self.config.image_size
+        pixels, size = self.pixel_format, self.config.image_size
         if self.shape[0] is not None:
-            image = images.decode(stored, channels) if self.encoded else stored
+            image = images.decode(stored, pixels) if self.encoded else stored
+            if image.shape != self.shape:  # such as one that is stored sideways
+                raise InputError(
+                    f"data set {self.config.name} in {self.path} has an image of"
+                    f" {'x'.join(map(str, image.shape))} instead of"
+                    f" {'x'.join(map(str, self.shape))}; if its EXIF orientation is wrong, set"
+                    " config.data.exif_orientation=False"
+                )
             return images.padded_to(image[None], size)[0]
         if generator is not None:
-            return images.random_crop(stored, channels, size, self.config.min_crop_area, generator)
-        return images.center_crop(stored, channels, size, self.config.center_crop)
+            return images.random_crop(stored, pixels, size, self.config.min_crop_area, generator)
+        return images.center_crop(stored, pixels, size, self.config.center_crop)
+
+    def count_transparent(self) -> int:
+        """Counts the images with transparent pixels; reads the whole split."""
+        if not self.encoded:
+            return 0
+        with readable(self.config.name, self.path):
+            rows = range(len(self))
+            return sum(images.has_transparency(self.source[row]["image"]) for row in rows)
 
     @property
     def chunk_size(self) -> int:

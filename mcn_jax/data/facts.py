@@ -117,6 +117,14 @@ def why_other(full_name: Any) -> str:
     )
 
 
+def stores_files(name: str) -> bool:
+    """Returns whether the images of a data set are files that others encoded.
+
+    Only these can have transparency and EXIF data.
+    """
+    return name not in DATASETS or None in DATASETS[name].image_shape
+
+
 def check_stored_shape(config: DataConfig, shape: tuple[int | None, ...]) -> None:
     """Checks that the config's fields about image size fit the stored images.
 

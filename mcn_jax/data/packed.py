@@ -25,14 +25,16 @@ import numpy as np
 from PIL import Image
 
 from mcn_jax import parallel
-from mcn_jax.config import DataConfig
+from mcn_jax.config import OLDER_RUNS, DataConfig
 from mcn_jax.data.batches import Split
 from mcn_jax.data.examples import READ_ERRORS, Examples
-from mcn_jax.data.facts import check_stored_shape
+from mcn_jax.data.facts import check_stored_shape, stores_files
 from mcn_jax.errors import InputError, first_line
 from mcn_jax.paths import user_path
 
 FORMAT = 1
+# Fields of `DataConfig` that decide what pixels an encoded image gets, with their older values.
+DECODED_AS = {name.removeprefix("data."): value for name, value in OLDER_RUNS.items()}
 SHEET_PIXELS = 10_240_000  # of a sheet at most: 10,000 images of 32x32
 LARGEST_BYTES = 2e9  # uint8 pixels of all splits together
 # WebP: a tenth of a per cent larger than the smallest file, in a tenth of the time.
@@ -84,6 +86,8 @@ class Packed:
             splits = record["splits"].items()
             self._examples = {str(name): int(split["examples"]) for name, split in splits}
             self._sha256 = {str(name): str(split["sha256"]) for name, split in splits}
+            # Copies of older versions lack these fields, as older runs do.
+            decoded = {field: record.get(field, before) for field, before in DECODED_AS.items()}
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(
                 f"{path} is damaged ({error!r:.200}); pack the data set again"
@@ -93,6 +97,12 @@ class Packed:
                 f"{path} has format {found}, but this version reads format {FORMAT}; pack the data"
                 " set again"
             )
+        for field, value in decoded.items():
+            if stores_files(config.name) and value != getattr(config, field):
+                raise InputError(
+                    f"{path} was packed with config.data.{field}={value!r}, and not"
+                    f" {getattr(config, field)!r}; use the same value, or pack the data set again"
+                )
         self._shape = (height, width, channels)
         self._read: dict[str, Split] = {}
 
@@ -259,6 +269,7 @@ def pack(store: Any, config: DataConfig, data_dir: pathlib.Path) -> pathlib.Path
         "full_name": store.full_name,
         "class_names": list(store.class_names),
         "image_shape": list(shape),
+        **{field: getattr(config, field) for field in DECODED_AS},
         "splits": {},
     }
     for name, examples in splits.items():

@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mcn_jax import models
-from mcn_jax.config import BinarizeConfig, Config, ModelConfig, flatten, from_mapping
+from mcn_jax.config import (
+    NO_BACKGROUND,
+    BinarizeConfig,
+    Config,
+    ModelConfig,
+    flatten,
+    from_mapping,
+)
+from mcn_jax.data.images import PixelFormat
 from mcn_jax.errors import InputError, did_you_mean
 from mcn_jax.layers.family import FILTERS
 from mcn_jax.layers.planes import check_input
@@ -80,6 +88,9 @@ class InputImages:
         center_crop: side of the center crop that is resized, as a share of the shorter side.
         mean: mean of each channel, for pixels divided by 255.
         std: standard deviation of each channel, for pixels divided by 255.
+        background: gray level behind transparent pixels, 0 to 255; `NO_BACKGROUND` ignores
+            transparency. A missing field means what older versions did.
+        exif_orientation: whether images are turned upright as their EXIF data say; likewise.
     """
 
     height: int
@@ -89,11 +100,18 @@ class InputImages:
     center_crop: float = 1.0
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    background: int = NO_BACKGROUND
+    exif_orientation: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """The shape (Y, X, C) of an image after padding."""
         return (self.image_size or self.height, self.image_size or self.width, self.channels)
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """The pixels that an encoded image becomes."""
+        return PixelFormat(self.channels, self.background, self.exif_orientation)
 
 
 def class_names_from_json(names: Any) -> tuple[str, ...]:
@@ -154,6 +172,7 @@ def images_from_json(values: Any) -> InputImages:
         _limit("images.image_size", images.image_size, max(images.height, images.width), MAX_SIZE)
     if not 0 < images.center_crop <= 1:
         raise InputError(f"images.center_crop={images.center_crop} does not lie in (0, 1]")
+    _limit("images.background", images.background, NO_BACKGROUND, 255)
     for name in ("mean", "std"):
         numbers = getattr(images, name)
         if len(numbers) != images.channels or not all(map(math.isfinite, numbers)):

@@ -148,6 +148,8 @@ def images_of(trained: Trained, stored_shape: tuple[int | None, ...]) -> InputIm
         center_crop=config.center_crop,
         mean=tuple(trained.data["mean"]),
         std=tuple(trained.data["std"]),
+        background=config.background,
+        exif_orientation=config.exif_orientation,
     )
 
 

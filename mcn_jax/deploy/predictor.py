@@ -104,7 +104,12 @@ def _tested_on(
         facts = DATASETS.get(known["name"])
         if facts is not None and None in facts.image_shape:
             size = images.height
-        fields = known | {"image_size": size, "center_crop": images.center_crop}
+        fields = known | {
+            "image_size": size,
+            "center_crop": images.center_crop,
+            "background": images.background,
+            "exif_orientation": images.exif_orientation,
+        }
         return from_mapping(DataConfig, fields, "provenance.data")
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(

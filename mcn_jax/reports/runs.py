@@ -8,7 +8,8 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mcn_jax.config import RESUMABLE_CHANGES, flatten, from_config_dict
+from mcn_jax.config import OLDER_RUNS, RESUMABLE_CHANGES, Config, flatten, from_saved_config
+from mcn_jax.data.facts import stores_files
 from mcn_jax.errors import InputError
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.models import MODELS
@@ -148,7 +149,10 @@ def _make_run(
     """Checks the contents of config.json, metrics.jsonl and result.json, and returns the run."""
     path = workdir / "config.json"
     try:
-        config = flatten(from_config_dict(record["config"]))
+        config = flatten(from_saved_config(record["config"]))
+        if not stores_files(config["data.name"]):  # then older and newer runs are alike
+            defaults = flatten(Config())
+            config |= {name: defaults[name] for name in OLDER_RUNS}
         if config["data.root"]:  # the digest identifies a folder's data, the name does not
             config["data.full_name"] = record["data"]["full_name"]
     except (KeyError, TypeError, AttributeError, InputError) as error:

@@ -39,6 +39,7 @@ from mcn_jax.workdirs.checkpoint import (
     sha256,
 )
 from mcn_jax.workdirs.files import (
+    as_begun,
     check_workdir,
     locked,
     read_result,
@@ -72,6 +73,7 @@ def train_and_evaluate(
     """
     workdir = pathlib.Path(workdir)
     parallel.check_devices()
+    config = as_begun(workdir, config)
     if jax.device_count() != parallel.num_devices() and jax.process_count() > 1:
         raise InputError(
             f"this process has {len(parallel.local_devices())} of all {jax.device_count()} devices;"

@@ -17,8 +17,15 @@ import jax
 from absl import logging
 
 from mcn_jax import parallel
-from mcn_jax.config import RESUMABLE_CHANGES, Config, flatten, from_config_dict
-from mcn_jax.data.facts import why_other
+from mcn_jax.config import (
+    RESUMABLE_CHANGES,
+    Config,
+    flatten,
+    from_saved_config,
+    older_fields,
+    with_fields,
+)
+from mcn_jax.data.facts import stores_files, why_other
 from mcn_jax.errors import InputError
 
 PACKAGES = (
@@ -47,6 +54,26 @@ def write_bytes_atomically(path: pathlib.Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def as_begun(workdir: pathlib.Path, config: Config) -> Config:
+    """Returns the config of a run that resumes in a work directory, which may be new.
+
+    A run of an older version lacks some fields. They take the values of that version unless this
+    run sets them, so the same command resumes the run with the same images.
+    """
+    path = workdir / "config.json"
+    saved = read_json(path).get("config") if path.is_file() else None
+    if not isinstance(saved, dict):
+        return config  # check_workdir reports what is wrong
+    given, defaults = flatten(config), flatten(Config())
+    fields = {n: v for n, v in older_fields(saved).items() if given[n] == defaults[n]}
+    if fields and stores_files(config.data.name):
+        logging.warning(
+            "resuming an older run as it began, with %s",
+            ", ".join(f"config.{name}={value}" for name, value in fields.items()),
+        )
+    return with_fields(config, fields)
 
 
 def check_workdir(
@@ -85,7 +112,7 @@ def check_workdir(
         return
     record = read_json(path)
     try:
-        before = flatten(from_config_dict(record["config"]))
+        before = flatten(from_saved_config(record["config"]))
         data_before = {name: record["data"][name] for name in data}
         now = environment()
         environment_before = {name: record[name] for name in now}

@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import traverse_util
 
-from mcn_jax.config import Config, from_config_dict
+from mcn_jax.config import Config, from_saved_config
 from mcn_jax.errors import InputError
 from mcn_jax.workdirs.checkpoint import Checkpoints, saved_steps
 from mcn_jax.workdirs.files import read_json, read_metrics
@@ -97,7 +97,7 @@ def read_trained(path: str | pathlib.Path, step: int | None = None) -> Trained:
         )
     record = read_json(path)
     try:
-        config = from_config_dict(record["config"])
+        config = from_saved_config(record["config"])
         data, revision = dict(record["data"]), record["git_revision"]
         for name in DATA_FIELDS:
             data[name]

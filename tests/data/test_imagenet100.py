@@ -258,7 +258,7 @@ def test_every_kind_of_image_is_decoded(official, tmp_path, wnids_file):
         wnid = CHOSEN[label]
         with Image.open(io.BytesIO(content)) as image:
             modes.append((image.format, image.mode))
-        pixels = images.decode(content, 3)
+        pixels = images.decode(content, images.PixelFormat(3, 255, True))
         if modes[-1][0] == "PNG":
             np.testing.assert_array_equal(pixels, noise(wnid))
             continue

@@ -1,6 +1,7 @@
 """Tests the values of images that are decoded and cropped with Pillow."""
 
 import io
+import os
 import zlib
 
 import numpy as np
@@ -9,6 +10,8 @@ from PIL import Image
 
 from mcn_jax.data import images
 from mcn_jax.errors import InputError
+
+RGB = images.PixelFormat(channels=3, background=255, exif_orientation=True)
 
 
 def encoded(image, suffix="PNG", **options):
@@ -48,26 +51,28 @@ def test_every_kind_of_image_becomes_rgb_or_gray():
         (encoded(rgb.convert("L")), (luma,) * 3),
         (encoded(Image.new("1", (7, 5), 1)), (255,) * 3),
     ):
-        pixels = images.decode(content, 3)
+        pixels = images.decode(content, RGB)
         assert pixels.shape == (5, 7, 3)
         assert pixels.dtype == np.uint8
         np.testing.assert_allclose(pixels, np.broadcast_to(expected, (5, 7, 3)), atol=1)
-    gray = images.decode(encoded(rgb), 1)
+    gray = images.decode(encoded(rgb), RGB._replace(channels=1))
     np.testing.assert_array_equal(gray, np.full((5, 7, 1), luma))
     for mode in ("RGB", "L", "CMYK"):
         content = encoded(rgb.convert(mode), "JPEG", quality=95)
         expected = (luma,) * 3 if mode == "L" else colour
-        pixels = images.decode(content, 3)
+        pixels = images.decode(content, RGB)
         np.testing.assert_allclose(pixels, np.broadcast_to(expected, (5, 7, 3)), atol=4)
 
 
 def test_the_center_crop_takes_the_center():
     content = encoded(Image.fromarray(ramp(40, 100)))
-    np.testing.assert_array_equal(images.center_crop(content, 3, 40, 1.0), ramp(40, 100)[:, 30:70])
     np.testing.assert_array_equal(
-        images.center_crop(content, 3, 20, 0.5), ramp(40, 100)[10:30, 40:60]
+        images.center_crop(content, RGB, 40, 1.0), ramp(40, 100)[:, 30:70]
     )
-    halved = images.center_crop(content, 3, 20, 1.0)
+    np.testing.assert_array_equal(
+        images.center_crop(content, RGB, 20, 0.5), ramp(40, 100)[10:30, 40:60]
+    )
+    halved = images.center_crop(content, RGB, 20, 1.0)
     rows = np.arange(40).reshape(20, 2).mean(1)
     np.testing.assert_allclose(halved[2:-2, 5, 0], rows[2:-2], atol=1)
 
@@ -78,12 +83,12 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same():
     jpeg = encoded(Image.fromarray(pixels), "JPEG", quality=95)
     png = encoded(Image.open(io.BytesIO(jpeg)))
     for size in (30, 60, 200, 480):
-        ours = images.center_crop(jpeg, 3, size, 0.9).astype(int)
-        exact = images.center_crop(png, 3, size, 0.9).astype(int)
+        ours = images.center_crop(jpeg, RGB, size, 0.9).astype(int)
+        exact = images.center_crop(png, RGB, size, 0.9).astype(int)
         assert np.abs(ours - exact).mean() < 1.5
     generators = [np.random.default_rng(1), np.random.default_rng(1)]
     ours, exact = (
-        images.random_crop(content, 3, 32, 0.3, generator).astype(int)
+        images.random_crop(content, RGB, 32, 0.3, generator).astype(int)
         for content, generator in zip((jpeg, png), generators, strict=True)
     )
     assert np.abs(ours - exact).mean() < 1.5
@@ -126,7 +131,7 @@ def test_random_boxes_of_extreme_images_lie_inside(width, height):
 def test_a_random_crop_is_that_box_of_the_image():
     content = encoded(Image.fromarray(ramp(60, 80)))
     box = images.random_box(80, 60, 0.9, np.random.default_rng(3))
-    crop = images.random_crop(content, 3, 50, 0.9, np.random.default_rng(3)).astype(int)
+    crop = images.random_crop(content, RGB, 50, 0.9, np.random.default_rng(3)).astype(int)
     left, upper, right, lower = box
     rows = upper + (np.arange(50) + 0.5) * (lower - upper) / 50 - 0.5
     columns = left + (np.arange(50) + 0.5) * (right - left) / 50 - 0.5
@@ -165,3 +170,24 @@ def test_images_of_more_than_8_bits_are_refused_and_not_clipped(dtype, suffix):
     content = encoded(Image.fromarray(np.full((4, 4), 30, dtype)), suffix)
     with pytest.raises(InputError, match=r"x\.png has more than 8 bits per channel .*; convert it"):
         images.check_readable(content, "x.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"no image"])
+def test_errors_do_not_name_a_buffer(content):
+    for read in (
+        lambda: images.decode(content, RGB),
+        lambda: images.center_crop(content, RGB, 8, 1.0),
+        lambda: images.upright_size(content, RGB),
+        lambda: images.has_transparency(content),
+    ):
+        with pytest.raises(OSError, match=r"^its format is unknown$"):
+            read()
+
+
+def test_a_folder_with_a_pipe_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    assert images.image_files(tmp_path) == [tmp_path / "a.png"]
+    os.mkfifo(tmp_path / "b.png")
+    with pytest.raises(InputError, match=r"b\.png is a pipe, socket or device"):
+        images.image_files(tmp_path)

@@ -1,5 +1,6 @@
 """Tests packed data sets: they equal the prepared ones, and are read without TFDS."""
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -225,3 +226,65 @@ def test_what_cannot_be_packed_is_one_line(data_dir, packed_dir, tmp_path, monke
     with pytest.raises(InputError, match=r"digits takes 0\.0 GB in memory; only"):
         packed.pack(open_store(config), config, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def icons(tmp_path):
+    """Prepares a data set as TFDS does for others, of images whose shape is in their alpha."""
+
+    class Icons(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(8, 8, 3)),
+                "label": tfds.features.ClassLabel(num_classes=2),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            del dl_manager
+            return {split: self._generate_examples() for split in ("train", "test")}
+
+        def _generate_examples(self):
+            for number in range(4):
+                pixels = np.zeros((8, 8, 4), np.uint8)
+                pixels[number] = 255
+                file = io.BytesIO()
+                Image.fromarray(pixels).save(file, "PNG")
+                file.seek(0)
+                yield number, {"image": file, "label": number % 2}
+
+    builder = Icons(data_dir=str(tmp_path / "tfds"), file_format="array_record")
+    builder.download_and_prepare()
+    return DataConfig(name="icons", data_dir=str(tmp_path / "tfds"))
+
+
+def test_a_copy_keeps_its_background(icons, tmp_path):
+    config = dataclasses.replace(icons, background=90)
+    path = packed.pack(open_store(config), config, tmp_path)
+    config = dataclasses.replace(config, data_dir=str(tmp_path))
+    pixels = open_dataset(config).train.read_all().images
+    assert np.unique(pixels).tolist() == [90, 255]
+    message = r"dataset\.json was packed with config.data.background=90, and not 255; use the same"
+    with pytest.raises(InputError, match=message):
+        open_dataset(dataclasses.replace(config, background=255))
+    # A copy of an older version has black pixels there.
+    file = path / "dataset.json"
+    record = json.loads(file.read_text())
+    del record["background"], record["exif_orientation"]
+    file.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"config\.data\.background=-1, and not 90"):
+        open_dataset(config)
+    open_dataset(dataclasses.replace(config, background=-1, exif_orientation=False))
+
+
+def test_a_copy_without_encoded_images_fits_any_background(copy, tmp_path):
+    file = copy / "dataset.json"
+    record = json.loads(file.read_text())
+    del record["background"], record["exif_orientation"]
+    file.write_text(json.dumps(record))
+    open_dataset(DataConfig(data_dir=str(tmp_path)))
+    open_dataset(DataConfig(data_dir=str(tmp_path), background=0))

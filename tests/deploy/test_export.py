@@ -1,10 +1,12 @@
 """Tests exporting trained networks, and predicting with the exported files."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import shutil
+import socket
 import sys
 
 import numpy as np
@@ -445,3 +447,64 @@ def test_an_image_of_another_shape_for_a_model_that_is_not_square(model, tmp_pat
     Image.new("L", (32, 32)).save(tmp_path / "x.png")
     with pytest.raises(InputError, match="does not have the model's 32x16 pixels"):
         predict.read_image(tmp_path / "x.png", spec)
+
+
+@pytest.mark.parametrize("json_flag", [[], ["--json"]])
+def test_the_readable_images_of_a_folder_are_predicted(json_flag, model, images, tmp_path, capsys):
+    folder = tmp_path / "folder"
+    shutil.copytree(images, folder)
+    (folder / "b_text.png").write_text("no image")
+    os.mkfifo(folder / "c_pipe.png")
+    (folder / "folder.png").mkdir()
+    with socket.socket(socket.AF_UNIX) as served:
+        with contextlib.chdir(folder):  # the path of a socket must be short
+            served.bind("d_socket.jpg")
+        with pytest.raises(SystemExit) as stopped:
+            predict.main(
+                [str(model / "model.safetensors"), str(folder), "--batch_size=2", *json_flag]
+            )
+    lines = capsys.readouterr().out.splitlines()
+    if json_flag:
+        named = [pathlib.Path(json.loads(line)["image"]).name for line in lines]
+    else:
+        named = [pathlib.Path(line.partition(": ")[0]).name for line in lines]
+    assert named == ["a.png", "b.png", "c.jpg"]
+    # Python prints such an exit code to stderr, and exits with 1.
+    text, pipe, unix_socket = str(stopped.value).splitlines()
+    assert text.startswith("mcn_jax.predict: error: ")
+    assert f"{folder}/b_text.png cannot be read as an image (its format is unknown)" in text
+    for line, name in ((pipe, "c_pipe.png"), (unix_socket, "d_socket.jpg")):
+        assert f"{folder}/{name} is a pipe, socket or device and not an image file" in line
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "pipe"])
+def test_a_device_or_pipe_is_not_read(path, model, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with pytest.raises(SystemExit, match=f"{path} is a pipe, socket or device") as stopped:
+        predict.main([str(model / "model.safetensors"), path, str(images / "a.png")])
+    assert "\n" not in str(stopped.value)
+    assert capsys.readouterr().out.startswith(f"{images / 'a.png'}: ")
+
+
+def test_an_image_that_is_given_twice_is_predicted_twice(model, images, capsys):
+    path = str(images / "a.png")
+    predict.main([str(model / "model.safetensors"), path, path])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+
+
+def test_files_say_how_images_are_decoded(model, report_runs, images, tmp_path):
+    """An image with transparency, stored sideways, is predicted alike by run, file and graph."""
+    path = tmp_path / "x.png"
+    with Image.open(images / "a.png") as picture:
+        shown = np.asarray(picture)
+    upright = np.dstack([np.zeros_like(shown), 255 - shown])  # the digit is its alpha
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.ascontiguousarray(np.rot90(upright)), "LA").save(path, exif=exif)
+    for place in (report_runs["seed_0"], model / "model.safetensors", model / "model.onnx"):
+        member = predictor.open_predictor(place)
+        assert (member.images.background, member.images.exif_orientation) == (255, True)
+        found = predict.read_image(path, member.images)
+        np.testing.assert_array_equal(found[..., 0], shown)

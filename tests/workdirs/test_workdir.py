@@ -11,6 +11,7 @@ from mcn_jax.config import BinarizeConfig, Config, DataConfig, LossConfig, Optim
 from mcn_jax.errors import InputError
 from mcn_jax.workdirs import files as workdir
 from mcn_jax.workdirs.files import (
+    as_begun,
     check_workdir,
     read_metrics,
     read_result,
@@ -206,3 +207,29 @@ def test_a_change_that_matters_is_refused(change, tmp_path):
     write_config(tmp_path, Config(), DATA)
     with pytest.raises(InputError, match=rf"written with config\.{next(iter(change))}"):
         check_workdir(tmp_path, Config(**change), DATA)
+
+
+def test_the_command_of_an_older_run_resumes_it_with_the_same_images(tmp_path, caplog):
+    config = Config(data=DataConfig(name="image_folder", image_size=8))
+    assert as_begun(tmp_path, config) == config
+    write_config(tmp_path, config, DATA)
+    assert as_begun(tmp_path, config) == config
+    path = tmp_path / "config.json"
+    record = json.loads(path.read_text())
+    del record["config"]["data"]["background"], record["config"]["data"]["exif_orientation"]
+    path.write_text(json.dumps(record))
+    older = dataclasses.replace(config.data, background=-1, exif_orientation=False)
+    begun = as_begun(tmp_path, config)
+    assert begun == dataclasses.replace(config, data=older)
+    assert "config.data.background=-1, config.data.exif_orientation=False" in caplog.text
+    check_workdir(tmp_path, begun, DATA)
+    # What the command sets is not changed, but refused.
+    gray = dataclasses.replace(config, data=dataclasses.replace(config.data, background=90))
+    begun = as_begun(tmp_path, gray)
+    assert begun.data.background == 90
+    with pytest.raises(InputError, match=r"config.data.background=-1, this run has 90"):
+        check_workdir(tmp_path, begun, DATA)
+    # Nor is what the run itself has recorded.
+    record["config"]["data"] |= {"background": 255, "exif_orientation": True}
+    path.write_text(json.dumps(record))
+    assert as_begun(tmp_path, config) == config
