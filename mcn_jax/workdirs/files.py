@@ -24,6 +24,7 @@ PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
     "pillow", "tensorflow-datasets", "array-record", "grain",
 )  # fmt: skip
+PICTURES = ("curves.png", "health.png")  # drawn when a run has ended
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -45,13 +46,19 @@ def write_bytes_atomically(path: pathlib.Path, content: bytes) -> None:
         raise
 
 
-def check_workdir(workdir: pathlib.Path, config: Config, data: dict[str, Any]) -> None:
+def check_workdir(
+    workdir: pathlib.Path, config: Config, data: dict[str, Any], may_change: Iterable[str] = ()
+) -> Config | None:
     """Checks that a work directory is new or belongs to the same run; writes nothing.
 
     Args:
         workdir: the work directory, which may not exist yet.
         config: config of the run that is about to start or resume.
         data: description of its data set.
+        may_change: fields that may differ, besides those in `RESUMABLE_CHANGES`.
+
+    Returns:
+        The config of the run that wrote the directory; None if it is new.
 
     Raises:
         InputError: if a field differs from the run that wrote the directory, or a file is damaged
@@ -66,21 +73,22 @@ def check_workdir(workdir: pathlib.Path, config: Config, data: dict[str, Any]) -
                 f"{workdir} has checkpoints and no config.json that describes their run; restore"
                 " config.json, or use another --workdir"
             )
-        return
+        return None
     record = read_json(path)
     try:
-        before = flatten(from_config_dict(record["config"]))
+        before = from_config_dict(record["config"])
         data_before = {name: record["data"][name] for name in data}
         environment_before = {name: record[name] for name in environment()}
     except (KeyError, TypeError, InputError) as error:
         raise InputError(
             f"{path} does not fit this version ({error}); use another --workdir"
         ) from error
+    fields_before = flatten(before)
     for name, value in flatten(config).items():
-        if name not in RESUMABLE_CHANGES and before[name] != value:
+        was = fields_before[name]
+        if name not in (*RESUMABLE_CHANGES, *may_change) and was != value:
             raise InputError(
-                f"{workdir} was written with config.{name}={before[name]!r}, this run has"
-                f" {value!r}; use another --workdir, or the same config to resume"
+                f"{workdir} was written with config.{name}={was!r}, this run has {value!r}; use another --workdir, or the same config to resume"
             )
     for name, value in data.items():
         if data_before[name] != value:
@@ -94,6 +102,7 @@ def check_workdir(workdir: pathlib.Path, config: Config, data: dict[str, Any]) -
                 "resuming %s with %s %s instead of %s: the result may differ in the last bits",
                 workdir, name, value, environment_before[name],
             )  # fmt: skip
+    return before
 
 
 def write_config(
@@ -117,6 +126,19 @@ def write_config(
         "init_from": source,
         **environment(),
     }
+    write_atomically(workdir / "config.json", json.dumps(record, indent=2) + "\n")
+
+
+def reopen(workdir: pathlib.Path, num_epochs: int) -> None:
+    """Gives an existing run another number of epochs, and removes what says that it has ended.
+
+    result.json is removed before config.json changes. So a kill in between leaves a run that
+    either number of epochs resumes.
+    """
+    for name in (*PICTURES, "result.json"):
+        (workdir / name).unlink(missing_ok=True)
+    record = read_json(workdir / "config.json")
+    record["config"]["num_epochs"] = num_epochs
     write_atomically(workdir / "config.json", json.dumps(record, indent=2) + "\n")
 
 
