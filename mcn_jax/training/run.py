@@ -111,7 +111,7 @@ def train_and_evaluate(
         steps = saved_steps(workdir / "checkpoints")
         is_new = not parallel.from_primary(len(steps))
         if is_new and config.init_from:
-            start = warm_start(pathlib.Path(config.init_from).expanduser(), state)
+            start = warm_start(config, state, dataset.image_shape)
             state = start.state
         parallel.barrier("checked")
         if parallel.is_primary():

@@ -88,7 +88,8 @@ def check_workdir(
         was = fields_before[name]
         if name not in (*RESUMABLE_CHANGES, *may_change) and was != value:
             raise InputError(
-                f"{workdir} was written with config.{name}={was!r}, this run has {value!r}; use another --workdir, or the same config to resume"
+                f"{workdir} was written with config.{name}={was!r}, this run has {value!r};"
+                " use another --workdir, or the same config to resume"
             )
     for name, value in data.items():
         if data_before[name] != value:
