@@ -139,8 +139,10 @@ def _print(result: dict[str, Any], out: pathlib.Path) -> None:
     table.add_section()
     table.add_row("file", f"{size:,}", f"{total:,}", _ratio(total, size))
     console.print(table)
-    measure, column = ("accuracy", "test accuracy") if result["evaluated"] else ("same_class",) * 2
-    table = rich.table.Table("", "bytes", column.replace("_", " "), "largest difference")
+    measure, title = "same_class", "same class as checkpoint"
+    if result["evaluated"]:
+        measure, title = "accuracy", "test accuracy"
+    table = rich.table.Table("", "bytes", title, "largest difference")
     for name in ("checkpoint", "model.safetensors", "model.onnx"):
         values = result[name]
         untested = "" if name == "checkpoint" else "needs onnxruntime"
