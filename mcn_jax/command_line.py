@@ -41,11 +41,6 @@ def error_line(name: str, error: object) -> str:
 
 def machine_fault(error: BaseException) -> str | None:
     """Returns what this machine lacks, in one line, if an error is no fault of the code."""
-    if isinstance(error, RuntimeError) and "home directory" in str(error):  # raised by `expanduser`
-        return (
-            "a path begins with ~, but this user has no home directory; set HOME, or"
-            " --config.data.data_dir and the other paths"
-        )
     return parallel.device_fault()
 
 

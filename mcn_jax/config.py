@@ -124,6 +124,8 @@ class Config:
     dtype: str = "float32"  # of the computation: "float32", "bfloat16" or "float64"
     param_dtype: str = "float32"  # of parameters and statistics: "float32" or "float64"
     init_from: str = ""  # work directory whose last checkpoint this run starts from
+    init_exclude: str = ""  # init_from: layers that stay random, names separated by commas; "last"
+    #                         names those that depend on the number of classes
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     binarize: BinarizeConfig = BinarizeConfig()

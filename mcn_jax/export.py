@@ -3,10 +3,12 @@
 Writes OUT/model.safetensors and OUT/model.onnx, in which every binary filter weight takes
 ceil(log2 U) bits. Then reads both files, runs them on the test split, and prints their sizes and
 accuracies. WORKDIR is only read; WORKDIR/checkpoints/STEP exports an earlier checkpoint.
+--no-evaluate needs no data set: it runs the files on generated images, and measures no accuracy.
 """
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,14 +20,41 @@ from mcn_jax.command_line import add_places, make_parser, one_line_errors, place
 from mcn_jax.deploy import model_file, predictor
 from mcn_jax.deploy.model_file import model_of, read_model, write_model
 from mcn_jax.deploy.onnx import write_onnx
+from mcn_jax.errors import InputError
 from mcn_jax.layers.dense import FORMATS
 from mcn_jax.terminal import run_command
 from mcn_jax.workdirs.files import environment
 from mcn_jax.workdirs.trained import read_trained
 
+GENERATED_IMAGES, SEED = 64, 0  # of `run_generated`
+
+
+def run_generated(
+    predictors: Mapping[str, predictor.Predictor], batch_size: int
+) -> dict[str, np.ndarray]:
+    """Computes the logits {name: [N, classes]} of images of random pixels with each predictor.
+
+    The images are the same ones for all networks that take images of the same size.
+    """
+    taken = predictors["checkpoint"].images
+    shape = (GENERATED_IMAGES, taken.height, taken.width, taken.channels)
+    images = np.random.default_rng(SEED).integers(0, 256, shape, np.uint8)
+    most = min(member.most_images for member in predictors.values())
+    size = min(batch_size, most, len(images))
+    batches = [images[start : start + size] for start in range(0, len(images), size)]
+    return {
+        name: np.concatenate([predictor.logits_of(member, batch, size) for batch in batches])
+        for name, member in predictors.items()
+    }
+
 
 def export(
-    workdir: pathlib.Path, out: pathlib.Path, dense: str, data: dict[str, Any]
+    workdir: pathlib.Path,
+    out: pathlib.Path,
+    dense: str,
+    data: dict[str, Any],
+    *,
+    evaluate: bool = True,
 ) -> dict[str, Any]:
     """Writes both files and compares them with the checkpoint.
 
@@ -34,14 +63,19 @@ def export(
         out: directory for the files, created if absent.
         dense: how kernels of dense layers are stored, a name in `FORMATS`.
         data: fields of `DataConfig` that say where the data are now.
+        evaluate: whether to compare them on the test split. If not, `run_generated` compares them
+            without a data set, and nothing has an "accuracy".
 
     Returns:
         "model": the model that was written.
+        "evaluated": `evaluate`.
+        "images": the number of images on which they were compared.
         "parts": the parts of model.safetensors, {"filters": {"bytes": ..., "float32_bytes": ...},
             ...}, with "header" last.
         "checkpoint", "model.safetensors", "model.onnx": for each of them "bytes" on disk and
             "accuracy". For the two files also "difference": the largest difference of a logit from
-            the checkpoint's, divided by the largest logit. Without ONNX Runtime, "model.onnx" has
+            the checkpoint's, divided by the largest logit; and "same_class": the share of images
+            to which both give the same class. Without ONNX Runtime, "model.onnx" has
             only "bytes".
 
     Raises:
@@ -49,8 +83,9 @@ def export(
     """
     trained = read_trained(workdir)
     checkpoint = predictor.of_trained(trained)
-    examples = predictor.open_test_split(checkpoint, data)
-    model = model_of(trained, examples.shape, dense)
+    examples = predictor.open_test_split(checkpoint, data) if evaluate else None
+    shape = predictor.stored_shape(trained) if examples is None else examples.shape
+    model = model_of(trained, shape, dense)
     out.mkdir(parents=True, exist_ok=True)
     files = {"model.safetensors": write_model, "model.onnx": write_onnx}
     for name, write in files.items():
@@ -59,14 +94,21 @@ def export(
     predictors["model.safetensors"] = predictor.of_model(read_model(out / "model.safetensors"))
     if predictor.has_onnx_runtime():
         predictors["model.onnx"] = predictor.of_onnx(out / "model.onnx")
-    logits, labels = predictor.run_all(predictors, examples, trained.config.eval_batch_size)
+    batch_size = trained.config.eval_batch_size
+    if examples is None:
+        logits, labels = run_generated(predictors, batch_size), None
+    else:
+        logits, labels = predictor.run_all(predictors, examples, batch_size)
     expected = logits["checkpoint"]
-    result: dict[str, Any] = {"model": model}
+    result: dict[str, Any] = {"model": model, "evaluated": evaluate, "images": len(expected)}
     for name, values in logits.items():
-        result[name] = {"accuracy": float(np.mean(values.argmax(1) == labels))}
+        result[name] = {}
+        if labels is not None:
+            result[name]["accuracy"] = float(np.mean(values.argmax(1) == labels))
         if name != "checkpoint":
             difference = np.abs(values - expected).max() / np.abs(expected).max()
             result[name]["difference"] = float(difference)
+            result[name]["same_class"] = float(np.mean(values.argmax(1) == expected.argmax(1)))
     for name in files:
         result.setdefault(name, {})["bytes"] = (out / name).stat().st_size
     result["checkpoint"]["bytes"] = trained.file_bytes
@@ -98,16 +140,25 @@ def _print(result: dict[str, Any], out: pathlib.Path) -> None:
     table.add_section()
     table.add_row("file", f"{size:,}", f"{total:,}", _ratio(total, size))
     console.print(table)
-    table = rich.table.Table("", "bytes", "test accuracy", "largest difference")
+    measure, title = "same_class", "same class as checkpoint"
+    if result["evaluated"]:
+        measure, title = "accuracy", "test accuracy"
+    table = rich.table.Table("", "bytes", title, "largest difference")
     for name in ("checkpoint", "model.safetensors", "model.onnx"):
         values = result[name]
+        untested = "" if name == "checkpoint" else "needs onnxruntime"
         table.add_row(
             name,
             f"{values['bytes']:,}",
-            f"{values['accuracy']:.2%}" if "accuracy" in values else "needs onnxruntime",
+            f"{values[measure]:.2%}" if measure in values else untested,
             f"{values['difference']:.1e}" if "difference" in values else "",
         )
     console.print(table)
+    if not result["evaluated"]:
+        console.print(
+            f"Accuracy was not measured. The files were compared with the checkpoint on"
+            f" {result['images']} generated images."
+        )
 
 
 def _ratio(float32: int, there: int) -> str:
@@ -123,10 +174,22 @@ def main(arguments: list[str] | None = None) -> None:
         "--dense", default="float32", choices=FORMATS, help="how kernels of dense layers are stored"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument(
+        "--no-evaluate",
+        action="store_true",
+        help="compare the files on generated images instead of the test split; needs no data set",
+    )
     add_places(parser)
     options = parser.parse_args(arguments)
     with one_line_errors("export"):
-        result = export(options.workdir, options.out, options.dense, places(options))
+        data = places(options)
+        if options.no_evaluate and data:
+            raise InputError(
+                f"--{next(iter(data))} has no effect with --no-evaluate; drop one of them"
+            )
+        result = export(
+            options.workdir, options.out, options.dense, data, evaluate=not options.no_evaluate
+        )
         if options.json:
             _print_json(result)
         else:

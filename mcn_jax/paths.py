@@ -31,8 +31,8 @@ def user_path(given: str | os.PathLike[str]) -> pathlib.Path:
     home = os.path.expanduser(text.partition("/")[0]) if text.startswith("~") else "/"
     if not os.path.isabs(home):
         raise InputError(
-            f"{text}: there is no home directory of this name; write the whole path, or ./{text}"
-            " for a path that begins with ~"
+            f"{text}: there is no home directory of this name; write the whole path, set HOME, or"
+            f" write ./{text} for a path that begins with ~"
         )
     try:
         text.encode()

@@ -25,6 +25,7 @@ from mcn_jax.training.state import create_state, from_saved_tree, saved_tree
 from mcn_jax.training.steps import StepSettings
 
 STEPS_PER_EPOCH = 44
+TIMES = ("wall_seconds", "images_per_second")
 
 
 def digits_config(data_dir="", **changes):
@@ -80,6 +81,11 @@ def step_arguments(config, quantized, axis_name=None, image_size=16, channels=1)
     plan = arguments["settings"].plan
     state = create_state(config, model, arguments["optimizer"], plan, image_shape)
     return jax.device_get(state), arguments
+
+
+def without_times(records):
+    """Returns records without what differs between equal runs."""
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
 
 
 def restored(checkpoints, step, template):

@@ -164,9 +164,7 @@ def _prepare(builder: tfds.core.DatasetBuilder, config: DataConfig) -> None:
             " --config.data.archive_dir"
         ) from error
     except (OSError, RuntimeError) as error:
-        if isinstance(error, OSError) and _is_denied(
-            error, pathlib.Path(config.data_dir).expanduser()
-        ):
+        if isinstance(error, OSError) and _is_denied(error, user_path(config.data_dir)):
             raise InputError(
                 f"data set {config.name} cannot be prepared, because {config.data_dir} cannot be"
                 f" written ({error.strerror}); make it writable, or pass another directory as"

@@ -131,6 +131,12 @@ def _check_all_owned(plan: Plan, params: Mapping[str, Any]) -> None:
                 )
 
 
+def class_layers(config: Config, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """Returns the names of the layers whose parameters depend on the number of classes."""
+    two, three = (plan_of(config, num_classes, image_shape) for num_classes in (2, 3))
+    return tuple(a.name for a, b in zip(two, three, strict=True) if a.params != b.params)
+
+
 def layer_collections(plan: Plan) -> tuple[str, ...]:
     """Returns the collections of layer state, other than "params" and "batch_stats"."""
     found = {collection for layer in plan for collection in layer.state.values()}

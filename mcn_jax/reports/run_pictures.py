@@ -6,7 +6,7 @@ import pathlib
 from absl import logging
 
 from mcn_jax.reports import figures, health_plots
-from mcn_jax.workdirs.files import of_kind, read_metrics
+from mcn_jax.workdirs.files import PICTURES, of_kind, read_metrics
 
 DRAWINGS = {  # file name without suffix: (kind of records, function that draws them)
     "curves": ("epoch", figures.curves),
@@ -26,7 +26,7 @@ def draw_run(workdir: pathlib.Path) -> None:
         InputError: if a picture is missing and metrics.jsonl is damaged.
         OSError: if a picture cannot be written.
     """
-    if (workdir / "curves.png").exists() and (workdir / "health.png").exists():
+    if all((workdir / name).exists() for name in PICTURES):
         return
     records = read_metrics(workdir / "metrics.jsonl")
     for name, (kind, draw) in DRAWINGS.items():

@@ -13,6 +13,7 @@ from mcn_jax.layers.table import LAYERS
 from mcn_jax.models.plan import plan_of
 from mcn_jax.training import optim
 from mcn_jax.training.phases import quantizes
+from mcn_jax.training.warm_start import excluded_layers
 
 AT_LEAST_ONE = (
     "batch_size", "eval_batch_size", "num_epochs", "log_every_steps",
@@ -71,6 +72,12 @@ def validate(config: Config, num_devices: int = 1) -> None:
         shape = (size or height or 0, size or width or 0, channels)
         known = "train" in facts.examples and config.data.train_split == "train"
         validate_for_data(config, shape, facts.examples["train"] if known else None)
+    require(
+        bool(config.init_from) or not config.init_exclude,
+        "init_exclude",
+        config.init_exclude,
+        "needs config.init_from, the work directory of the run to start from",
+    )
     if quantizes(config):
         require(
             config.binarize.start_epoch < config.num_epochs,
@@ -85,7 +92,7 @@ def validate(config: Config, num_devices: int = 1) -> None:
 def validate_for_data(
     config: Config, image_shape: tuple[int, int, int], num_examples: int | None
 ) -> None:
-    """Checks that batch and network fit the data, and that layer options fit layer sizes.
+    """Checks that batch, network and layer names fit the data, and layer options the layer sizes.
 
     Args:
         config: the run's config.
@@ -115,6 +122,7 @@ def validate_for_data(
     smallest_first = sorted(plan, key=lambda layer: sum(map(math.prod, layer.params.values())))
     for layer in smallest_first:
         layer.family.check_layer(layer, config)
+    excluded_layers(config, image_shape)
 
 
 def _check_optimizer(config: Config) -> None:

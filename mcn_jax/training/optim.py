@@ -55,6 +55,7 @@ def _constant_schedule(config: OptimizerConfig, steps_per_epoch: int, num_epochs
 
 
 SCHEDULES = {"step": _step_schedule, "cosine": _cosine_schedule, "constant": _constant_schedule}
+OPEN_ENDED = ("step", "constant")  # schedules that do not depend on num_epochs
 
 
 def rate_scale(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int) -> optax.Schedule:

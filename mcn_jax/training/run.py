@@ -14,10 +14,10 @@ from mcn_jax.config import Config
 from mcn_jax.data.dataset import Dataset, open_dataset
 from mcn_jax.errors import InputError
 from mcn_jax.models.plan import Plan, filter_bits
-from mcn_jax.paths import user_path
 from mcn_jax.training import metrics
 from mcn_jax.training.checks import validate, validate_for_data
 from mcn_jax.training.loop import Loop, ranked_accuracy
+from mcn_jax.training.num_epochs import check_num_epochs
 from mcn_jax.training.phases import quantizes
 from mcn_jax.training.setup import Setup
 from mcn_jax.training.state import (
@@ -43,6 +43,7 @@ from mcn_jax.workdirs.files import (
     check_workdir,
     locked,
     read_result,
+    reopen,
     write_atomically,
     write_config,
 )
@@ -53,12 +54,14 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
     """Trains to the end of the schedule, or resumes an interrupted run in the same directory.
 
+    It also continues a run to another number of epochs if `check_num_epochs` allows that.
+
     In a run of several processes, each process calls it with the same shared directory.
 
     Args:
         config: the run's config.
         workdir: directory for the files that the README lists, except the pictures. If its run
-            has ended, nothing is trained.
+            has ended with this number of epochs, nothing is trained.
         profile: also write traces of a few steps to WORKDIR/profile: from the first epoch with
             float filters and from the first with binary filters.
 
@@ -91,8 +94,13 @@ def train_and_evaluate(
     if parallel.is_primary():
         parallel.barrier("prepared")
     validate_for_data(config, dataset.image_shape, len(dataset.train))
-    check_workdir(workdir, config, dataset.description(), dataset.earlier_name)
-    if (result := read_result(workdir)) is not None:
+    before = check_workdir(
+        workdir, config, dataset.description(), dataset.earlier_name, may_change=("num_epochs",)
+    )
+    reopens = before is not None and before.num_epochs != config.num_epochs
+    if before is not None and reopens:
+        check_num_epochs(workdir, before, config, len(dataset.train) // config.batch_size)
+    elif (result := read_result(workdir)) is not None:
         if profile:
             logging.warning("%s has ended, so no steps are traced; use another --workdir", workdir)
         return result
@@ -111,7 +119,7 @@ def train_and_evaluate(
         steps = saved_steps(workdir / "checkpoints")
         is_new = not parallel.from_primary(len(steps))
         if is_new and config.init_from:
-            start = warm_start(user_path(config.init_from), state)
+            start = warm_start(config, state, dataset.image_shape)
             state = start.state
         parallel.barrier("checked")
         if parallel.is_primary():
@@ -131,6 +139,8 @@ def train_and_evaluate(
                 "the processes of this run start from different states; check that all see the same"
                 f" files in {workdir}, and that config.init_from names a run that has ended"
             )
+        if reopens and not is_new and parallel.is_primary():
+            reopen(workdir, config.num_epochs)
         with metrics.make_writer(workdir, int(state.step)) as writer:
             traces = workdir / "profile" if profile and parallel.is_primary() else None
             run = Loop(config, setup, checkpoints, writer, stop, traces)

@@ -32,6 +32,7 @@ PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
     "pillow", "tensorflow-datasets", "array-record", "grain",
 )  # fmt: skip
+PICTURES = ("curves.png", "health.png")  # drawn when a run has ended
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -81,7 +82,8 @@ def check_workdir(
     config: Config,
     data: dict[str, Any],
     earlier_name: str | None = None,
-) -> None:
+    may_change: Iterable[str] = (),
+) -> Config | None:
     """Checks that a work directory is new or belongs to the same run; writes nothing.
 
     Args:
@@ -89,6 +91,10 @@ def check_workdir(
         config: config of the run that is about to start or resume.
         data: description of its data set.
         earlier_name: the full name that an earlier version gave to the same data, if it differs.
+        may_change: fields that may differ, besides those in `RESUMABLE_CHANGES`.
+
+    Returns:
+        The config of the run that wrote the directory; None if it is new.
 
     Raises:
         InputError: if a field differs from the run that wrote the directory, or a file is damaged
@@ -109,10 +115,10 @@ def check_workdir(
                 f"{workdir} has checkpoints and no config.json that describes their run; restore"
                 " config.json, or use another --workdir"
             )
-        return
+        return None
     record = read_json(path)
     try:
-        before = flatten(from_saved_config(record["config"]))
+        before = from_saved_config(record["config"])
         data_before = {name: record["data"][name] for name in data}
         now = environment()
         environment_before = {name: record[name] for name in now}
@@ -121,11 +127,13 @@ def check_workdir(
         raise InputError(
             f"{path} does not fit this version ({error}); use another --workdir"
         ) from error
+    fields_before = flatten(before)
     for name, value in flatten(config).items():
-        if name not in RESUMABLE_CHANGES and before[name] != value:
+        was = fields_before[name]
+        if name not in (*RESUMABLE_CHANGES, *may_change) and was != value:
             raise InputError(
-                f"{workdir} was written with config.{name}={before[name]!r}, this run has"
-                f" {value!r}; use another --workdir, or the same config to resume"
+                f"{workdir} was written with config.{name}={was!r}, this run has {value!r};"
+                " use another --workdir, or the same config to resume"
             )
     for name, value in data.items():
         before_too = earlier_name if name == "full_name" and earlier_name else value
@@ -135,8 +143,10 @@ def check_workdir(
                 f"{workdir} was written with other data: {name} was {data_before[name]!r} and is"
                 f" now {value!r}{why}; use another --workdir, or the same data to resume"
             )
-    if read_result(workdir) is None:  # a run that has ended is not resumed
+    # A run that has ended is not resumed, unless it gets more epochs.
+    if read_result(workdir) is None or before.num_epochs != config.num_epochs:
         _tell_changes(workdir, environment_before, now)
+    return before
 
 
 def _tell_changes(workdir: pathlib.Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -175,6 +185,19 @@ def write_config(
         "init_from": source,
         **environment(),
     }
+    write_atomically(workdir / "config.json", json.dumps(record, indent=2) + "\n")
+
+
+def reopen(workdir: pathlib.Path, num_epochs: int) -> None:
+    """Gives an existing run another number of epochs, and removes what says that it has ended.
+
+    result.json is removed before config.json changes. So a kill in between leaves a run that
+    either number of epochs resumes.
+    """
+    for name in (*PICTURES, "result.json"):
+        (workdir / name).unlink(missing_ok=True)
+    record = read_json(workdir / "config.json")
+    record["config"]["num_epochs"] = num_epochs
     write_atomically(workdir / "config.json", json.dumps(record, indent=2) + "\n")
 
 

@@ -312,6 +312,52 @@ def test_command_prints_the_same_as_json(report_runs, tmp_path, capsys):
     assert record["provenance"]["step"] == 88
 
 
+def test_a_network_is_exported_and_compared_without_its_data(
+    report_runs, tmp_path, monkeypatch, capsys
+):
+    workdir, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(report_runs["seed_0"], workdir)
+    record = json.loads((workdir / "config.json").read_text())
+    record["config"]["data"]["data_dir"] = str(tmp_path / "nowhere")
+    (workdir / "config.json").write_text(json.dumps(record))
+
+    def no_data(*arguments):
+        raise AssertionError("the data set is opened")
+
+    monkeypatch.setattr(predictor, "open_dataset", no_data)
+    export.main([str(workdir), str(out), "--no-evaluate"])
+    text = capsys.readouterr().out
+    assert "Accuracy was not measured" in text
+    assert "test accuracy" not in text
+    assert "64 generated images" in " ".join(text.split())
+    written = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert written.keys() == {"model.safetensors", "model.onnx"}
+    export.main([str(workdir), str(out), "--no-evaluate", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert (result["evaluated"], result["images"]) == (False, 64)
+    for file in ("model.safetensors", "model.onnx"):
+        assert result[file].keys() == {"bytes", "difference", "same_class"}
+        assert 0 <= result[file]["difference"] <= 1e-4
+        assert result[file]["same_class"] == 1.0
+    assert result["checkpoint"].keys() == {"bytes"}
+    # The files are those of an export with the data.
+    monkeypatch.undo()
+    export.export(report_runs["seed_0"], tmp_path / "with_data", "float32", {})
+    for name, content in written.items():
+        assert (tmp_path / "with_data" / name).read_bytes() == content, name
+    with pytest.raises(SystemExit, match="--root has no effect with --no-evaluate; drop one"):
+        export.main([str(workdir), str(out), "--no-evaluate", "--root", "x"])
+
+
+def test_a_file_that_differs_from_its_checkpoint_shows_without_data(report_runs, tmp_path):
+    exact, rounded = (
+        export.export(report_runs["seed_0"], tmp_path / dense, dense, {}, evaluate=False)
+        for dense in ("float32", "int8")
+    )
+    for file in ("model.safetensors", "model.onnx"):
+        assert exact[file]["difference"] < 1e-5 < 1e-3 < rounded[file]["difference"]
+
+
 def test_a_run_that_has_no_binary_filters_yet_is_refused(data_dir, tmp_path, one_device):
     config = digits_config(data_dir, num_epochs=2, binarize=BinarizeConfig(start_epoch=1))
     workdir = tmp_path / "run"

@@ -39,6 +39,16 @@ def plan_of_tree():
     return tuple(planned(name, families[name], **leaves) for name, leaves in tree().items())
 
 
+@pytest.mark.parametrize("schedule", optim.SCHEDULES)
+def test_open_ended_schedules_are_those_that_do_not_depend_on_the_number_of_epochs(schedule):
+    config = OptimizerConfig(schedule=schedule, schedule_epochs=(1, 3), warmup_epochs=2)
+    rates = [
+        [float(optim.learning_rate(config, 5, num_epochs)(step)) for step in range(20)]
+        for num_epochs in (2, 4)
+    ]
+    assert (rates[0] == rates[1]) == (schedule in optim.OPEN_ENDED)
+
+
 def test_groups_as_a_literal_tree():
     assert optim.parameter_groups(plan_of_tree()) == {
         "conv_1": {"latent_filters": "latent_filters", "m_filters": "m_filters"},

@@ -27,9 +27,14 @@ from mcn_jax.training.setup import Setup
 from mcn_jax.training.stopping import Stopped
 from mcn_jax.workdirs.checkpoint import Checkpoints, named_leaves, saved_steps
 from mcn_jax.workdirs.files import locked, read_metrics
-from small_runs import STEPS_PER_EPOCH, digits_config, restored, step_arguments
-
-TIMES = ("wall_seconds", "images_per_second")
+from small_runs import (
+    STEPS_PER_EPOCH,
+    TIMES,
+    digits_config,
+    restored,
+    step_arguments,
+    without_times,
+)
 
 
 def last_state(workdir, config, step=None):
@@ -38,10 +43,6 @@ def last_state(workdir, config, step=None):
     state = restored(checkpoints, step or checkpoints.steps()[-1], template)
     checkpoints.close()
     return state
-
-
-def without_times(records):
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from mcn_jax.workdirs.checkpoint import Checkpoints, named_leaves
 from mcn_jax.workdirs.files import read_metrics
 from small_runs import STEPS_PER_EPOCH, digits_config, restored, step_arguments
 
+IMAGE = (32, 32, 1)  # of digits
 BINARY_AT_ONCE = BinarizeConfig(start_epoch=0)
 
 
@@ -67,8 +68,9 @@ def test_only_epochs_with_binary_filters_are_ranked(first_stage):
 def test_parameters_statistics_and_centers_are_taken_and_nothing_else(first_stage):
     workdir, config = first_stage
     trained = leaves_of(workdir, config)
-    state = new_state(fine_tuning(first_stage, seed=5))
-    start = warm_start(workdir, state)
+    tuning = fine_tuning(first_stage, seed=5)
+    state = new_state(tuning)
+    start = warm_start(tuning, state, IMAGE)
     for name, leaf in named_leaves(saved_tree(start.state)).items():
         taken = name.split("/")[0] in ("params", "batch_stats", "centers")
         np.testing.assert_array_equal(
@@ -114,7 +116,8 @@ def test_a_float_first_stage_gets_its_centers_by_k_means(
 ):
     umcn = digits_config(data_dir, num_epochs=1, binarize=BinarizeConfig(enabled=False))
     train_and_evaluate(umcn, tmp_path / "umcn")
-    start = warm_start(tmp_path / "umcn", new_state(umcn))
+    tuning = dataclasses.replace(umcn, init_from=str(tmp_path / "umcn"))
+    start = warm_start(tuning, new_state(umcn), IMAGE)
     assert not start.keeps_centers
     config = fine_tuning((tmp_path / "umcn", umcn), num_epochs=1)
     train_and_evaluate(config, tmp_path / "tuned")
