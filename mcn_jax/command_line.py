@@ -39,11 +39,6 @@ def error_line(name: str, error: object) -> str:
     return f"mcn_jax.{name}: error: {error}"
 
 
-def machine_fault(error: BaseException) -> str | None:
-    """Returns what this machine lacks, in one line, if an error is no fault of the code."""
-    return parallel.device_fault()
-
-
 @contextlib.contextmanager
 def one_line_errors(name: str) -> Iterator[None]:
     """Reports wrong input to `python -m mcn_jax.NAME` in one line and exits with code 1."""
@@ -51,8 +46,8 @@ def one_line_errors(name: str) -> Iterator[None]:
         yield
     except (InputError, OSError) as error:
         sys.exit(error_line(name, error))
-    except Exception as error:
-        if fault := machine_fault(error):
+    except Exception:
+        if fault := parallel.device_fault():
             sys.exit(error_line(name, fault))
         raise
 

@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mcn_jax import parallel
-from mcn_jax.command_line import error_line, machine_fault
+from mcn_jax.command_line import error_line
 from mcn_jax.config import Config, check_field, from_config_dict, load_config_file
 from mcn_jax.errors import InputError, first_line
 from mcn_jax.paths import user_path
@@ -132,7 +132,7 @@ def main(argv: list[str]) -> None:
         raise
     except BaseException as error:
         if not jax.distributed.is_initialized():
-            if isinstance(error, Exception) and (fault := machine_fault(error)):
+            if isinstance(error, Exception) and (fault := parallel.device_fault()):
                 _fail(fault)
             raise
         if parallel.peer_is_lost(error):
