@@ -25,6 +25,7 @@ from mcn_jax.command_line import (
     make_parser,
     one_line_errors,
 )
+from mcn_jax.data import folder_listing
 from mcn_jax.data import images as image_ops
 from mcn_jax.deploy.header import InputImages
 from mcn_jax.deploy.predictor import Predictor, logits_of, open_predictor
@@ -35,28 +36,30 @@ from mcn_jax.training.evaluation import probabilities
 TOP = 5
 
 
-def find_images(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-    """Returns the given paths, and the images in and below the given directories, sorted.
+def find_images(paths: Sequence[pathlib.Path]) -> tuple[list[pathlib.Path], list[str]]:
+    """Finds the images in and below directories; other paths are taken as they are.
+
+    Returns:
+        The paths, sorted within each directory, and lines about the files that are skipped.
 
     Raises:
         InputError: if a path does not exist, or a directory has no images.
     """
     found: list[pathlib.Path] = []
+    lines: list[str] = []
     for path in paths:
         if path.is_dir():
-            inside = [
-                file
-                for directory in sorted([path, *(p for p in path.rglob("*") if p.is_dir())])
-                for file in image_ops.named_as_images(directory)
-            ]
+            skipped: list[folder_listing.Skipped] = []
+            inside = folder_listing.images_below(path, skipped)
+            lines += folder_listing.skipped_lines(skipped, path)
             if not inside:
-                raise InputError(f"{path} has no images ({', '.join(image_ops.SUFFIXES)})")
+                raise InputError(f"{path} has no images that can be decoded here")
             found += inside
         elif path.exists():
             found.append(path)
         else:
             raise InputError(f"{path} does not exist; name images or directories of images")
-    return found
+    return found, lines
 
 
 def read_image(path: pathlib.Path, spec: InputImages) -> np.ndarray:
@@ -142,9 +145,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with one_line_errors("predict"):
         check_batch_size(options)
-        paths = find_images(options.images)
+        progress = rich.console.Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+        paths, lines = find_images(options.images)
+        for line in lines:
+            progress.print(rich.markup.escape(line))
         found = predictions(open_predictor(options.model), paths, options.batch_size)
-        progress = rich.console.Console(stderr=True)
         console = rich.console.Console(highlight=False, soft_wrap=True, emoji=False)
         bar = rich.progress.track(
             found,

@@ -169,7 +169,7 @@ def test_any_name_can_be_shown_in_any_encoding(tmp_path):
             for number in range(2):
                 file = tmp_path / "images" / split / name / f"{number}.png"
                 Image.new("RGB", (16, 16), (number, 0, 0)).save(file)
-    place = tmp_path / os.fsdecode(b"\xff")
+    place = tmp_path / "é"
     place.mkdir()
     data = {"root": tmp_path / "images", "data_dir": tmp_path / "data", "image_size": 16}
     flags = [f"--config.data.{name}={value}" for name, value in data.items()]

@@ -66,19 +66,14 @@ def image_files(folder: pathlib.Path) -> list[pathlib.Path]:
     Raises:
         InputError: if one is a pipe, socket or device, which could block reading forever.
     """
-    found = named_as_images(folder)
-    for path in found:
-        check_regular(path)
-    return found
-
-
-def named_as_images(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Returns what `image_files` returns, and pipes, sockets and devices with such names."""
-    return sorted(
+    found = sorted(
         path
         for path in folder.iterdir()
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
     )
+    for path in found:
+        check_regular(path)
+    return found
 
 
 def check_regular(path: pathlib.Path) -> None:
