@@ -25,7 +25,7 @@ from mcn_jax.data.folder_listing import (
     skipped_lines,
     suffixes,
 )
-from mcn_jax.data.images import check_readable
+from mcn_jax.data.images import check_readable, has_transparency
 from mcn_jax.errors import InputError
 from mcn_jax.escapes import shown
 from mcn_jax.paths import user_path
@@ -95,6 +95,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         directory = pathlib.Path(data_dir, self.name)
         self._file_digests = FileDigests(directory / f"digests_{place[:DIGEST_DIGITS]}.json")
         self._digests = dict(zip(paths, self._file_digests.of(paths), strict=True))
+        self._transparent = 0
         self.earlier_name = f"{self.name}/{self._digest_of_times()}/1.0.0"
         config = tfds.core.BuilderConfig(name=self._digest_of_contents(), version=self.VERSION)
         super().__init__(config=config, data_dir=data_dir, **kwargs)
@@ -149,6 +150,11 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         if rest := [counts[name] for name in self.class_names[SHOWN_CLASSES:]]:
             few, many = min(map(sum, rest)), max(map(sum, rest))
             lines.append(f"{len(rest):,} more classes: {few:,} to {many:,} images")
+        if self._transparent:  # counted when the folder is prepared
+            lines.append(
+                f"{self._transparent:,} images have transparent pixels;"
+                " config.data.background says what is shown there"
+            )
         return lines + skipped_lines(self._found.skipped, self._root)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -171,18 +177,20 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in self._found.splits}
 
     def _check_all(self) -> None:
-        """Raises InputError that names all images that cannot be decoded."""
+        """Raises InputError that names all images that cannot be decoded; counts transparent ones."""
 
-        def error_of(path: pathlib.Path) -> InputError | None:
+        def check(path: pathlib.Path) -> InputError | bool:
             try:
-                check_readable(self._content(path), shown(path))
+                content = self._content(path)
+                check_readable(content, shown(path))
             except InputError as error:
                 return error
-            return None
+            return has_transparency(content)
 
         with concurrent.futures.ThreadPoolExecutor(parallel.host_cores() or 1) as pool:
-            found = list(pool.map(error_of, self._digests))
-        raise_together([error for error in found if error], len(found))
+            found = list(pool.map(check, self._digests))
+        raise_together([error for error in found if isinstance(error, InputError)], len(found))
+        self._transparent = found.count(True)
 
     def _content(self, path: pathlib.Path) -> bytes:
         """Reads an image that must still be the one whose digest identifies the data set."""

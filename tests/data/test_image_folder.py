@@ -655,3 +655,17 @@ def test_a_class_without_images_says_what_it_has(pets, tmp_path):
         InputError, match=r"pets/fox has no images \(skipped \.heic files \(1\), .*\)"
     ):
         open_dataset(config(pets, tmp_path))
+
+
+def test_preparation_counts_images_with_transparent_pixels(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "root" / name).mkdir(parents=True)
+        for number in range(5):
+            alpha = 0 if (name, number) in (("a", 0), ("b", 3), ("b", 4)) else 255
+            image = Image.new("RGBA", (8, 8), (9, 9, 9, alpha))
+            image.save(tmp_path / "root" / name / f"{number}.png")
+    config = DataConfig(
+        name="image_folder", root=str(tmp_path / "root"), data_dir=str(tmp_path), image_size=8
+    )
+    findings = open_dataset(config).findings
+    assert [line for line in findings if "3 images have transparent pixels" in line]
