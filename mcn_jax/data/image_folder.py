@@ -177,7 +177,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in self._found.splits}
 
     def _check_all(self) -> None:
-        """Raises InputError that names all images that cannot be decoded; counts transparent ones."""
+        """Counts transparent images; raises InputError that names all that cannot be decoded."""
 
         def check(path: pathlib.Path) -> InputError | bool:
             try:
