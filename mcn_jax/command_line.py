@@ -46,8 +46,8 @@ def one_line_errors(name: str) -> Iterator[None]:
         yield
     except (InputError, OSError) as error:
         sys.exit(error_line(name, error))
-    except Exception:
-        if fault := parallel.device_fault():
+    except Exception as error:
+        if fault := parallel.device_fault(error):
             sys.exit(error_line(name, fault))
         raise
 

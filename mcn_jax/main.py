@@ -132,7 +132,7 @@ def main(argv: list[str]) -> None:
         raise
     except BaseException as error:
         if not jax.distributed.is_initialized():
-            if isinstance(error, Exception) and (fault := parallel.device_fault()):
+            if isinstance(error, Exception) and (fault := parallel.device_fault(error)):
                 _fail(fault)
             raise
         if parallel.peer_is_lost(error):

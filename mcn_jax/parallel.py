@@ -23,16 +23,22 @@ from mcn_jax.errors import InputError, first_line
 AXIS = "devices"
 
 
-def device_fault() -> str | None:
-    """Returns why JAX has no devices, with the remedy, in one line; None if it has some."""
-    try:
-        jax.devices()
-    except Exception as error:  # JAX raises several types, an AssertionError among them
-        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
-        reason = first_line(error).partition(" (set JAX_PLATFORMS")[0]
-        reason = f" ({reason})" if isinstance(error, RuntimeError) else ""
-    else:
-        return None
+def device_fault(error: Exception | None = None) -> str | None:
+    """Returns why JAX has no devices, with the remedy, in one line; None if it has some.
+
+    Args:
+        error: an error that may have this cause. If JAX knows some of the platforms that it was
+            asked for, it raises the error only once.
+    """
+    if error is None or "Unable to initialize backend" not in str(error):
+        try:
+            jax.devices()
+            return None
+        except Exception as found:  # JAX raises several types, an AssertionError among them
+            error = found
+    asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+    reason = first_line(error).partition(" (set JAX_PLATFORMS")[0]
+    reason = f" ({reason})" if isinstance(error, RuntimeError) else ""
     if not asked:
         return f"JAX finds no devices{reason}; set JAX_PLATFORMS=cpu to compute on CPUs"
     jax.config.update("jax_platforms", None)  # the command ends, so this asks JAX what there is

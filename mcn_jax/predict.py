@@ -147,9 +147,10 @@ def main(arguments: list[str] | None = None) -> None:
         check_batch_size(options)
         progress = rich.console.Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
         paths, lines = find_images(options.images)
+        predictor = open_predictor(options.model)
         for line in lines:
             progress.print(rich.markup.escape(line))
-        found = predictions(open_predictor(options.model), paths, options.batch_size)
+        found = predictions(predictor, paths, options.batch_size)
         console = rich.console.Console(highlight=False, soft_wrap=True, emoji=False)
         bar = rich.progress.track(
             found,
