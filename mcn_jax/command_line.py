@@ -39,13 +39,26 @@ def error_line(name: str, error: object) -> str:
     return f"mcn_jax.{name}: error: {error}"
 
 
+def os_error_text(error: OSError) -> str:
+    """Returns the text of an operating system's error, with the file and a remedy."""
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    path = str(error.filename).removesuffix(".tmp")  # files are written beside and renamed
+    return (
+        f"{path}: {error.strerror}; check that its directory exists and may be used, or name"
+        " another place"
+    )
+
+
 @contextlib.contextmanager
 def one_line_errors(name: str) -> Iterator[None]:
     """Reports wrong input to `python -m mcn_jax.NAME` in one line and exits with code 1."""
     try:
         yield
-    except (InputError, OSError) as error:
+    except InputError as error:
         sys.exit(error_line(name, error))
+    except OSError as error:
+        sys.exit(error_line(name, os_error_text(error)))
     except Exception as error:
         if fault := parallel.device_fault(error):
             sys.exit(error_line(name, fault))

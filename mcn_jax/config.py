@@ -11,6 +11,7 @@ them.
 
 import dataclasses
 import pathlib
+import re
 import traceback
 import types
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ import ml_collections
 
 from mcn_jax.errors import InputError, did_you_mean, first_line
 
+# How ml_collections reports a field that a config does not have, when it is set or read.
+_UNKNOWN = re.compile(r"""Key "(\w+)" does not exist|^['"\\]*(\w+)[\\']""")
 NO_BACKGROUND = -1  # a `data.background` that ignores transparency
 
 
@@ -195,6 +198,13 @@ def _line_of(error: BaseException, path: pathlib.Path) -> str:
 
 
 def _said(error: BaseException) -> str:
+    unknown = _UNKNOWN.search(str(error)) if isinstance(error, AttributeError | KeyError) else None
+    if unknown:  # ml_collections lists all fields, on several lines
+        name = unknown[1] or unknown[2]
+        known = [field.rpartition(".")[2] for field in flatten(Config())]
+        known += [field.name for field in dataclasses.fields(Config)]
+        if close := did_you_mean(name, known):
+            return f"unknown field {name}{close}"
     said = error.msg if isinstance(error, SyntaxError) else first_line(error)
     name = type(error).__name__
     return said if isinstance(error, InputError) or said == name else f"{name}: {said}"

@@ -15,7 +15,8 @@ def _matters(record: standard_logging.LogRecord) -> bool:
     Without a home directory that can be written, matplotlib works from a temporary cache.
     """
     text = record.getMessage()
-    return not any(part in text for part in ("cache", "mkdir -p failed"))
+    about_caches = ("cache", "mkdir -p failed", "is not a writable directory")
+    return not any(part in text for part in about_caches)
 
 
 for _name in ("matplotlib", "matplotlib.font_manager"):

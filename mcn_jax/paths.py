@@ -28,7 +28,10 @@ def user_path(given: str | os.PathLike[str]) -> pathlib.Path:
         raise InputError(
             f"{text} is an address; name a path on this machine, such as one where it is mounted"
         )
-    home = os.path.expanduser(text.partition("/")[0]) if text.startswith("~") else "/"
+    user = text.partition("/")[0]
+    home = os.path.expanduser(user) if text.startswith("~") else "/"
+    if user == "~" and os.environ.get("HOME") == "":  # Python takes it for the root directory
+        home = ""
     if not os.path.isabs(home):
         raise InputError(
             f"{text}: there is no home directory of this name; write the whole path, set HOME, or"

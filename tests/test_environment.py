@@ -202,7 +202,11 @@ def test_the_lock_of_a_directory_that_cannot_be_written(tmp_path):
             r"missing cannot be written \(No such file or directory\); mount a tmpfs",
         ),
         ("file", None, r"file cannot be written \(Not a directory\)"),
-        ("", 13 * 104 * 1024 - 1, r"4 workers need 1\.4 MB .* has 1\.4 MB free; enlarge it"),
+        (
+            "",
+            15 * (104 * 1024 + 2**16) - 1,
+            "4 workers need 2,580,480 bytes of shared memory, .* has 2,580,479 bytes free; enlarge",
+        ),
     ],
 )
 def test_shared_memory_that_is_missing_or_small(

@@ -13,7 +13,7 @@ from PIL import Image
 
 import processes
 from mcn_jax import evaluate, export, inspect_checkpoint, paths, predict, report
-from mcn_jax.command_line import make_parser
+from mcn_jax.command_line import make_parser, one_line_errors
 from mcn_jax.data.mnist import FILES
 from mcn_jax.errors import InputError
 from mcn_jax.paths import plain_path, user_path
@@ -181,6 +181,20 @@ def test_without_a_home_directory_there_is_one_line(monkeypatch):
     monkeypatch.setattr("pwd.getpwuid", lambda _: (_ for _ in ()).throw(KeyError("uid")))
     with pytest.raises(InputError, match=r"^~/x: there is no home directory"):
         user_path("~/x")
+
+
+def test_an_empty_home_is_not_the_root_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "")
+    with pytest.raises(InputError, match=r"^~/x: there is no home directory"):
+        user_path("~/x")
+
+
+def test_an_error_of_the_operating_system_names_the_file_and_a_remedy(tmp_path):
+    with (
+        pytest.raises(SystemExit, match=rf"error: {tmp_path}/no/a.png: No such file .*; check"),
+        one_line_errors("report"),
+    ):
+        (tmp_path / "no" / "a.png.tmp").write_text("")
 
 
 def test_an_argument_that_is_a_path_is_expanded_or_refused_in_one_line(monkeypatch, tmp_path):

@@ -86,6 +86,10 @@ def prepared_builder(
                 # its directory. Then the renaming fails, and that data set is used.
                 if not (isinstance(error, FileExistsError) or error.errno == errno.ENOTEMPTY):
                     raise
+            except InputError:
+                with contextlib.suppress(OSError):
+                    path.parent.rmdir()  # TFDS makes it before it reads anything
+                raise
         folder = builder if isinstance(builder, ImageFolder) else None
         if folder:
             folder.keep_digests()

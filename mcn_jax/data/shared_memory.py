@@ -12,6 +12,8 @@ from mcn_jax.errors import InputError
 
 DIRECTORY = pathlib.Path("/dev/shm")  # where Linux keeps it
 BATCHES_PER_WORKER = 3  # in progress, waiting, and received but not yet released
+MORE_BATCHES = 3  # in transfer to the devices
+PAGES_BYTES = 2**16  # of a batch, because each of its arrays begins a page
 
 
 def check_shared_memory(workers: int, batch_bytes: int) -> None:
@@ -34,11 +36,11 @@ def check_shared_memory(workers: int, batch_bytes: int) -> None:
             f"config.data.pipeline=streamed needs shared memory, but {DIRECTORY} cannot be written"
             f" ({error.strerror}); mount a tmpfs there, or use config.data.pipeline=resident"
         ) from error
-    needed = (BATCHES_PER_WORKER * workers + 1) * batch_bytes
+    needed = (BATCHES_PER_WORKER * workers + MORE_BATCHES) * (batch_bytes + PAGES_BYTES)
     free = status.f_bavail * status.f_frsize
     if free < needed:
         raise InputError(
-            f"{workers} workers need {needed / 1e6:.1f} MB of shared memory, but {DIRECTORY} has"
-            f" {free / 1e6:.1f} MB free; enlarge it, as docker run --shm-size=1g does, or lower"
+            f"{workers} workers need {needed:,} bytes of shared memory, but {DIRECTORY} has"
+            f" {free:,} bytes free; enlarge it, as docker run --shm-size=1g does, or lower"
             " config.data.workers"
         )

@@ -133,7 +133,10 @@ def warm_start(config: Config, state: TrainState, image_shape: tuple[int, int, i
             parts |= state.layer_state
         leaves = traverse_util.flatten_dict(parts, sep="/")
         wanted = {name: leaf for name, leaf in leaves.items() if not _layer_in(random, name)}
-        remedy = "start from a run with the same config.model, or train the first stage again"
+        remedy = (
+            "start from a run with the same config.model and images of the same size and channels,"
+            " or train the first stage again"
+        )
         differing = [
             layer.name
             for layer in plan

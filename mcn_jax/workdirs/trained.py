@@ -8,7 +8,7 @@ from flax import traverse_util
 
 from mcn_jax.config import Config, from_saved_config
 from mcn_jax.errors import InputError
-from mcn_jax.workdirs.checkpoint import Checkpoints, saved_steps
+from mcn_jax.workdirs.checkpoint import Checkpoints, DamagedCheckpointError, saved_steps
 from mcn_jax.workdirs.files import read_json, read_metrics
 
 # Parts of a checkpoint that only training needs; the others are collections of the network.
@@ -119,6 +119,12 @@ def read_trained(path: str | pathlib.Path, step: int | None = None) -> Trained:
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     try:
         leaves = checkpoints.read(chosen)
+    except DamagedCheckpointError as error:
+        others = [other for other in sorted(epochs) if other != chosen]
+        remedy = "train the run again in another work directory"
+        if others:
+            remedy = f"name another one, such as {workdir / 'checkpoints' / str(others[-1])}"
+        raise DamagedCheckpointError(f"{error}; {remedy}") from error
     finally:
         checkpoints.close()
     tree = traverse_util.unflatten_dict(leaves, sep="/")
