@@ -17,7 +17,7 @@ BROKEN = {
     "silent": (f"{IMPORT}def get_config():\n    assert 0\n", ", line 3: AssertionError"),
     "exit": ("import sys\nsys.exit(0)\n", ", line 2: SystemExit: 0"),
     "field": (f"{IMPORT}c = default_config()\nc.widht = 1\n", ", line 3: unknown field widht; did"),
-    "group": (f"{IMPORT}c = default_config()\nc.modle.x = 1\n", ", line 3: unknown field modle; did you"),
+    "group": (f"{IMPORT}c = default_config()\nc.modle.x = 1\n", ", line 3: unknown field modle"),
     "list": (f"{IMPORT}def get_config():\n    return [1]\n", ": get_config() returns [1] instead"),
     "nothing": (f"{IMPORT}def get_config():\n    pass\n", ": get_config() returns None instead"),
     "argument": (f"{IMPORT}def get_config(name):\n    pass\n", ": TypeError: get_config() missing"),
