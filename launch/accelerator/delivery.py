@@ -109,7 +109,7 @@ def deliver(directory: pathlib.Path, out: pathlib.Path) -> list[str]:
         workdir = checkpoint.parent.parent
         rest = "" if has_ended(workdir) else "; another machine starts this run again"
         lines.append(
-            f"  the checkpoint of {workdir.name} is too large to be returned, and stays in"
+            f"  there is no room in {out} for the checkpoint of {workdir.name}, which stays in"
             f" {checkpoint}{rest}"
         )
     log = directory / "log.txt"
