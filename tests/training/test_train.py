@@ -383,6 +383,7 @@ def test_a_workdir_of_another_run_is_refused_and_left_alone(
     config = digits_config(data_dir)
     shutil.copytree(digits_run, tmp_path, dirs_exist_ok=True)
     (tmp_path / "result.json").unlink()
+    (tmp_path / "lock").unlink()  # it names the process that used the directory last
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     wider = dataclasses.replace(config, model=dataclasses.replace(config.model, widths=(3, 4)))
     with pytest.raises(InputError, match=r"config.model.widths=\(2, 4\), this run has \(3, 4\)"):
