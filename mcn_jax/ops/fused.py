@@ -31,10 +31,6 @@ The sizes of the tiles have not been measured. They follow from registers and sh
 - A block of channels takes at most 128 bytes per pixel. In the forward pass, a stage of the
   pipeline then takes at most 24 KB of shared memory.
 
-Without a GPU, Triton 3.9 compiled these tiles for an H100 at eleven shapes, in bfloat16 and
-float32. At K = 1, 4, 8 and 16 no register was spilled. At K = 2, 3 and 64 some kernels spilled a
-few. No program took more than 96 KB of shared memory.
-
 On a CPU, the kernels run in Pallas's interpreter, which is slow and only for tests. On platforms
 other than "cpu" and "cuda", lowering raises NotImplementedError. Later versions of jax warn that
 they will remove Pallas's Triton backend.
