@@ -19,7 +19,6 @@ from mcn_jax.config import DataConfig, from_config_dict
 from mcn_jax.data import shared_memory, sources
 from mcn_jax.data.dataset import open_dataset
 from mcn_jax.errors import InputError
-from mcn_jax.reports.run_pictures import draw_run
 from mcn_jax.training.run import train_and_evaluate
 from mcn_jax.workdirs.files import locked
 from small_runs import digits_config
@@ -176,13 +175,16 @@ def test_an_ended_run_in_a_directory_that_cannot_be_written(digits_run, tmp_path
     result = processes.Running(obeying_permissions, read_again, workdir).finish()
     assert result.returncode == 0, result.stderr
     [line] = result.stderr.strip().splitlines()
-    assert f"{workdir}/health.png is not drawn, because its directory cannot be written" in line
+    assert f"the pictures of {workdir} are not drawn: [Errno 13] Permission denied" in line
+    assert f"{workdir}/health.png" in line
 
 
 def read_again(workdir):
+    from mcn_jax.main import _draw  # defines flags, which this process may do once
+
     config = from_config_dict(json.loads((workdir / "config.json").read_text())["config"])
     assert train_and_evaluate(config, workdir)["test_examples"] == 360
-    draw_run(workdir)
+    _draw(workdir)
     run_module("mcn_jax.inspect_checkpoint", [workdir])
 
 

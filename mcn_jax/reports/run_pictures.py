@@ -1,9 +1,6 @@
 """Draws the pictures that a run leaves in its work directory."""
 
-import os
 import pathlib
-
-from absl import logging
 
 from mcn_jax.reports import figures, health_plots
 from mcn_jax.workdirs.files import PICTURES, of_kind, read_metrics
@@ -17,8 +14,6 @@ DRAWINGS = {  # file name without suffix: (kind of records, function that draws 
 def draw_run(workdir: pathlib.Path) -> None:
     """Draws curves.png, and health.png if weights were quantized, unless they exist already.
 
-    Only warns if the directory cannot be written, so a finished run can still print its result.
-
     Args:
         workdir: of a finished run.
 
@@ -30,10 +25,5 @@ def draw_run(workdir: pathlib.Path) -> None:
         return
     records = read_metrics(workdir / "metrics.jsonl")
     for name, (kind, draw) in DRAWINGS.items():
-        path = workdir / f"{name}.png"
-        if not of_kind(records, kind) or path.exists():
-            continue
-        if os.access(workdir, os.W_OK):
+        if of_kind(records, kind) and not (workdir / f"{name}.png").exists():
             figures.save(draw(records), workdir / name, formats=("png",))
-        else:
-            logging.warning("%s is not drawn, because its directory cannot be written", path)
