@@ -51,7 +51,7 @@ sweep: .venv/installed  ## sweep theta and lambda on digits, a few minutes; file
 mutations: .venv/installed  ## seed faults into the code and check that the tests notice: an hour
 	$(VENV)/python tests/mutation/check.py
 
-.venv/installed: requirements.txt pyproject.toml
+.venv/installed: requirements.txt pyproject.toml setup.py mcn_jax/ops/native_build.py $(wildcard mcn_jax/ops/cpp/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "mcn_jax needs Python 3.11 or later; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv

@@ -1,0 +1,143 @@
+"""MCconv by the native kernel, C++ code for float32 on CPUs that is built with the package.
+
+It is optional; `why_unavailable` says why it is not there. The library is loaded at its first use.
+MCN_JAX_NATIVE=0 in the environment turns the kernel off.
+"""
+
+import ctypes
+import functools
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from mcn_jax.errors import InputError, first_line
+from mcn_jax.ops import native_build
+from mcn_jax.ops.convolution import ConvSpec
+
+LIBRARY = pathlib.Path(__file__).with_name(native_build.LIBRARY)
+SWITCH = "MCN_JAX_NATIVE"
+TARGETS = {"mcn_mcconv_forward": "McnMcconvForward", "mcn_mcconv_backward": "McnMcconvBackward"}
+
+
+class UnavailableError(Exception):
+    """The message is a clause that says why the kernel cannot be used."""
+
+
+def forward(
+    spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
+) -> jax.Array:
+    """Computes the output; see `mcn_jax.ops.mcconv`. The kernel must be available."""
+    kernel_size = filters.shape[:2]
+    pads = _pads(spec, features, kernel_size)
+    sizes = [
+        (size + low + high - taps) // stride + 1
+        for size, (low, high), taps, stride in zip(
+            features.shape[1:3], pads, kernel_size, spec.strides, strict=True
+        )
+    ]
+    channels = filters.shape[3] * m_filters.shape[2]
+    output = jax.ShapeDtypeStruct((features.shape[0], *sizes, channels), jnp.float32)
+    call = jax.ffi.ffi_call("mcn_mcconv_forward", output, vmap_method="sequential")
+    return call(*_float32(features, filters, m_filters), **_attributes(spec, pads))
+
+
+def backward(
+    spec: ConvSpec,
+    features: jax.Array,
+    filters: jax.Array,
+    m_sum_filters: jax.Array,
+    m_filters: jax.Array,
+    cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Computes the gradients; see `mcn_jax.ops.mcconv`. The kernel must be available."""
+    differentiated = features, filters, m_filters
+    outputs = [jax.ShapeDtypeStruct(array.shape, jnp.float32) for array in differentiated]
+    call = jax.ffi.ffi_call("mcn_mcconv_backward", outputs, vmap_method="sequential")
+    gradients = call(
+        *_float32(features, filters, m_sum_filters, m_filters, cotangent),
+        **_attributes(spec, _pads(spec, features, filters.shape[:2])),
+    )
+    d_features, d_filters, d_m = (
+        gradient.astype(array.dtype)
+        for gradient, array in zip(gradients, differentiated, strict=True)
+    )
+    return d_features, d_filters, d_m
+
+
+def why_unavailable() -> str | None:
+    """Returns why the kernel cannot be used on this machine's CPU, as a clause; None if it can.
+
+    Raises:
+        InputError: if MCN_JAX_NATIVE has a value other than 0 and 1.
+    """
+    switch = os.environ.get(SWITCH, "1")
+    if switch not in ("0", "1"):
+        raise InputError(
+            f"{SWITCH}={switch!r} must be 0, which turns the native kernel off, or 1, the default"
+        )
+    if switch == "0":
+        return f"the native kernel is turned off by {SWITCH}=0"
+    try:
+        _load(LIBRARY)
+    except UnavailableError as error:
+        return str(error)
+    return None
+
+
+def instruction_set() -> str:
+    """Returns the instruction set that the kernel uses here: "avx512", "avx2" or "baseline"."""
+    function = _load(LIBRARY).mcn_native_instruction_set
+    function.restype = ctypes.c_char_p
+    return function().decode()
+
+
+def _load(path: pathlib.Path) -> ctypes.CDLL:
+    library = _loaded(path)
+    if isinstance(library, str):
+        raise UnavailableError(library)
+    return library
+
+
+@functools.cache
+def _loaded(path: pathlib.Path) -> ctypes.CDLL | str:
+    """Loads the library and registers its functions; returns what hinders that."""
+    if not path.exists():
+        reason = path.with_name(native_build.REASON)
+        why = ""
+        if reason.exists():
+            why = f" ({reason.read_text().strip()} when mcn_jax was installed)"
+        return f"the native kernel was not built{why}"
+    try:
+        library = ctypes.CDLL(str(path))
+        stamp = getattr(library, native_build.HASH_FUNCTION)
+        stamp.restype = ctypes.c_char_p
+        expected = native_build.sources_hash()
+        if expected is not None and stamp().decode() != expected:
+            return "the native kernel was built from other sources; install mcn_jax again"
+        for target, symbol in TARGETS.items():
+            pointer = jax.ffi.pycapsule(getattr(library, symbol))
+            jax.ffi.register_ffi_target(target, pointer, platform="cpu", api_version=1)
+    except Exception as error:
+        return f"the native kernel cannot be loaded ({first_line(error)}); install mcn_jax again"
+    return library
+
+
+def _pads(
+    spec: ConvSpec, features: jax.Array, kernel_size: tuple[int, ...]
+) -> list[tuple[int, int]]:
+    pads = lax.padtype_to_pads(features.shape[1:3], kernel_size, spec.strides, spec.padding)
+    return [(int(low), int(high)) for low, high in pads]
+
+
+def _attributes(spec: ConvSpec, pads: list[tuple[int, int]]) -> dict[str, np.int64]:
+    values = (*spec.strides, pads[0][0], pads[1][0])
+    names = ("stride_y", "stride_x", "low_y", "low_x")
+    return {name: np.int64(value) for name, value in zip(names, values, strict=True)}
+
+
+def _float32(*arrays: jax.Array) -> list[jax.Array]:
+    return [array.astype(jnp.float32) for array in arrays]
