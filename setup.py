@@ -23,6 +23,7 @@ class BuildWithNative(build_py):
     """Copies the modules and compiles the kernel next to them; in an editable install, in place."""
 
     def run(self):
+        """Copies and compiles."""
         super().run()
         root = pathlib.Path(__file__).parent if self.editable_mode else pathlib.Path(self.build_lib)
         if reason := load_builder().install(root / PLACE):
@@ -33,6 +34,7 @@ class Wheel(bdist_wheel):
     """Tags the wheel by its content: the library is for one platform, but for every Python."""
 
     def run(self):
+        """Builds, looks whether the library is there, and packs."""
         self.run_command("build")
         place = pathlib.Path(self.get_finalized_command("build").build_lib) / PLACE
         self.root_is_pure = not (place / load_builder().LIBRARY).exists()
@@ -41,6 +43,7 @@ class Wheel(bdist_wheel):
         super().run()
 
     def get_tag(self):
+        """Returns the tags of Python, ABI and platform."""
         return "py3", "none", "any" if self.root_is_pure else super().get_tag()[2]
 
 

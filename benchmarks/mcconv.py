@@ -7,7 +7,8 @@
 The layer shapes are all those of three groups of networks: the four widths of the authors' book on
 CIFAR-10, an MCN with 4-4-8-16 maps, and the MNIST networks. The data are random. Each layer is
 measured forward, and forward with the gradients of features, filters and M. The time of an MCconv
-includes binarization. "auto" is the form that the table names.
+includes binarization. The native kernel is measured
+too where it is available, on a CPU in float32. "auto" is what the table chooses.
 """
 
 import argparse
@@ -28,7 +29,7 @@ import rich.table
 from measure import add_out, alternated, print_failure, ratio, write
 
 from mcn_jax.errors import InputError
-from mcn_jax.ops import kmeans_centers
+from mcn_jax.ops import kmeans_centers, native
 from mcn_jax.ops.costs import multiply_adds
 from mcn_jax.ops.fastest import TABLE, Shape, fastest_form
 from mcn_jax.ops.mcconv import mcconv
@@ -140,6 +141,9 @@ def measure(
         }
         if {"direct", "factored"} <= times.keys():
             record[name]["factored_over_direct"] = ratio(times, "factored", "direct")
+        if "native" in times:
+            others = [form for form in times if form not in ("native", "ordinary")]
+            record[name]["native_over"] = {form: ratio(times, "native", form) for form in others}
     return record
 
 
@@ -172,11 +176,33 @@ def jax_platform() -> str:
 
 
 def faster_form(record: dict[str, Any]) -> str:
-    """Returns the fastest form of a measured layer, forward with gradients."""
-    ratios = record["with gradient"]["over_ordinary"]
+    """Returns the fastest form of a measured layer, forward with gradients, besides "native"."""
+    ratios = dict(record["with gradient"]["over_ordinary"])
+    ratios.pop("native", None)
     if set(ratios) == set(FORMS):  # measured in the same turns
         return "factored" if record["with gradient"]["factored_over_direct"] < 1 else "direct"
     return min(ratios, key=ratios.__getitem__)
+
+
+def native_over_form(record: dict[str, Any]) -> float | None:
+    """Returns the time of the native kernel over the time of the record's form, with gradients."""
+    return record["with gradient"].get("native_over", {}).get(record["form"])
+
+
+def auto(record: dict[str, Any]) -> str:
+    """Returns what "auto" takes by a measured layer whose "form" is chosen."""
+    gain = native_over_form(record)
+    return "native" if gain is not None and gain < 1 else record["form"]
+
+
+def measured_forms(platform: str, dtype: str) -> tuple[str, ...]:
+    """Returns the forms to measure on this machine."""
+    if (platform, dtype) != ("cpu", "float32"):
+        return FORMS
+    if (reason := native.why_unavailable()) is not None:
+        print(f"native: not measured: {reason}")
+        return FORMS
+    return *FORMS, "native"
 
 
 def tune(records: list[dict[str, Any]], platform: str, dtype: str) -> None:
@@ -186,8 +212,11 @@ def tune(records: list[dict[str, Any]], platform: str, dtype: str) -> None:
     for record in records:
         row = {"platform": platform, "dtype": dtype}
         row |= {name: record[name] for name in (*Shape._fields, "form")}
-        gain = record["with gradient"].get("factored_over_direct")
-        rows.append(row if gain is None else row | {"factored_over_direct": gain})
+        gains = {
+            "factored_over_direct": record["with gradient"].get("factored_over_direct"),
+            "native_over_form": native_over_form(record),
+        }
+        rows.append(row | {name: gain for name, gain in gains.items() if gain is not None})
     lines = ",\n".join(json.dumps(row) for row in rows)
     write_atomically(TABLE, f"[\n{lines}\n]\n")
 
@@ -220,19 +249,20 @@ def print_table(records: list[dict[str, Any]], *, has_targets: bool) -> None:
     """Prints the ratios to the ordinary convolution, and their targets if `has_targets`."""
     table = rich.table.Table(
         "maps", "K", "size", "stride", "batch", "direct, forward", "factored, forward",
-        "direct", "factored", "factored / direct", "auto", "auto / ordinary", "target",
+        "direct", "factored", "native", "factored / direct", "auto", "auto / ordinary", "target",
     )  # fmt: skip
     for record in records:
         shape = Shape.of(record)
         forward = record["forward"]["over_ordinary"]
         whole = record["with gradient"]["over_ordinary"]
-        form = record["form"]
+        form = auto(record)
         limit = TARGETS.get(shape, TARGET_ELSEWHERE)
         table.add_row(
             f"{shape.in_maps}-{shape.out_maps}",
             *map(str, (shape.planes, shape.size, shape.stride, record["batch"])),
             *(f"{forward[name]:.2f}" for name in FORMS),
             *(f"{whole[name]:.2f}" for name in FORMS),
+            f"{whole['native']:.2f}" if "native" in whole else "",
             f"{record['with gradient']['factored_over_direct']:.2f}",
             form,
             f"{whole[form]:.2f}",
@@ -275,12 +305,12 @@ def main() -> None:
             sys.exit(f"mcconv.py: error: {error}")
         return
     kind = jax_platform(), options.dtype
-    records = []
+    records, forms = [], measured_forms(*kind)
     for shape in shapes():
         if options.maps in (None, shape.out_maps):
             batch = batch_of(shape, options.work, options.largest_batch)
             dtype = jnp.dtype(options.dtype)
-            record = measure(shape, batch, dtype, options.repeats, options.calls)
+            record = measure(shape, batch, dtype, options.repeats, options.calls, forms)
             form = faster_form(record) if options.tune else fastest_form(*kind, shape)
             records.append(record | {"form": form})
             print(f"{shape}, batch {batch}", flush=True)

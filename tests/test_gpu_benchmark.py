@@ -318,6 +318,28 @@ def test_the_table_of_auto_is_made_from_a_record(tmp_path, monkeypatch, capsys):
     assert "4 layers on cuda in bfloat16" in capsys.readouterr().out
 
 
+def test_the_gain_of_native_code_is_over_the_form_of_the_row(tmp_path, monkeypatch):
+    table, path = tmp_path / "fastest.json", tmp_path / "record.json"
+    table.write_text("[]")
+    monkeypatch.setattr(mcconv, "TABLE", table)
+    shapes = [Shape(maps, maps, 4, 8, 1) for maps in (1, 2)]
+    layers = [
+        layer_record(shapes[0], direct=1.0, factored=0.5, native=0.25),
+        layer_record(shapes[1], direct=1.0, factored=2.0),
+    ]
+    layers[0]["with gradient"]["native_over"] = {"direct": 0.25, "factored": 0.5}
+    path.write_text(json.dumps({"platform": "cpu", "dtype": "float32", "layers": layers}))
+    mcconv.tune_from(path)
+    rows = json.loads(table.read_text())
+    assert fastest.parse(rows)["cpu", "float32"] == [(shapes[0], "factored"), (shapes[1], "direct")]
+    assert fastest.parse(rows, "native_over_form")["cpu", "float32"] == [
+        (shapes[0], 0.5),
+        (shapes[1], None),
+    ]
+    chosen = [layer | {"form": mcconv.faster_form(layer)} for layer in layers]
+    assert [mcconv.auto(layer) for layer in chosen] == ["native", "direct"]
+
+
 def test_another_record_is_refused_and_the_table_is_kept(tmp_path, monkeypatch):
     table, path = tmp_path / "fastest.json", tmp_path / "record.json"
     monkeypatch.setattr(mcconv, "TABLE", table)

@@ -48,6 +48,7 @@ def test_a_run_prints_its_accuracy_and_the_same_command_ends_at_once(data_flag, 
     first = run(*SHORT, data_flag, f"--workdir={tmp_path}/run")
     assert first.returncode == 0, first.stderr
     assert re.search(r"^devices: \d+ cpu$", first.stdout, re.MULTILINE)
+    assert re.search(r"^MCconv on this CPU: (native kernel|XLA forms)", first.stdout, re.MULTILINE)
     assert re.search(r"test accuracy +│ \d+\.\d\d%, last epoch", first.stdout)
     assert re.search(r"filters +│ 360 bits, 11,520 as float32", first.stdout)
     assert len(re.findall(r"^epoch +\d/2", first.stdout, re.MULTILINE)) == 2

@@ -96,6 +96,11 @@ def test_the_forms_are_those_of_the_run_that_chose_them():
     }
     table = parse(json.loads(TABLE.read_text()))
     assert dict(table["cpu", "float32"]) == measured
+    gains = {
+        Shape.of(layer): mcconv.native_over_form(layer | {"form": mcconv.faster_form(layer)})
+        for layer in record_files.read_benchmark(*TUNING)["layers"]
+    }
+    assert dict(parse(json.loads(TABLE.read_text()), "native_over_form")["cpu", "float32"]) == gains
 
 
 def test_auto_takes_what_the_tables_say():

@@ -10,7 +10,7 @@ state, both as {leaf name: array}. A leaf name is the path below the layer, such
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -264,6 +264,10 @@ class Family:
         compare: (view before, view after) -> how the layer has changed; None for a number that does
             not apply.
         pictures: view -> what a page draws.
+
+    Optional field for reports of a run:
+        computed_by: (layers of this family, dtype) -> a line that says which code computes them on
+            this machine's CPU, for families with a choice.
     """
 
     kind: str
@@ -302,3 +306,5 @@ class Family:
     )
     compare: Callable[[View, View], dict[str, float | None]] | None = None
     pictures: Callable[[View], Pictures] = filters_as_trained
+
+    computed_by: Callable[[Sequence[PlannedLayer], str], str] | None = None

@@ -1,7 +1,7 @@
 """MCconv as a layer family: binary filters by k-means, modulated by one M-filter per layer."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,10 +15,10 @@ from mcn_jax.config import Config, LossConfig
 from mcn_jax.errors import require, require_one_of
 from mcn_jax.layers import mcconv_file
 from mcn_jax.layers.family import Family, Group, Leaves, PlannedLayer, Share
-from mcn_jax.ops import packing
+from mcn_jax.ops import native, packing
 from mcn_jax.ops.costs import multiply_adds
 from mcn_jax.ops.fastest import Shape
-from mcn_jax.ops.mcconv import M_GRADIENTS
+from mcn_jax.ops.mcconv import M_GRADIENTS, takes_native
 from mcn_jax.ops.modulate import FILTER_LOSSES
 
 LATENT_FILTERS = Group(name="latent_filters")
@@ -280,6 +280,27 @@ def _multiply_adds(layer: PlannedLayer) -> dict[str, int]:
     }
 
 
+def _computed_by(layers: Sequence[PlannedLayer], dtype: str) -> str:
+    counted = sum(takes_native(_shape(layer)) for layer in layers) if dtype == "float32" else 0
+    if counted:
+        code = f"native kernel ({native.instruction_set()})"
+        if counted < len(layers):
+            code += f" in {counted} of {len(layers)} layers, XLA forms in the others"
+    else:
+        reason = native.why_unavailable()
+        if reason is None and dtype != "float32":
+            reason = f"the native kernel does not compute {dtype}"
+        code = f"XLA forms; {reason or 'the native kernel was not faster at the nearest shapes'}"
+    return f"MCconv on this CPU: {code}"
+
+
+def _shape(layer: PlannedLayer) -> Shape:
+    """Returns the shape of a layer with SAME padding."""
+    planes, out_maps = layer.params["m_filters"][-1], layer.params["latent_filters"][-1]
+    size, out_size = layer.in_shape[0], layer.out_shape[0]
+    return Shape(layer.in_shape[-1] // planes, out_maps, planes, size, -(-size // out_size))
+
+
 MCCONV = Family(
     kind="MCconv",
     module=MCConv,
@@ -308,4 +329,5 @@ MCCONV = Family(
     columns=mcconv_file.COLUMNS,
     compare=mcconv_file.compare,
     pictures=mcconv_file.pictures,
+    computed_by=_computed_by,
 )

@@ -137,6 +137,16 @@ def class_layers(config: Config, image_shape: tuple[int, int, int]) -> tuple[str
     return tuple(a.name for a, b in zip(two, three, strict=True) if a.params != b.params)
 
 
+def computed_by(plan: Plan, dtype: str) -> list[str]:
+    """Returns one line per family with a choice of code on this machine's CPU."""
+    families = dict.fromkeys(layer.family for layer in plan)
+    return [
+        family.computed_by([layer for layer in plan if layer.family is family], dtype)
+        for family in families
+        if family.computed_by
+    ]
+
+
 def layer_collections(plan: Plan) -> tuple[str, ...]:
     """Returns the collections of layer state, other than "params" and "batch_stats"."""
     found = {collection for layer in plan for collection in layer.state.values()}

@@ -1,6 +1,8 @@
 """The choice of the fastest form of MCconv, from measurements at similar shapes.
 
-`benchmarks/mcconv.py --tune` measures the forms and writes `fastest.json`.
+`benchmarks/mcconv.py --tune` measures the forms and writes `fastest.json`. A row's "form" is the
+fastest form that XLA compiles. Where the native kernel was measured too, "native_over_form" is its
+time over the time of that form.
 """
 
 import functools
@@ -49,7 +51,7 @@ class Shape(NamedTuple):
 
 
 def fastest_form(platform: str, dtype: str, shape: Shape) -> str:
-    """Returns the form that was fastest at the most similar measured shape.
+    """Returns the form that was fastest at the most similar measured shape, without native code.
 
     Args:
         platform: JAX's name of the platform, such as "cpu" or "cuda".
@@ -66,6 +68,18 @@ def fastest_form(platform: str, dtype: str, shape: Shape) -> str:
     return min(rows, key=lambda row: row[0].distance(shape))[1]
 
 
+def native_is_faster(platform: str, dtype: str, shape: Shape) -> bool:
+    """Returns whether the native kernel was faster than `fastest_form` at the same measured shape.
+
+    It is False if the kernel was not measured there.
+    """
+    rows = _measured_gains().get((platform, dtype))
+    if not rows:
+        return False
+    gain = min(rows, key=lambda row: row[0].distance(shape))[1]
+    return gain is not None and gain < 1
+
+
 def measured_platforms() -> list[str]:
     """Returns the platforms for which the table has measurements."""
     return sorted({platform for platform, _ in _measured()})
@@ -76,9 +90,22 @@ def _measured() -> dict[tuple[str, str], list[tuple[Shape, str]]]:
     return parse(json.loads(TABLE.read_text()))
 
 
-def parse(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, str], list[tuple[Shape, str]]]:
-    """Turns the rows of `fastest.json` into {(platform, dtype): [(shape, form), ...]}."""
-    table: dict[tuple[str, str], list[tuple[Shape, str]]] = {}
+@functools.cache
+def _measured_gains() -> dict[tuple[str, str], list[tuple[Shape, float | None]]]:
+    return parse(json.loads(TABLE.read_text()), "native_over_form")
+
+
+def parse(
+    rows: Iterable[dict[str, Any]], field: str = "form"
+) -> dict[tuple[str, str], list[tuple[Shape, Any]]]:
+    """Turns the rows of `fastest.json` into {(platform, dtype): [(shape, value), ...]}.
+
+    Args:
+        rows: the rows.
+        field: the field that the values are from; None stands for a field that a row lacks.
+    """
+    table: dict[tuple[str, str], list[tuple[Shape, Any]]] = {}
     for row in rows:
-        table.setdefault((row["platform"], row["dtype"]), []).append((Shape.of(row), row["form"]))
+        value = row.get(field)
+        table.setdefault((row["platform"], row["dtype"]), []).append((Shape.of(row), value))
     return table

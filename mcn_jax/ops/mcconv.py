@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mcn_jax.ops import factored
+from mcn_jax.ops import factored, native
 from mcn_jax.ops.binarize import nearest_center
 from mcn_jax.ops.convolution import ConvSpec, convolve, filter_gradient
-from mcn_jax.ops.fastest import Shape, fastest_form, measured_platforms
+from mcn_jax.ops.fastest import Shape, fastest_form, measured_platforms, native_is_faster
 from mcn_jax.ops.modulate import reconstructed_filters
 
 # Features, latent filters, centers and M.
@@ -104,7 +104,11 @@ def _fused_backward(*arguments: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
 def _fastest(
     spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
 ) -> dict[str, Form]:
-    """Returns {platform: fastest form}; "default" stands for platforms without measurements."""
+    """Returns {platform: form to take}; "default" stands for platforms without measurements.
+
+    The native kernel is for CPUs and float32. There `spec.form` can name it; otherwise it is taken
+    if it is available and was faster.
+    """
     planes = m_filters.shape[-1]
     shape = Shape(
         in_maps=filters.shape[2] // planes,
@@ -113,16 +117,28 @@ def _fastest(
         size=features.shape[1],
         stride=spec.strides[0],
     )
-    return {
-        platform: FORMS[fastest_form(platform, features.dtype.name, shape)]
+    dtype = features.dtype.name
+    forms = {
+        platform: FORMS[fastest_form(platform, dtype, shape)]
         for platform in (*measured_platforms(), "default")
     }
+    if dtype == "float32" and (spec.form == "native" or takes_native(shape)):
+        forms["cpu"] = _NATIVE
+    return forms
 
+
+def takes_native(shape: Shape) -> bool:
+    """Returns whether "auto" takes the native kernel on this CPU, in float32."""
+    return native_is_faster("cpu", "float32", shape) and native.why_unavailable() is None
+
+
+_NATIVE = Form(native.forward, native.backward)
 
 FORMS = {
     "auto": Form(_auto_forward, _auto_backward),
     "direct": Form(_direct_forward, _direct_backward),
     "factored": Form(factored.forward, factored.backward),
+    "native": Form(_auto_forward, _auto_backward),
     "pallas": Form(_fused_forward, _fused_backward),
 }
 
@@ -164,14 +180,17 @@ def mcconv(
         padding: "SAME" or "VALID".
         m_gradient: "binary" or "latent".
         form: a name in `FORMS`; all forms compute the same function. "auto" takes the form that was
-            fastest at the most similar measured shape, see `mcn_jax.ops.fastest`. "pallas" is for
-            NVIDIA GPUs and has not been measured, so no row of the table names it.
+            fastest at the most similar measured shape, see `mcn_jax.ops.fastest`. "native" is
+            C++ code for CPUs and float32, see `mcn_jax.ops.native`; on other platforms and for
+            other dtypes it is what "auto" takes. "pallas" is for NVIDIA GPUs and has not been
+            measured, so no row of the table names it.
 
     Returns:
         [N, Y', X', H*K].
 
     Raises:
-        ValueError: if shapes do not fit each other, the output is empty, or a name is unknown.
+        ValueError: if shapes do not fit each other, the output is empty, a name is unknown, or
+            form="native" is not available on this machine.
     """
     _check_shapes(features, latent_filters, m_filters, padding)
     for name, value, allowed in (
@@ -181,6 +200,8 @@ def mcconv(
     ):
         if value not in allowed:
             raise ValueError(f"{name}={value!r} must be one of {', '.join(allowed)}")
+    if form == "native" and (reason := native.why_unavailable()) is not None:
+        raise ValueError(f"form='native' cannot be used: {reason}")
     spec = ConvSpec(strides=strides, padding=padding, m_gradient=m_gradient, form=form)
     return _mcconv(spec, features, latent_filters, centers, m_filters)
 

@@ -30,7 +30,8 @@ class UnavailableError(Exception):
 def forward(
     spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
 ) -> jax.Array:
-    """Computes the output; see `mcn_jax.ops.mcconv`. The kernel must be available."""
+    """Computes the output; see `mcn_jax.ops.mcconv`."""
+    _load(LIBRARY)
     kernel_size = filters.shape[:2]
     pads = _pads(spec, features, kernel_size)
     sizes = [
@@ -53,7 +54,8 @@ def backward(
     m_filters: jax.Array,
     cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Computes the gradients; see `mcn_jax.ops.mcconv`. The kernel must be available."""
+    """Computes the gradients; see `mcn_jax.ops.mcconv`."""
+    _load(LIBRARY)
     differentiated = features, filters, m_filters
     outputs = [jax.ShapeDtypeStruct(array.shape, jnp.float32) for array in differentiated]
     call = jax.ffi.ffi_call("mcn_mcconv_backward", outputs, vmap_method="sequential")

@@ -118,11 +118,14 @@ def find_headers() -> str:
     The jaxlib of the environment itself comes first, because it loads the library. In an isolated
     build, it is not on the path of imports.
     """
+    places = [os.path.join(sysconfig.get_path("platlib"), "jaxlib")]
     found = importlib.util.find_spec("jaxlib")
-    places = [sysconfig.get_path("platlib"), *(found.submodule_search_locations if found else ())]
-    for place in (pathlib.Path(places[0], "jaxlib"), *map(pathlib.Path, places[1:])):
-        if (place / "include" / "xla" / "ffi" / "api" / "ffi.h").exists():
-            return str(place / "include")
+    if found is not None:
+        places += found.submodule_search_locations or []
+    for place in places:
+        include = pathlib.Path(place, "include")
+        if (include / "xla" / "ffi" / "api" / "ffi.h").exists():
+            return str(include)
     raise NotBuiltError("jaxlib's headers were not found")
 
 
@@ -133,5 +136,6 @@ def _run(command: list[str]) -> None:
         raise NotBuiltError(f"{command[0]} could not be started: {error.strerror}") from error
     if result.returncode:
         lines = result.stderr.splitlines()
-        line = next((line for line in lines if "error" in line), " ".join(lines[:1]))
+        lines.append(f"exit status {result.returncode}")
+        line = next((line for line in lines if "error" in line), lines[0])
         raise NotBuiltError(f"{command[0]} failed: {line.strip()[:300]}")

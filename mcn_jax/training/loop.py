@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from mcn_jax import parallel
 from mcn_jax.config import Config
-from mcn_jax.models.plan import Plan
+from mcn_jax.models.plan import Plan, computed_by
 from mcn_jax.training import metrics, optim, phases
 from mcn_jax.training.evaluation import evaluate
 from mcn_jax.training.health import network_health
@@ -94,6 +94,9 @@ class Loop:
         with metrics.ProgressBar(config.num_epochs, steps_per_epoch, step, quiet=quiet) as bar:
             kinds = {device.device_kind for device in parallel.local_devices()}
             bar.say(f"devices: {parallel.num_devices()} {', '.join(sorted(kinds))}")
+            if jax.default_backend() == "cpu":
+                for line in computed_by(self.setup.plan, config.dtype):
+                    bar.say(line)
             bar.say(optim.describe_groups(self.setup.plan))
             if step:
                 inside = f" and {steps_done} steps" if steps_done else ""

@@ -27,6 +27,7 @@ from mcn_jax.config import (
 )
 from mcn_jax.data.facts import stores_files, why_other
 from mcn_jax.errors import InputError
+from mcn_jax.ops import native
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
@@ -121,7 +122,8 @@ def check_workdir(
         before = from_saved_config(record["config"])
         data_before = {name: record["data"][name] for name in data}
         now = environment()
-        environment_before = {name: record[name] for name in now}
+        # Earlier versions have no native kernel.
+        environment_before = {name: ({"native_kernel": None} | record)[name] for name in now}
         environment_before["versions"] = dict(record["versions"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
@@ -155,7 +157,10 @@ def _tell_changes(workdir: pathlib.Path, before: dict[str, Any], now: dict[str, 
     Packages that the run did not record are left out.
     """
     pairs = [(name, before["versions"].get(name, v), v) for name, v in now["versions"].items()]
-    pairs += [(name, before[name], now[name]) for name in ("backend", "devices", "cpu_count")]
+    pairs += [
+        (name, before[name], now[name])
+        for name in ("backend", "devices", "cpu_count", "native_kernel")
+    ]
     for name, was, value in pairs:
         if was != value:
             logging.warning(
@@ -261,7 +266,14 @@ def environment() -> dict[str, Any]:
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
         "cpu_count": parallel.host_cores(),
+        "native_kernel": _native_kernel(),
     }
+
+
+def _native_kernel() -> str | None:
+    """Returns the instruction set of the native kernel of MCconv; None without the kernel."""
+    is_there = jax.default_backend() == "cpu" and native.why_unavailable() is None
+    return native.instruction_set() if is_there else None
 
 
 def _version(package: str) -> str | None:
