@@ -290,7 +290,8 @@ def _computed_by(layers: Sequence[PlannedLayer], dtype: str) -> str:
         reason = native.why_unavailable()
         if reason is None and dtype != "float32":
             reason = f"the native kernel does not compute {dtype}"
-        code = f"XLA forms; {reason or 'the native kernel was not faster at the nearest shapes'}"
+        reason = reason or "no measurement at similar shapes says that the native kernel is faster"
+        code = f"XLA forms; {reason}"
     return f"MCconv on this CPU: {code}"
 
 

@@ -141,7 +141,7 @@ def test_bfloat16_features_with_float32_filters():
     [
         ({"padding": "FULL"}, "padding='FULL' must be one of SAME, VALID"),
         ({"m_gradient": "exact"}, "m_gradient='exact' must be one of binary, latent"),
-        ({"form": "fast"}, "form='fast' must be one of auto, direct, factored, pallas"),
+        ({"form": "fast"}, "form='fast' must be one of auto, direct, factored, native, pallas"),
         ({"taps": 2}, "filters of 2x2 taps must be square, .*odd"),
         ({"drop_channel": True}, "features have 7 channels, the filters 8"),
         ({"planes_of_m": 3}, "8 channels are not divisible by the 3 planes"),
