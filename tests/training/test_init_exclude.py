@@ -191,7 +191,9 @@ def test_a_digits_run_is_tuned_to_three_classes_of_colour_images(
     config = dataclasses.replace(config, init_exclude="conv_1,last")
     result = train_and_evaluate(config, tmp_path / "run")
     assert result["class_names"] == ["blue", "green", "red"]
-    [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("starting from")]
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(x.startswith("MCconv on this CPU: ") for x in lines) == 1
+    [line] = [x for x in lines if x.startswith("starting from")]
     assert line.endswith("without its centers; layers taken: 4, left random: 2 (conv_1, dense_2)")
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     assert record["config"]["init_exclude"] == "conv_1,last"
