@@ -31,7 +31,7 @@ from measure import add_out, alternated, print_failure, ratio, write
 from mcn_jax.errors import InputError
 from mcn_jax.ops import kmeans_centers, native
 from mcn_jax.ops.costs import multiply_adds
-from mcn_jax.ops.fastest import TABLE, Shape, fastest_form
+from mcn_jax.ops.fastest import TABLE, Shape, fastest_form, native_is_faster
 from mcn_jax.ops.mcconv import mcconv
 from mcn_jax.workdirs.files import read_json, write_atomically
 
@@ -189,10 +189,18 @@ def native_over_form(record: dict[str, Any]) -> float | None:
     return record["with gradient"].get("native_over", {}).get(record["form"])
 
 
-def auto(record: dict[str, Any]) -> str:
-    """Returns what "auto" takes by a measured layer whose "form" is chosen."""
+def auto(record: dict[str, Any], *, by_table: bool) -> str:
+    """Returns what "auto" takes for a measured layer whose "form" is chosen.
+
+    Args:
+        record: of the layer.
+        by_table: whether the present table decides about native code, instead of this measurement.
+    """
     gain = native_over_form(record)
-    return "native" if gain is not None and gain < 1 else record["form"]
+    if gain is None:
+        return record["form"]
+    is_faster = native_is_faster("cpu", "float32", Shape.of(record)) if by_table else gain < 1
+    return "native" if is_faster else record["form"]
 
 
 def measured_forms(platform: str, dtype: str) -> tuple[str, ...]:
@@ -255,7 +263,7 @@ def print_table(records: list[dict[str, Any]], *, has_targets: bool) -> None:
         shape = Shape.of(record)
         forward = record["forward"]["over_ordinary"]
         whole = record["with gradient"]["over_ordinary"]
-        form = auto(record)
+        form = record["auto"]
         limit = TARGETS.get(shape, TARGET_ELSEWHERE)
         table.add_row(
             f"{shape.in_maps}-{shape.out_maps}",
@@ -312,7 +320,8 @@ def main() -> None:
             dtype = jnp.dtype(options.dtype)
             record = measure(shape, batch, dtype, options.repeats, options.calls, forms)
             form = faster_form(record) if options.tune else fastest_form(*kind, shape)
-            records.append(record | {"form": form})
+            record |= {"form": form}
+            records.append(record | {"auto": auto(record, by_table=not options.tune)})
             print(f"{shape}, batch {batch}", flush=True)
     print_table(records, has_targets=kind == ("cpu", "float32"))
     write(

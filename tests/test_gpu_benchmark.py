@@ -337,7 +337,11 @@ def test_the_gain_of_native_code_is_over_the_form_of_the_row(tmp_path, monkeypat
         (shapes[1], None),
     ]
     chosen = [layer | {"form": mcconv.faster_form(layer)} for layer in layers]
-    assert [mcconv.auto(layer) for layer in chosen] == ["native", "direct"]
+    assert [mcconv.auto(layer, by_table=False) for layer in chosen] == ["native", "direct"]
+    monkeypatch.setattr(fastest, "_measured_gains", lambda: fastest.parse(rows, "native_over_form"))
+    assert [mcconv.auto(layer, by_table=True) for layer in chosen] == ["native", "direct"]
+    rows[0]["native_over_form"] = 1.5
+    assert mcconv.auto(chosen[0], by_table=True) == "factored"
 
 
 def test_another_record_is_refused_and_the_table_is_kept(tmp_path, monkeypatch):
