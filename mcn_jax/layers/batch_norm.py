@@ -10,14 +10,53 @@ import numpy as np
 
 from mcn_jax.config import Config
 from mcn_jax.layers.family import OFFSETS, Family, Leaves, PlannedLayer, Tensor, float32_tensor
+from mcn_jax.ops.batch_norm import batch_norm_relu
+
+
+class BatchNorm(nn.BatchNorm):
+    """`nn.BatchNorm`, optionally followed by ReLU.
+
+    In training, both are one function with its own gradient; see `mcn_jax.ops.batch_norm`.
+
+    Attributes:
+        relu: whether ReLU follows.
+    """
+
+    relu: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
+        """Normalises [..., C] per channel."""
+        if not self.relu:
+            return super().__call__(x)
+        if self.use_running_average or self.is_initializing():
+            return nn.relu(super().__call__(x))
+        shape = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        var = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", self.scale_init, shape, self.param_dtype)
+        bias = self.param("bias", self.bias_init, shape, self.param_dtype)
+        dtype = jnp.dtype(self.dtype or jnp.result_type(x, scale, bias))
+        y, batch_mean, batch_var = batch_norm_relu(
+            x, scale, bias, self.epsilon, dtype, self.axis_name
+        )
+        mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
+        var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
+        return y
 
 
 class Affine(nn.Module):
     """Computes x * scale + offset per channel: batch norm with its statistics folded in.
 
     Parameters: `scale` and `offset`, [C] each; see `folded_batch_norm`.
+
+    Attributes:
+        relu: whether ReLU follows.
+        dtype: dtype of the computation; None takes the dtype of the input.
+        param_dtype: dtype of the parameters.
     """
 
+    relu: bool = False
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -29,7 +68,8 @@ class Affine(nn.Module):
         offset = self.param("offset", nn.initializers.zeros, channels, self.param_dtype)
         dtype = self.dtype or x.dtype
         shape = (1,) * (x.ndim - 1) + channels
-        return x * scale.astype(dtype).reshape(shape) + offset.astype(dtype).reshape(shape)
+        y = x * scale.astype(dtype).reshape(shape) + offset.astype(dtype).reshape(shape)
+        return nn.relu(y) if self.relu else y
 
 
 def folded_batch_norm(

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mcn_jax.layers.batch_norm import Affine
+from mcn_jax.layers.batch_norm import Affine, BatchNorm
 from mcn_jax.layers.planes import expand_input
 from mcn_jax.layers.pooling import POOLINGS, Pooling
 from mcn_jax.models.heads import HEADS, HeadContext
@@ -122,7 +122,7 @@ class Classifier(nn.Module):
         if self.deployed:
             return functools.partial(Affine, dtype=self.dtype, param_dtype=self.param_dtype)
         return functools.partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
             momentum=0.9,
             axis_name=self.axis_name,

@@ -23,7 +23,7 @@ class SimpleCNN(Classifier):
         """Computes everything before the head; see `Classifier`."""
         for layer, width in enumerate(self.widths, start=1):
             x = self.conv(width, name=f"conv_{layer}")(x)
-            features = nn.relu(batch_norm(name=f"batch_norm_{layer}")(x))
+            features = batch_norm(name=f"batch_norm_{layer}", relu=True)(x)
             x = self.halving.after_layer(features)
         return features, x
 

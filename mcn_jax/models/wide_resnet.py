@@ -70,7 +70,7 @@ class WideResNet(Classifier):
                     pooling=self.halving,
                     name=f"stage_{stage}_block_{block}",
                 )(x)
-        features = nn.relu(batch_norm(name="batch_norm")(x))
+        features = batch_norm(name="batch_norm", relu=True)(x)
         return features, features
 
     def vector(self, maps: jax.Array) -> jax.Array:
@@ -100,9 +100,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [N, Y, X, C] to [N, Y / strides, X / strides, channels of the convolution]."""
-        y = nn.relu(self.batch_norm(name="batch_norm_1")(x))
+        y = self.batch_norm(name="batch_norm_1", relu=True)(x)
         y = self.pooling.convolution(self.conv, self.out_maps, self.strides, "conv_1")(y)
-        y = nn.relu(self.batch_norm(name="batch_norm_2")(y))
+        y = self.batch_norm(name="batch_norm_2", relu=True)(y)
         y = self.conv(self.out_maps, name="conv_2")(y)
         return y + with_channels(self.pooling.shortcut(x, self.strides), y.shape[-1])
 
