@@ -1,86 +1,180 @@
-// XLA's entries to the kernel, and the choice of the instruction set.
-#include "kernel.h"
+// The XLA handlers of the native MCconv: sizes, threads, and the choice of the instruction set.
+
 #include "xla/ffi/api/ffi.h"
 
-namespace ffi = xla::ffi;
-using Array = ffi::Buffer<ffi::F32>;
-using Result = ffi::ResultBuffer<ffi::F32>;
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
 
+#include "kernel.h"
+
+namespace ffi = xla::ffi;
+
+namespace mcn {
 namespace {
 
-const char* InstructionSet() {
+const Kernel& kernel() {
 #ifdef MCN_X86
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
-    return "avx512";
-  if (avx2) return "avx2";
-#endif
-  return "baseline";
-}
-
-const char* const kInstructionSet = InstructionSet();
-
-mcn::Sizes SizesOf(const Array& x, const Array& c, const Array& m,
-                   ffi::Span<const int64_t> out, int64_t stride_y, int64_t stride_x,
-                   int64_t low_y, int64_t low_x) {
-  auto a = x.dimensions(), b = c.dimensions();
-  return {a[0], a[1], a[2], a[3], b[0], b[3], m.dimensions()[2], out[1], out[2],
-          stride_y, stride_x, low_y, low_x};
-}
-
-#ifdef MCN_X86
-#define MCN_CALL(F, ...)                                            \
-  (kInstructionSet[3] == '5'   ? mcn::avx512::F(__VA_ARGS__)        \
-   : kInstructionSet[3] == '2' ? mcn::avx2::F(__VA_ARGS__)          \
-                               : mcn::baseline::F(__VA_ARGS__))
+  __builtin_cpu_init();
+  static const Kernel& best =
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")
+          ? avx512::kernel
+      : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? avx2::kernel
+                                                                        : baseline::kernel;
+  return best;
 #else
-#define MCN_CALL(F, ...) mcn::baseline::F(__VA_ARGS__)
+  return baseline::kernel;
 #endif
+}
 
-ffi::Error Forward(Array x, Array c, Array m, Result y, int64_t stride_y, int64_t stride_x,
-                   int64_t low_y, int64_t low_x) {
-  const auto s = SizesOf(x, c, m, y->dimensions(), stride_y, stride_x, low_y, low_x);
-  MCN_CALL(Forward, s, x.typed_data(), c.typed_data(), m.typed_data(), y->typed_data());
+// Work that several threads take from, part by part. The thread that waits works too, and waits
+// only for parts that another thread has begun. So it never waits for a thread that waits itself,
+// even if all threads of the pool are in this function.
+class Work {
+ public:
+  Work(long parts, std::function<void(long)> function)
+      : function_(std::move(function)), parts_(parts) {}
+
+  void take_parts() {
+    for (long part; (part = next_.fetch_add(1)) < parts_;) {
+      function_(part);
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (++done_ == parts_) all_done_.notify_all();
+    }
+  }
+  void wait() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    all_done_.wait(lock, [this] { return done_ == parts_; });
+  }
+
+ private:
+  const std::function<void(long)> function_;
+  const long parts_;
+  std::atomic<long> next_{0};
+  long done_ = 0;
+  std::mutex mutex_;
+  std::condition_variable all_done_;
+};
+
+void in_parallel(ffi::ThreadPool& pool, long parts, std::function<void(long)> function) {
+  auto work = std::make_shared<Work>(parts, std::move(function));
+  for (long helpers = std::min<long>(parts, pool.num_threads()) - 1; helpers > 0; --helpers)
+    pool.Schedule([work] { work->take_parts(); });
+  work->take_parts();
+  work->wait();
+}
+
+using Array = ffi::Buffer<ffi::F32>;
+using Result = ffi::Result<Array>;
+
+ffi::ErrorOr<Sizes> sizes_of(const Array& features, const Array& filters, const Array& m,
+                             ffi::Span<const int64_t> output, int64_t stride_y, int64_t stride_x,
+                             int64_t low_y, int64_t low_x) {
+  auto x = features.dimensions(), f = filters.dimensions(), k = m.dimensions();
+  auto wrong = [](const char* what) {
+    return ffi::Unexpected(ffi::Error::InvalidArgument(std::string("the native MCconv: ") + what));
+  };
+  if (x.size() != 4 || f.size() != 4 || k.size() != 3 || output.size() != 4)
+    return wrong("features, filters and output need four dimensions, M three");
+  if (f[0] != f[1] || k[0] != f[0] || k[1] != f[0] || f[2] != x[3] || output[0] != x[0] ||
+      output[3] != f[3] * k[2] || stride_y < 1 || stride_x < 1)
+    return wrong("the shapes do not fit each other");
+  return Sizes{x[0],      x[1],      x[2],     x[3],     f[0],  f[3], k[2],
+               output[1], output[2], stride_y, stride_x, low_y, low_x};
+}
+
+ffi::Error forward(ffi::ThreadPool pool, Array features, Array filters, Array m, Result output,
+                   int64_t stride_y, int64_t stride_x, int64_t low_y, int64_t low_x) {
+  auto found =
+      sizes_of(features, filters, m, output->dimensions(), stride_y, stride_x, low_y, low_x);
+  if (found.has_error()) return found.error();
+  const Sizes sizes = *found;
+  const long parts =
+      std::max<long>(1, std::min<long>(pool.num_threads(), sizes.images * sizes.out_height));
+  in_parallel(pool, parts, [&](long part) {
+    kernel().forward(sizes, features.typed_data(), filters.typed_data(), m.typed_data(),
+                     output->typed_data(), part, parts);
+  });
   return ffi::Error::Success();
 }
 
-ffi::Error Backward(Array x, Array c, Array sum, Array m, Array dy, Result dx, Result dc,
-                    Result dm, int64_t stride_y, int64_t stride_x, int64_t low_y,
-                    int64_t low_x) {
-  const auto s = SizesOf(x, c, m, dy.dimensions(), stride_y, stride_x, low_y, low_x);
-  MCN_CALL(Backward, s, x.typed_data(), c.typed_data(), sum.typed_data(), m.typed_data(),
-           dy.typed_data(), dx->typed_data(), dc->typed_data(), dm->typed_data());
+ffi::Error backward(ffi::ThreadPool pool, Array features, Array filters, Array m_sum_filters,
+                    Array m, Array cotangent, Result d_features, Result d_filters, Result d_m,
+                    int64_t stride_y, int64_t stride_x, int64_t low_y, int64_t low_x) {
+  auto found =
+      sizes_of(features, filters, m, cotangent.dimensions(), stride_y, stride_x, low_y, low_x);
+  if (found.has_error()) return found.error();
+  const Sizes sizes = *found;
+  const Kernel& best = kernel();
+  const bool by_maps = best.splits_maps(sizes);
+  const long threads = std::max<long>(1, pool.num_threads());
+  const long parts = std::min(threads, best.most_parts(sizes));
+  const long filter_sums = best.filter_sums(sizes), m_sums = best.m_sums(sizes);
+  const long summands = by_maps ? 1 : parts, copies = by_maps ? parts - 1 : 0;
+  const long size = sizes.images * sizes.height * sizes.width * sizes.channels;
+  // Not vectors, which would be filled with zeros first.
+  std::unique_ptr<float[]> of_filters(new float[summands * filter_sums]),
+      of_features(new float[copies * size]);
+  std::vector<double> of_m(parts * m_sums);
+  float* const d_x = d_features->typed_data();
+  in_parallel(pool, parts, [&](long part) {
+    best.backward(sizes, features.typed_data(), filters.typed_data(), m_sum_filters.typed_data(),
+                  m.typed_data(), cotangent.typed_data(),
+                  by_maps && part > 0 ? of_features.get() + (part - 1) * size : d_x,
+                  of_filters.get() + (by_maps ? 0 : part * filter_sums),
+                  of_m.data() + part * m_sums, part, parts);
+  });
+  in_parallel(pool, threads, [&](long part) {
+    best.add_filter_sums(sizes, of_filters.get(), summands, d_filters->typed_data(), part, threads);
+    const long end = size * (part + 1) / threads;
+    for (long copy = 0; copy < copies; ++copy)
+      for (long n = size * part / threads; n < end; ++n) d_x[n] += of_features[copy * size + n];
+  });
+  for (long n = 0; n < m_sums; ++n) {
+    double sum = 0;
+    for (long part = 0; part < parts; ++part) sum += of_m[part * m_sums + n];
+    d_m->typed_data()[n] = static_cast<float>(sum);
+  }
   return ffi::Error::Success();
 }
 
 }  // namespace
+}  // namespace mcn
 
-extern "C" __attribute__((visibility("default"))) const char* mcn_native_instruction_set() {
-  return kInstructionSet;
-}
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT const char* mcn_native_instruction_set() { return mcn::kernel().instruction_set; }
 
 #pragma GCC visibility push(default)
-XLA_FFI_DEFINE_HANDLER_SYMBOL(McnMcconvForward, Forward,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(McnMcconvForward, mcn::forward,
                               ffi::Ffi::Bind()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<mcn::Array>()
+                                  .Arg<mcn::Array>()
+                                  .Arg<mcn::Array>()
+                                  .Ret<mcn::Array>()
                                   .Attr<int64_t>("stride_y")
                                   .Attr<int64_t>("stride_x")
                                   .Attr<int64_t>("low_y")
                                   .Attr<int64_t>("low_x"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(McnMcconvBackward, Backward,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(McnMcconvBackward, mcn::backward,
                               ffi::Ffi::Bind()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<mcn::Array>()
+                                  .Arg<mcn::Array>()
+                                  .Arg<mcn::Array>()
+                                  .Arg<mcn::Array>()
+                                  .Arg<mcn::Array>()
+                                  .Ret<mcn::Array>()
+                                  .Ret<mcn::Array>()
+                                  .Ret<mcn::Array>()
                                   .Attr<int64_t>("stride_y")
                                   .Attr<int64_t>("stride_x")
                                   .Attr<int64_t>("low_y")

@@ -1,48 +1,844 @@
+// The factored MCconv, forward and backward. Compiled once per instruction set, see
+// ../native_build.py.
+//
+// All planes of a map share one filter, so
+//
+//   output[p, h, k] = sum over taps t of  m[t, k] * product_t[p + shift of t, h],
+//   product_t[q, h] = sum over channels c of  features[q, c] * filters[t, c, h]
+//
+// The work is cut into strips of rows. The products of a strip stay in cache: a matrix product
+// writes them, the mix by m reads them once. The backward pass mixes the cotangent into the
+// gradients of the products,
+//
+//   d_product_t[q, h] = sum over planes k of  m[t, k] * cotangent[q - shift of t, h, k],
+//
+// from which two matrix products give the gradients of features and filters. The gradient of m
+// needs the products again; they are computed a second time.
+//
+// With strides, the pixels that one tap reads form one phase of the image, and each phase has taps
+// of its own. With stride 1, the image is the only phase.
+//
+// Vectors are the compiler's (GCC and Clang), V floats wide. Matrix products hold a tile of sums in
+// registers: TILE_3 rows of three vectors, or TILE_2 rows of two or one.
+
 #include "kernel.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <type_traits>
+#include <vector>
 
-namespace mcn::MCN_ISA {
+#if defined(__AVX512F__)
+#define V 16
+#elif defined(__AVX__)
+#define V 8
+#else
+#define V 4
+#endif
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define TILE_2 12  // 32 registers
+#define TILE_3 8
+#else
+#define TILE_2 6  // 16 registers
+#define TILE_3 4
+#endif
+
+#define UNROLL _Pragma("GCC unroll 32")
+
+namespace mcn {
+namespace MCN_ISA {
 namespace {
 
-// Calls f(index of x, of C, of M, of y) for every product of the reconstructed filters.
+typedef float Vec __attribute__((vector_size(4 * V)));
+typedef float LooseVec __attribute__((vector_size(4 * V), aligned(4), may_alias));
+typedef float Quad __attribute__((vector_size(16)));
+typedef float LooseQuad __attribute__((vector_size(16), aligned(4), may_alias));
+
+inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
+
+constexpr long kMostPixels = 256;          // of a strip, unless one row has more
+constexpr long kProductFloats = 48 << 10;  // of the products of a strip
+constexpr long kFilterFloats = 160 << 10;  // of the filters that a part packs at a time
+
+long ceil_div(long a, long b) { return (a + b - 1) / b; }
+long floor_div(long a, long b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
+long round_up(long a) { return ceil_div(a, V) * V; }
+
+// Memory that a thread keeps between calls, since fresh pages cost more than small layers.
+class Arena {
+ public:
+  // Starts over with room for `floats` in total; what was handed out before is lost.
+  void reset(std::size_t floats) {
+    if (floats > size_) {
+      memory_.reset(static_cast<float*>(::operator new(4 * floats, std::align_val_t(64))));
+      size_ = floats;
+    }
+    used_ = 0;
+  }
+  float* take(std::size_t floats) {
+    float* start = memory_.get() + used_;
+    used_ += rounded(floats);
+    return start;
+  }
+  // Vectors may be read and written beyond the end of an array.
+  static std::size_t rounded(std::size_t floats) { return (floats + 16 + 4 * V) / 16 * 16; }
+
+ private:
+  struct Delete {
+    void operator()(float* p) const { ::operator delete(p, std::align_val_t(64)); }
+  };
+  std::unique_ptr<float, Delete> memory_;
+  std::size_t size_ = 0, used_ = 0;
+};
+
+thread_local Arena arena;
+
+// The taps in one direction that read one phase: taps first, first + step, ..., `count` of them.
+// Output pixel o reads pixel o + shift + n of the phase with the n-th of them.
+struct Line {
+  long phase, size;  // size: pixels of the phase
+  long first, step, count, shift;
+};
+
+Line line(long pixels, long taps, long stride, long low, long phase) {
+  Line found{phase, ceil_div(pixels - phase, stride), 0, stride, 0, 0};
+  found.first = ((phase + low) % stride + stride) % stride;
+  if (found.first < taps) found.count = ceil_div(taps - found.first, stride);
+  found.shift = floor_div(found.first - low, stride);
+  return found;
+}
+
+// A range of lanes that one tap (i, j) fills with maps, in a row of lanes for all taps.
+struct Piece {
+  long lane, row, column, i, j;  // row and column: among those of the phase
+};
+
+// The taps of a phase as lanes: one group of lanes per row of taps, padded to whole vectors; in a
+// group first the last column, because d_product then reads the cotangent contiguously.
+struct Lanes {
+  Line rows, columns;
+  long maps;          // per tap
+  long real, padded;  // lanes of a group
+  long all() const { return rows.count * padded; }
+  std::vector<Piece> pieces() const {
+    std::vector<Piece> found;
+    for (long r = 0; r < rows.count; ++r)
+      for (long c = 0; c < columns.count; ++c)
+        found.push_back({r * padded + (columns.count - 1 - c) * maps, r, c,
+                         rows.first + r * rows.step, columns.first + c * columns.step});
+    return found;
+  }
+};
+
+Lanes lanes(const Line& rows, const Line& columns, long maps) {
+  long real = columns.count * maps;
+  return {rows, columns, maps, real, round_up(real)};
+}
+
+// Calls f for every phase, also for phases of no pixels, which have taps in images smaller than the
+// stride.
 template <typename F>
-void ForEach(const Sizes& s, F f) {
-  for (int64_t n = 0; n < s.images; ++n)
-    for (int64_t oy = 0; oy < s.out_height; ++oy)
-      for (int64_t ox = 0; ox < s.out_width; ++ox)
-        for (int64_t i = 0; i < s.taps; ++i)
-          for (int64_t j = 0; j < s.taps; ++j) {
-            const int64_t y = oy * s.stride_y + i - s.low_y, x = ox * s.stride_x + j - s.low_x;
-            if (y < 0 || y >= s.height || x < 0 || x >= s.width) continue;
-            const int64_t pixel = ((n * s.height + y) * s.width + x) * s.channels;
-            const int64_t out = ((n * s.out_height + oy) * s.out_width + ox) * s.maps * s.planes;
-            const int64_t tap = i * s.taps + j;
-            for (int64_t c = 0; c < s.channels; ++c)
-              for (int64_t h = 0; h < s.maps; ++h)
-                for (int64_t k = 0; k < s.planes; ++k)
-                  f(pixel + c, (tap * s.channels + c) * s.maps + h, tap * s.planes + k,
-                    out + h * s.planes + k);
+void for_phases(const Sizes& s, long maps, F&& f) {
+  for (long a = 0; a < s.stride_y; ++a)
+    for (long b = 0; b < s.stride_x; ++b)
+      f(lanes(line(s.height, s.taps, s.stride_y, s.low_y, a),
+              line(s.width, s.taps, s.stride_x, s.low_x, b), maps));
+}
+
+// Vectors of the next panel of columns: three, or fewer at the end, but not one after three.
+long panel_vectors(long left) { return left == 4 ? 2 : std::min(left, 3L); }
+
+// ------------------------------------------------------------------------------------------------
+// Matrix products
+
+// sums[r][v] = sum over k of a[r][k] * b[k][v], or with a stored by columns, a[k * a_step + r].
+template <int R, int N, typename A>
+inline __attribute__((always_inline)) void tile(const A& a, long begin, long end, const float* b,
+                                                long b_step, Vec (&sums)[R][N]) {
+  for (long k = begin; k < end; ++k, b += b_step) {
+    Vec row[N];
+    UNROLL for (int v = 0; v < N; ++v) row[v] = load(b + v * V);
+    UNROLL for (int r = 0; r < R; ++r) {
+      const float x = a(r, k);
+      UNROLL for (int v = 0; v < N; ++v) sums[r][v] += x * row[v];
+    }
+  }
+}
+
+// The rows of a matrix: `groups` of `depth` numbers, each group `step` after the one before.
+struct Rows {
+  const float* const* start;
+  long count, groups, depth, step;
+};
+
+// Multiplies rows by a panel of N vectors, groups * depth rows high. put(row, v, sums) receives the
+// result.
+template <int R, int N, typename Put>
+__attribute__((noinline)) void rows_by_panel(const Rows& rows, const float* b, const Put& put) {
+  for (long start = 0; start < rows.count; start += R) {
+    const float* a[R];
+    UNROLL for (int r = 0; r < R; ++r) a[r] = rows.start[std::min(start + r, rows.count - 1)];
+    Vec sums[R][N] = {};
+    for (long g = 0; g < rows.groups; ++g)
+      tile<R, N>([&](int r, long k) { return a[r][k]; }, g * rows.step, g * rows.step + rows.depth,
+                 b + g * rows.depth * N * V, N * V, sums);
+    const int present = static_cast<int>(std::min<long>(R, rows.count - start));
+    UNROLL for (int r = 0; r < R; ++r) if (r < present) UNROLL for (int v = 0; v < N; ++v)
+        put(start + r, v, sums[r][v]);
+  }
+}
+
+// Calls put(row, vector, sums) for all rows of a, and all `vectors` of b, which is packed by
+// panels.
+template <typename Put>
+void multiply_rows(const Rows& a, const float* b, long vectors, const Put& put) {
+  for (long first = 0; first < vectors;) {
+    const long n = panel_vectors(vectors - first);
+    auto shifted = [&](long row, int v, Vec sums) { put(row, first + v, sums); };
+    if (n == 3) rows_by_panel<TILE_3, 3>(a, b, shifted);
+    if (n == 2) rows_by_panel<TILE_3, 2>(a, b, shifted);
+    if (n == 1) rows_by_panel<TILE_3, 1>(a, b, shifted);
+    b += n * V * a.groups * a.depth;
+    first += n;
+  }
+}
+
+// c[r][..] += sum over k of a[k][r] * b[k][..] for `count` columns r of a. Reads up to a tile
+// beyond the last column.
+template <int R, int N>
+__attribute__((noinline)) void columns_by_panel(const float* a, long a_step, long count, long depth,
+                                                const float* b, long b_step, float* c,
+                                                long c_step) {
+  for (long start = 0; start < count; start += R) {
+    Vec sums[R][N] = {};
+    const float* columns = a + start;
+    tile<R, N>([&](int r, long k) { return columns[k * a_step + r]; }, 0, depth, b, b_step, sums);
+    const int present = static_cast<int>(std::min<long>(R, count - start));
+    UNROLL for (int r = 0; r < R; ++r) if (r < present) UNROLL for (int v = 0; v < N; ++v) {
+      float* place = c + (start + r) * c_step + v * V;
+      store(place, load(place) + sums[r][v]);
+    }
+  }
+}
+
+void multiply_columns(const float* a, long a_step, long count, long depth, const float* b,
+                      long b_step, long vectors, float* c, long c_step) {
+  for (long first = 0; first < vectors;) {
+    const long n = panel_vectors(vectors - first);
+    if (n == 3) columns_by_panel<TILE_3, 3>(a, a_step, count, depth, b, b_step, c, c_step);
+    if (n == 2) columns_by_panel<TILE_2, 2>(a, a_step, count, depth, b, b_step, c, c_step);
+    if (n == 1) columns_by_panel<TILE_2, 1>(a, a_step, count, depth, b, b_step, c, c_step);
+    b += n * V, c += n * V, first += n;
+  }
+}
+
+// ------------------------------------------------------------------------------------------------
+// Packing
+
+// Where row `k` of lane or channel `column` lies in an array packed by panels.
+struct Panels {
+  long depth, vectors;
+  // Calls f(first column, columns, place of row 0, step between rows) for each panel.
+  template <typename F>
+  void each(float* packed, F&& f) const {
+    for (long first = 0; first < vectors;) {
+      long n = panel_vectors(vectors - first);
+      f(first * V, n * V, packed, n * V);
+      packed += n * V * depth;
+      first += n;
+    }
+  }
+};
+
+// Packs the filters of maps h0 to h0 + maps as [channels, lanes].
+void pack_lanes(const Sizes& s, const float* filters, const Lanes& l, long h0, float* packed) {
+  std::vector<Piece> pieces = l.pieces();
+  Panels{s.channels, l.all() / V}.each(
+      packed, [&](long first, long columns, float* rows, long step) {
+        std::memset(rows, 0, sizeof(float) * s.channels * step);
+        for (const Piece& piece : pieces) {
+          long begin = std::max(piece.lane, first),
+               end = std::min(piece.lane + l.maps, first + columns);
+          if (begin >= end) continue;
+          const float* from = filters + (piece.i * s.taps + piece.j) * s.channels * s.maps + h0 +
+                              begin - piece.lane;
+          float* to = rows + begin - first;
+          long length = end - begin;
+          for (long c = 0; c < s.channels; ++c, from += s.maps, to += step) {
+            __builtin_prefetch(from + 16 * s.maps);
+            if (length == V)
+              store(to, load(from));
+            else
+              for (long h = 0; h < length; ++h) to[h] = from[h];
           }
+        }
+      });
+}
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+typedef int QuadIndex __attribute__((vector_size(16)));
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, QuadIndex{i, j, k, l})
+#endif
+
+// Transposes rows x columns floats, adding to `to` if `adds`.
+template <bool adds>
+void transpose(const float* from, long from_step, long rows, long columns, float* to,
+               long to_step) {
+  long whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
+  auto quad = [&](long r, long c) {
+    if (c % 16 == 0) __builtin_prefetch(from + (r + 16) * from_step + c);
+    return *reinterpret_cast<const LooseQuad*>(from + r * from_step + c);
+  };
+  auto put = [&](long c, long r, Quad value) {
+    LooseQuad* place = reinterpret_cast<LooseQuad*>(to + c * to_step + r);
+    *place = adds ? *place + value : value;
+  };
+  // In blocks of columns, so that what a block writes stays in cache until its lines are full.
+  for (long c0 = 0; c0 < whole_columns; c0 += 16)
+    for (long r = 0; r < whole_rows; r += 4)
+      for (long c = c0; c < std::min(c0 + 16, whole_columns); c += 4) {
+        Quad a = quad(r, c), b = quad(r + 1, c), d = quad(r + 2, c), e = quad(r + 3, c);
+        Quad ab = SHUFFLE(a, b, 0, 4, 1, 5), cd = SHUFFLE(a, b, 2, 6, 3, 7);
+        Quad ef = SHUFFLE(d, e, 0, 4, 1, 5), gh = SHUFFLE(d, e, 2, 6, 3, 7);
+        put(c, r, SHUFFLE(ab, ef, 0, 1, 4, 5));
+        put(c + 1, r, SHUFFLE(ab, ef, 2, 3, 6, 7));
+        put(c + 2, r, SHUFFLE(cd, gh, 0, 1, 4, 5));
+        put(c + 3, r, SHUFFLE(cd, gh, 2, 3, 6, 7));
+      }
+  for (long r = 0; r < rows; ++r)
+    for (long c = r < whole_rows ? whole_columns : 0; c < columns; ++c) {
+      float& place = to[c * to_step + r];
+      place = adds ? place + from[r * from_step + c] : from[r * from_step + c];
+    }
+}
+
+// Packs the same filters transposed, as [real lanes of all groups, channels].
+void pack_channels(const Sizes& s, const float* filters, const Lanes& l, long h0, float* packed) {
+  long depth = l.rows.count * l.real;
+  std::vector<Piece> pieces = l.pieces();
+  Panels{depth, round_up(s.channels) / V}.each(
+      packed, [&](long first, long columns, float* rows, long step) {
+        long present = std::min(columns, s.channels - first);
+        if (present < columns) std::memset(rows, 0, sizeof(float) * depth * step);
+        for (const Piece& piece : pieces) {
+          long row = piece.lane - piece.row * (l.padded - l.real);
+          const float* from =
+              filters + ((piece.i * s.taps + piece.j) * s.channels + first) * s.maps + h0;
+          transpose<false>(from, s.maps, present, l.maps, rows + row * step, step);
+        }
+      });
+}
+
+template <int K>
+void split_planes(const float* from, long count, float* const* to) {
+  for (long n = 0; n < count; ++n) UNROLL for (int k = 0; k < K; ++k) to[k][n] = from[n * K + k];
+}
+
+// [count, planes] -> planes arrays [count].
+void split(const float* from, long count, long planes, float* const* to) {
+  switch (planes) {
+    case 1:
+      return split_planes<1>(from, count, to);
+    case 2:
+      return split_planes<2>(from, count, to);
+    case 4:
+      return split_planes<4>(from, count, to);
+    case 8:
+      return split_planes<8>(from, count, to);
+  }
+  for (long n = 0; n < count; ++n)
+    for (long k = 0; k < planes; ++k) to[k][n] = from[n * planes + k];
+}
+
+template <int K>
+void join_planes(const float* from, long step, long count, float* to) {
+  for (long n = 0; n < count; ++n)
+    UNROLL for (int k = 0; k < K; ++k) to[n * K + k] = from[k * step + n];
+}
+
+// planes arrays [count], `step` apart -> [count, planes].
+void join(const float* from, long step, long count, long planes, float* to) {
+  switch (planes) {
+    case 1:
+      return join_planes<1>(from, step, count, to);
+    case 2:
+      return join_planes<2>(from, step, count, to);
+    case 4:
+      return join_planes<4>(from, step, count, to);
+    case 8:
+      return join_planes<8>(from, step, count, to);
+  }
+  for (long n = 0; n < count; ++n)
+    for (long k = 0; k < planes; ++k) to[n * planes + k] = from[k * step + n];
+}
+
+// Calls f(K, first plane) for blocks of K = 4, 2 or 1 planes, with K as a compile-time constant.
+template <typename F>
+void for_planes(long planes, F&& f) {
+  long k = 0;
+  for (; planes - k >= 4; k += 4) f(std::integral_constant<int, 4>(), k);
+  for (; planes - k >= 2; k += 2) f(std::integral_constant<int, 2>(), k);
+  for (; planes - k >= 1; k += 1) f(std::integral_constant<int, 1>(), k);
+}
+
+// The share of `all` that belongs to a part.
+struct Range {
+  long begin, end;
+};
+Range share(long all, long part, long parts) {
+  return {all * part / parts, all * (part + 1) / parts};
+}
+
+// The number of maps that are computed together, so that their packed filters stay in cache.
+long maps_at_a_time(const Sizes& s) {
+  long per_map = s.taps * s.taps * s.channels;
+  if (per_map * s.maps <= kFilterFloats) return s.maps;
+  long most = kFilterFloats / per_map / V * V;
+  return std::min(s.maps, std::max<long>(most, V));
+}
+
+// Layers with more filters than features are split by maps. So each part packs filters of its own.
+bool splits_maps(const Sizes& s) {
+  return s.taps * s.taps * s.maps > s.images * s.height * s.width && s.maps > maps_at_a_time(s);
+}
+
+long most_parts(const Sizes& s) {
+  return splits_maps(s) ? ceil_div(s.maps, maps_at_a_time(s)) : s.images;
+}
+
+// The maps of a part, in whole blocks, and its rows or images out of `all`.
+struct Share {
+  Range maps, others;
+};
+Share share_of(const Sizes& s, long all, long part, long parts) {
+  if (!splits_maps(s)) return {{0, s.maps}, share(all, part, parts)};
+  const long block = maps_at_a_time(s);
+  const Range blocks = share(ceil_div(s.maps, block), part, parts);
+  return {{blocks.begin * block, std::min(blocks.end * block, s.maps)}, {0, all}};
+}
+
+const float* pixel(const Sizes& s, const float* features, const Lanes& l, long n, long y, long x) {
+  return features + ((n * s.height + l.rows.phase + y * s.stride_y) * s.width + l.columns.phase +
+                     x * s.stride_x) *
+                        s.channels;
+}
+
+// ------------------------------------------------------------------------------------------------
+// Forward
+
+// out[k][..] = sum over taps of m[t][k] * products[t][..] for K planes and a row of `count` floats.
+template <int K>
+void mix_row(const std::vector<const float*>& products, const std::vector<const float*>& m, long k0,
+             long count, float* out, long out_step) {
+  constexpr int N = K >= 4 ? 4 : 2;
+  for (long n = 0; n < count; n += N * V) {
+    Vec sums[K][N] = {};
+    for (std::size_t t = 0; t < products.size(); ++t) {
+      Vec x[N];
+      UNROLL for (int v = 0; v < N; ++v) x[v] = load(products[t] + n + v * V);
+      UNROLL for (int k = 0; k < K; ++k) UNROLL for (int v = 0; v < N; ++v) sums[k][v] +=
+          m[t][k0 + k] * x[v];
+    }
+    UNROLL for (int k = 0; k < K; ++k) UNROLL for (int v = 0; v < N; ++v)
+        store(out + k * out_step + n + v * V, sums[k][v]);
+  }
+}
+
+template <int M>
+void gather_whole(const float* from, long from_step, long count, float* to) {
+  for (long n = 0; n < count; ++n) std::memcpy(to + n * M, from + n * from_step, sizeof(float) * M);
+}
+
+// Copies `maps` floats from each of `count` places, from_step apart, to places side by side.
+void gather_maps(const float* from, long from_step, long count, long maps, float* to) {
+  if (maps == 4) return gather_whole<4>(from, from_step, count, to);
+  if (maps == 8) return gather_whole<8>(from, from_step, count, to);
+  for (long n = 0; n < count; ++n) std::copy_n(from + n * from_step, maps, to + n * maps);
+}
+
+void forward(const Sizes& s, const float* features, const float* filters, const float* m,
+             float* output, long part, long parts) {
+  const long taps = s.taps * s.taps, block = maps_at_a_time(s);
+  const long most_rows = std::max(1L, std::min({s.out_height, kMostPixels * 4 / s.out_width,
+                                                kProductFloats / (taps * block * s.out_width)}));
+  // If a strip has fewer rows than an image, each row of taps is multiplied apart, with the rows of
+  // pixels that it reads. Otherwise the pixels at the edges would be multiplied several times.
+  std::vector<Lanes> groups;
+  for_phases(s, block, [&](const Lanes& l) {
+    if (most_rows == s.out_height) {
+      if (l.all() > 0) groups.push_back(l);
+      return;
+    }
+    for (long r = 0; r < l.rows.count && l.columns.count; ++r) {
+      Line rows = l.rows;
+      rows.first += r * rows.step, rows.shift += r, rows.count = 1;
+      groups.push_back(lanes(rows, l.columns, block));
+    }
+  });
+
+  // The product of a tap lies at the output pixel that it contributes to. Some contribute to none,
+  // so there are guard pixels around. Output pixels that a tap adds nothing to stay zero.
+  const long guard = s.taps,
+             pitch_pixels = s.out_width + 2 * guard + std::max(s.width - s.out_width, 0L);
+  const long plane = (most_rows + 2 * guard) * pitch_pixels * block + 4 * V;
+  const long mixed_step = round_up(s.out_width * block) + 4 * V;
+  std::size_t floats = Arena::rounded(taps * plane) + Arena::rounded(s.planes * mixed_step);
+  const long most_pixels = (most_rows + s.taps) * s.width;
+  long most_lanes = 0;
+  for (const Lanes& l : groups) {
+    floats += Arena::rounded(s.channels * l.all());
+    most_lanes = std::max(most_lanes, l.all());
+  }
+  const bool apart = block % V || s.maps % V;  // a vector may hold maps of several taps
+  floats += Arena::rounded(apart ? most_pixels * most_lanes : 0);
+  arena.reset(floats);
+  float* products = arena.take(taps * plane);
+  float* mixed = arena.take(s.planes * mixed_step);
+  std::vector<float*> packed;
+  for (const Lanes& l : groups) packed.push_back(arena.take(s.channels * l.all()));
+  float* by_pixel = arena.take(apart ? most_pixels * most_lanes : 0);
+  std::vector<const float*> pixels(most_pixels), row_products, row_m;
+  std::vector<long> places(most_pixels);
+
+  const auto [own_maps, rows] = share_of(s, s.images * s.out_height, part, parts);
+  for (long h0 = own_maps.begin; h0 < own_maps.end; h0 += block) {
+    const long maps = std::min(block, s.maps - h0), pitch = pitch_pixels * maps;
+    std::memset(products, 0, sizeof(float) * taps * plane);
+    // Where the maps of a piece go for pixel (r0, 0) of a phase.
+    auto place = [&](const Lanes& l, const Piece& piece) {
+      return products + (piece.i * s.taps + piece.j) * plane +
+             (guard - l.rows.shift - piece.row) * pitch +
+             (guard - l.columns.shift - piece.column) * maps;
+    };
+    std::vector<std::vector<float*>> vector_places;
+    for (std::size_t g = 0; g < groups.size(); ++g) {
+      const Lanes& l = groups[g] = lanes(groups[g].rows, groups[g].columns, maps);
+      pack_lanes(s, filters, l, h0, packed[g]);
+      vector_places.emplace_back(l.all() / V);
+      if (maps % V) continue;
+      for (const Piece& piece : l.pieces())
+        for (long h = 0; h < maps; h += V)
+          vector_places[g][(piece.lane + h) / V] = place(l, piece) + h;
+    }
+    for (long row = rows.begin; row < rows.end;) {
+      const long image = row / s.out_height, r0 = row % s.out_height;
+      const long r1 = std::min({r0 + most_rows, s.out_height, r0 + rows.end - row});
+      for (std::size_t g = 0; g < groups.size(); ++g) {
+        const Lanes& l = groups[g];
+        const long begin = std::max(0L, r0 + l.rows.shift);
+        const long end = std::min(l.rows.size, r1 + l.rows.shift + l.rows.count - 1);
+        long count = 0;
+        for (long y = begin; y < end; ++y)
+          for (long x = 0; x < l.columns.size; ++x, ++count) {
+            pixels[count] = pixel(s, features, l, image, y, x);
+            places[count] = (y - r0) * pitch + x * maps;
+          }
+        if (count == 0) continue;
+        const Rows a{pixels.data(), count, 1, s.channels, 0};
+        if (maps % V == 0) {
+          float* const* to = vector_places[g].data();
+          multiply_rows(a, packed[g], l.all() / V,
+                        [&](long n, long v, Vec sums) { store(to[v] + places[n], sums); });
+          continue;
+        }
+        multiply_rows(a, packed[g], l.all() / V, [&](long n, long v, Vec sums) {
+          store(by_pixel + n * l.all() + v * V, sums);
+        });
+        for (const Piece& piece : l.pieces())
+          for (long y = begin; y < end; ++y)
+            gather_maps(by_pixel + (y - begin) * l.columns.size * l.all() + piece.lane, l.all(),
+                        l.columns.size, maps, place(l, piece) + (y - r0) * pitch);
+      }
+      for (long y = r0; y < r1; ++y) {
+        row_products.clear();
+        row_m.clear();
+        for (const Lanes& l : groups)
+          for (const Piece& piece : l.pieces()) {
+            const long in = y + l.rows.shift + piece.row, tap = piece.i * s.taps + piece.j;
+            if (in < 0 || in >= l.rows.size) continue;
+            row_products.push_back(products + tap * plane + (guard + y - r0) * pitch +
+                                   guard * maps);
+            row_m.push_back(m + tap * s.planes);
+          }
+        const long count = s.out_width * maps;
+        for_planes(s.planes, [&](auto planes, long k) {
+          mix_row<decltype(planes)::value>(row_products, row_m, k, count, mixed + k * mixed_step,
+                                           mixed_step);
+        });
+        float* out = output + ((image * s.out_height + y) * s.out_width * s.maps + h0) * s.planes;
+        if (maps == s.maps) {
+          join(mixed, mixed_step, count, s.planes, out);
+        } else {
+          for (long x = 0; x < s.out_width; ++x)
+            join(mixed + x * maps, mixed_step, maps, s.planes, out + x * s.maps * s.planes);
+        }
+      }
+      row += r1 - r0;
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------
+// Backward
+
+std::size_t filter_sums(const Sizes& s) { return s.taps * s.taps * s.maps * round_up(s.channels); }
+std::size_t m_sums(const Sizes& s) { return s.taps * s.taps * s.planes; }
+
+// The cotangent of some images by planes: [planes, images, rows, columns, maps], with guard columns
+// of zeros on both sides.
+struct Cotangent {
+  float* start;
+  long plane, image, row, guard, maps;
+  const float* at(long k, long n, long y, long x) const {
+    return start + k * plane + n * image + y * row + (guard + x) * maps;
+  }
+};
+
+// For K planes and up to N vectors of a row of taps: d_products[q] = sum over k of m * cotangent,
+// and sums[k] += products * cotangent, for one row of pixels.
+template <int K, int N>
+inline void spread_row(const float* const* cotangent, long maps, const float* m, long m_step,
+                       const float* products, float* d_products, long step, long pixels, bool adds,
+                       Vec (&sums)[K][N]) {
+  for (long x = 0; x < pixels; ++x, products += step, d_products += step) {
+    UNROLL for (int v = 0; v < N; ++v) {
+      Vec product = load(products + v * V), d = adds ? load(d_products + v * V) : Vec{};
+      UNROLL for (int k = 0; k < K; ++k) {
+        Vec g = load(cotangent[k] + x * maps + v * V);
+        d += load(m + k * m_step + v * V) * g;
+        sums[k][v] += product * g;
+      }
+      store(d_products + v * V, d);
+    }
+  }
+}
+
+// Pixels of one strip: some rows of one image, or some whole images.
+struct Strip {
+  long image, images, begin, end;
+};
+
+template <int K, int N>
+void spread(const Sizes& s, const Lanes& l, const Strip& strip, long first_image,
+            const Cotangent& g, long r, long vector, long k0, const float* m, long m_step,
+            const float* products, float* d_products, double* m_lanes) {
+  const long column = r * l.padded + vector * V, step = l.all();
+  Vec sums[K][N] = {};
+  for (long n = strip.image; n < strip.image + strip.images; ++n)
+    for (long y = strip.begin; y < strip.end; ++y) {
+      const long row = (n - strip.image) * (strip.end - strip.begin) + y - strip.begin;
+      float* to = d_products + row * l.columns.size * step + column;
+      const long out = y - l.rows.shift - r;
+      if (out < 0 || out >= s.out_height) {
+        if (k0 == 0)
+          for (long x = 0; x < l.columns.size; ++x)
+            for (int v = 0; v < N; ++v) store(to + x * step + v * V, Vec{});
+        continue;
+      }
+      const float* planes[K];
+      UNROLL for (int k = 0; k < K; ++k) planes[k] =
+          g.at(k0 + k, n - first_image, out, -l.columns.shift - l.columns.count + 1) + vector * V;
+      spread_row<K, N>(planes, l.maps, m, m_step, products + row * l.columns.size * step + column,
+                       to, step, l.columns.size, k0 > 0, sums);
+    }
+  for (int k = 0; k < K; ++k)
+    for (int v = 0; v < N; ++v)
+      for (int i = 0; i < V; ++i)
+        m_lanes[(k0 + k) * l.padded + (vector + v) * V + i] += sums[k][v][i];
+}
+
+void backward(const Sizes& s, const float* features, const float* filters,
+              const float* m_sum_filters, const float* m, const float* cotangent, float* d_features,
+              float* filter_sums_, double* m_sums_, long part, long parts) {
+  const long block = maps_at_a_time(s), c_step = round_up(s.channels);
+  const long guard = 2 * s.taps + std::max(0L, s.width - s.out_width);
+  const auto [own_maps, images] = share_of(s, s.images, part, parts);
+  const long first_row = s.taps * s.taps * own_maps.begin;  // of the filter sums
+  std::memset(filter_sums_ + first_row * c_step, 0,
+              sizeof(float) * s.taps * s.taps * (own_maps.end - own_maps.begin) * c_step);
+  std::memset(m_sums_, 0, sizeof(double) * m_sums(s));
+  std::vector<Lanes> phases;
+  for_phases(s, block, [&](const Lanes& l) { phases.push_back(l); });
+  const long phase_pixels =
+      phases[0].rows.size * phases[0].columns.size;  // the first is the largest
+  const long most_images =
+      std::max(1L, std::min(images.end - images.begin, kMostPixels / 2 / phase_pixels));
+  long most_lanes = 0;
+  std::size_t floats = 0;
+  for (const Lanes& l : phases) {
+    most_lanes = std::max(most_lanes, l.all());
+    floats += Arena::rounded(s.channels * l.all()) +
+              Arena::rounded(l.rows.count * l.real * c_step) + Arena::rounded(s.planes * l.all());
+  }
+  const long width = phases[0].columns.size;
+  const long most_rows = std::max(
+      1L, std::min(phases[0].rows.size,
+                   std::min(kMostPixels, kProductFloats / std::max(1L, most_lanes)) / width));
+  const long most_pixels = std::max(most_rows * width, most_images * phase_pixels);
+  Cotangent g{nullptr, 0, 0, 0, guard, 0};
+  const long g_floats = most_images * s.out_height * (s.out_width + 2 * guard) * block + 4 * V;
+  floats += Arena::rounded(s.planes * g_floats) + 2 * Arena::rounded(most_pixels * most_lanes) +
+            Arena::rounded(most_pixels * c_step);
+  arena.reset(floats);
+  std::vector<float*> by_lanes, by_channels, coefficients;
+  for (const Lanes& l : phases) {
+    by_lanes.push_back(arena.take(s.channels * l.all()));
+    by_channels.push_back(arena.take(l.rows.count * l.real * c_step));
+    coefficients.push_back(arena.take(s.planes * l.all()));
+  }
+  g.start = arena.take(s.planes * g_floats);
+  float* products = arena.take(most_pixels * most_lanes);
+  float* d_products = arena.take(most_pixels * most_lanes);
+  float* gathered = arena.take(most_pixels * c_step);
+  std::vector<const float*> pixels(most_pixels), rows(most_pixels);
+  std::vector<float*> d_pixels(most_pixels);
+  std::vector<std::vector<double>> m_lanes(phases.size());
+  std::vector<long> first_sums(phases.size());
+  long next_sums = first_row;  // in the order of `add_filter_sums`
+
+  for (long h0 = own_maps.begin; h0 < own_maps.end; h0 += block) {
+    const bool first = h0 == own_maps.begin;
+    const long maps = std::min(block, s.maps - h0);
+    g.maps = maps, g.row = (s.out_width + 2 * guard) * maps, g.image = s.out_height * g.row,
+    g.plane = g_floats;
+    std::memset(g.start, 0, sizeof(float) * s.planes * g_floats);
+    for (std::size_t i = 0; i < phases.size(); ++i) {
+      const Lanes& l = phases[i] = lanes(phases[i].rows, phases[i].columns, maps);
+      pack_lanes(s, m_sum_filters, l, h0, by_lanes[i]);
+      pack_channels(s, filters, l, h0, by_channels[i]);
+      std::memset(coefficients[i], 0, sizeof(float) * s.planes * l.all());
+      for (const Piece& p : l.pieces())
+        for (long k = 0; k < s.planes; ++k)
+          std::fill_n(coefficients[i] + k * l.all() + p.lane, maps,
+                      m[(p.i * s.taps + p.j) * s.planes + k]);
+      first_sums[i] = next_sums, next_sums += l.rows.count * l.real;
+      m_lanes[i].assign(l.rows.count * s.planes * l.padded, 0.0);
+    }
+    for (long n0 = images.begin; n0 < images.end; n0 += most_images) {
+      const long n1 = std::min(n0 + most_images, images.end);
+      for (long n = n0; n < n1; ++n)
+        for (long y = 0; y < s.out_height; ++y) {
+          std::vector<float*> to;
+          for (long k = 0; k < s.planes; ++k)
+            to.push_back(const_cast<float*>(g.at(k, n - n0, y, 0)));
+          const float* from =
+              cotangent + ((n * s.out_height + y) * s.out_width * s.maps + h0) * s.planes;
+          if (maps == s.maps) {
+            split(from, s.out_width * maps, s.planes, to.data());
+            continue;
+          }
+          for (long x = 0; x < s.out_width; ++x, from += s.maps * s.planes) {
+            split(from, maps, s.planes, to.data());
+            for (float*& place : to) place += maps;
+          }
+        }
+      for (std::size_t i = 0; i < phases.size(); ++i) {
+        const Lanes& l = phases[i];
+        const long at_once = n1 - n0 > 1 ? l.rows.size : most_rows;
+        for (long y0 = 0; y0 < l.rows.size; y0 += at_once) {
+          const Strip strip{n0, n1 - n0, y0, std::min(y0 + at_once, l.rows.size)};
+          long count = 0;
+          for (long n = n0; n < n1; ++n)
+            for (long y = strip.begin; y < strip.end; ++y)
+              for (long x = 0; x < l.columns.size; ++x, ++count) {
+                pixels[count] = pixel(s, features, l, n, y, x);
+                d_pixels[count] = d_features + (pixels[count] - features);
+                rows[count] = d_products + count * l.all();
+              }
+          if (count == 0) continue;
+          if (l.all() == 0) {  // no tap reads these pixels
+            for (long n = 0; n < count && first; ++n) std::fill_n(d_pixels[n], s.channels, 0.0f);
+            continue;
+          }
+          const long step = l.all();
+          multiply_rows(
+              {pixels.data(), count, 1, s.channels, 0}, by_lanes[i], step / V,
+              [&](long n, long v, Vec sums) { store(products + n * step + v * V, sums); });
+          for (long r = 0; r < l.rows.count; ++r)
+            for (long v = 0; v < l.padded / V;) {
+              const long n = l.padded / V - v >= 2 ? 2 : 1;
+              for_planes(s.planes, [&](auto planes, long k) {
+                const float* mk = coefficients[i] + k * step + r * l.padded + v * V;
+                double* lanes_of_m = m_lanes[i].data() + r * s.planes * l.padded;
+                if (n == 2)
+                  spread<decltype(planes)::value, 2>(s, l, strip, n0, g, r, v, k, mk, step,
+                                                     products, d_products, lanes_of_m);
+                else
+                  spread<decltype(planes)::value, 1>(s, l, strip, n0, g, r, v, k, mk, step,
+                                                     products, d_products, lanes_of_m);
+              });
+              v += n;
+            }
+          multiply_rows({rows.data(), count, l.rows.count, l.real, l.padded}, by_channels[i],
+                        c_step / V, [&](long n, long v, Vec sums) {
+                          float* to = d_pixels[n] + v * V;
+                          const long present = std::min<long>(V, s.channels - v * V);
+                          if (present == V) {
+                            store(to, first ? sums : load(to) + sums);
+                            return;
+                          }
+                          for (long c = 0; c < present; ++c)
+                            to[c] = first ? sums[c] : to[c] + sums[c];
+                        });
+          // Rows of pixels side by side, with whole vectors of channels.
+          const float* x = pixels[0];
+          long x_step = s.channels;
+          if (s.channels % V || s.stride_x > 1 || s.stride_y > 1) {
+            x = gathered, x_step = c_step;
+            for (long n = 0; n < count; ++n) {
+              std::memcpy(gathered + n * c_step, pixels[n], sizeof(float) * s.channels);
+              std::fill(gathered + n * c_step + s.channels, gathered + (n + 1) * c_step, 0.0f);
+            }
+          }
+          for (long r = 0; r < l.rows.count; ++r)
+            multiply_columns(d_products + r * l.padded, step, l.real, count, x, x_step, c_step / V,
+                             filter_sums_ + (first_sums[i] + r * l.real) * c_step, c_step);
+        }
+      }
+    }
+    for (std::size_t i = 0; i < phases.size(); ++i)
+      for (const Piece& p : phases[i].pieces())
+        for (long k = 0; k < s.planes; ++k) {
+          const double* from = m_lanes[i].data() + (p.row * s.planes + k) * phases[i].padded +
+                               p.lane - p.row * phases[i].padded;
+          for (long h = 0; h < maps; ++h) m_sums_[(p.i * s.taps + p.j) * s.planes + k] += from[h];
+        }
+  }
+}
+
+void add_filter_sums(const Sizes& s, const float* sums, long summands, float* d_filters, long part,
+                     long parts) {
+  const long block = maps_at_a_time(s), c_step = round_up(s.channels);
+  long row = 0, turn = 0;
+  for (long h0 = 0; h0 < s.maps; h0 += block) {
+    const long maps = std::min(block, s.maps - h0);
+    for_phases(s, maps, [&](const Lanes& l) {
+      for (const Piece& p : l.pieces()) {
+        if (turn++ % parts != part) continue;
+        const float* from = sums + (row + p.lane - p.row * (l.padded - l.real)) * c_step;
+        float* to = d_filters + (p.i * s.taps + p.j) * s.channels * s.maps + h0;
+        transpose<false>(from, c_step, maps, s.channels, to, s.maps);
+        for (long n = 1; n < summands; ++n)
+          transpose<true>(from + n * filter_sums(s), c_step, maps, s.channels, to, s.maps);
+      }
+      row += l.rows.count * l.real;
+    });
+  }
 }
 
 }  // namespace
 
-void Forward(const Sizes& s, const float* x, const float* c, const float* m, float* y) {
-  std::fill_n(y, s.images * s.out_height * s.out_width * s.maps * s.planes, 0.0f);
-  ForEach(s, [=](int64_t a, int64_t b, int64_t d, int64_t o) { y[o] += x[a] * c[b] * m[d]; });
-}
+#define NAME_OF(isa) #isa
+#define NAME(isa) NAME_OF(isa)
+extern const Kernel kernel = {NAME(MCN_ISA), splits_maps, most_parts, forward,
+                              filter_sums,   m_sums,      backward,   add_filter_sums};
 
-void Backward(const Sizes& s, const float* x, const float* c, const float* sum, const float* m,
-              const float* dy, float* dx, float* dc, float* dm) {
-  std::fill_n(dx, s.images * s.height * s.width * s.channels, 0.0f);
-  std::fill_n(dc, s.taps * s.taps * s.channels * s.maps, 0.0f);
-  std::fill_n(dm, s.taps * s.taps * s.planes, 0.0f);
-  ForEach(s, [=](int64_t a, int64_t b, int64_t d, int64_t o) {
-    dx[a] += dy[o] * c[b] * m[d];
-    dc[b] += dy[o] * x[a] * m[d];
-    dm[d] += dy[o] * x[a] * sum[b];
-  });
-}
-
-}  // namespace mcn::MCN_ISA
+}  // namespace MCN_ISA
+}  // namespace mcn

@@ -1,28 +1,66 @@
-// MCconv in float32, for one instruction set per namespace.
-#pragma once
+// The kernel of the factored MCconv, for float32 on CPUs. See kernel.cc.
 
-#include <cstdint>
+#ifndef MCN_KERNEL_H_
+#define MCN_KERNEL_H_
+
+#include <cstddef>
 
 namespace mcn {
 
+// Sizes of one MCconv. Arrays are dense, with the last axis contiguous:
+//   features [images, height, width, channels]     filters [taps, taps, channels, maps]
+//   m        [taps, taps, planes]                  output  [images, out_height, out_width, maps *
+//   planes]
+// Tap (i, j) of output pixel (y, x) reads pixel (stride_y * y + i - low_y, stride_x * x + j -
+// low_x), or zero if there is none. Plane k of map h is channel h * planes + k.
 struct Sizes {
-  int64_t images, height, width, channels;        // features
-  int64_t taps, maps, planes;                     // filters and M
-  int64_t out_height, out_width;                  // output
-  int64_t stride_y, stride_x, low_y, low_x;       // low: padding before the first pixel
+  long images, height, width, channels;
+  long taps, maps, planes;
+  long out_height, out_width;
+  long stride_y, stride_x, low_y, low_x;
 };
 
-#define MCN_DECLARE(ISA)                                                                       \
-  namespace ISA {                                                                              \
-  void Forward(const Sizes& s, const float* x, const float* c, const float* m, float* y);      \
-  void Backward(const Sizes& s, const float* x, const float* c, const float* sum,              \
-                const float* m, const float* dy, float* dx, float* dc, float* dm);             \
-  }
+// The kernel, compiled for one instruction set. Each function does one part of the work; parts can
+// run at the same time.
+struct Kernel {
+  const char* instruction_set;
 
-#ifdef MCN_X86
-MCN_DECLARE(avx512)
-MCN_DECLARE(avx2)
-#endif
-MCN_DECLARE(baseline)
+  // Whether the parts of the work are maps, not images. The parts of `backward` then share the
+  // filter sums, but each has d_features of its own, which must be added.
+  bool (*splits_maps)(const Sizes& sizes);
+
+  // The greatest number of parts of `backward`, each of which has something to do.
+  long (*most_parts)(const Sizes& sizes);
+
+  // Computes a part of the output.
+  void (*forward)(const Sizes& sizes, const float* features, const float* filters, const float* m,
+                  float* output, long part, long parts);
+
+  // Numbers of floats and doubles that a part of `backward` needs for its sums.
+  std::size_t (*filter_sums)(const Sizes& sizes);
+  std::size_t (*m_sums)(const Sizes& sizes);
+
+  // Computes a part of d_features, and this part's sums for d_filters and d_m.
+  void (*backward)(const Sizes& sizes, const float* features, const float* filters,
+                   const float* m_sum_filters, const float* m, const float* cotangent,
+                   float* d_features, float* filter_sums, double* m_sums, long part, long parts);
+
+  // Adds the filter sums of `summands` parts, which lie one after another, and writes a part of
+  // d_filters.
+  void (*add_filter_sums)(const Sizes& sizes, const float* filter_sums, long summands,
+                          float* d_filters, long part, long parts);
+};
+
+namespace avx512 {
+extern const Kernel kernel;
+}
+namespace avx2 {
+extern const Kernel kernel;
+}
+namespace baseline {
+extern const Kernel kernel;
+}
 
 }  // namespace mcn
+
+#endif  // MCN_KERNEL_H_

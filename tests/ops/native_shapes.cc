@@ -1,0 +1,149 @@
+// Compares the kernel of every instruction set that this machine has with plain loops in float64,
+// at random shapes. Arrays have no room to spare, so a sanitizer notices any access beyond them.
+//
+// Arguments: a seed and the number of shapes. Prints one line per failure; exits with 1 after any.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "kernel.h"
+
+using mcn::Sizes;
+
+struct Arrays {
+  std::unique_ptr<float[]> x, filters, m, g, output, d_x, d_filters;
+  std::vector<double> d_m;
+};
+
+long count(const Sizes& s, const char* what) {
+  const long filters = s.taps * s.taps * s.channels * s.maps, m = s.taps * s.taps * s.planes;
+  if (what[0] == 'f') return filters;
+  if (what[0] == 'm') return m;
+  if (what[0] == 'x') return s.images * s.height * s.width * s.channels;
+  return s.images * s.out_height * s.out_width * s.maps * s.planes;
+}
+
+// ||a - b|| / ||b||
+template <typename A>
+double distance(const A& a, const std::vector<double>& b) {
+  double difference = 0, norm = 1e-30;
+  for (std::size_t i = 0; i < b.size(); ++i) {
+    difference += (a[i] - b[i]) * (a[i] - b[i]);
+    norm += b[i] * b[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
+bool agrees(const mcn::Kernel& kernel, const Sizes& s, long parts, std::mt19937& random) {
+  std::normal_distribution<float> normal;
+  auto made = [&](const char* what) {
+    std::unique_ptr<float[]> array(new float[count(s, what)]);
+    for (long i = 0; i < count(s, what); ++i) array[i] = normal(random);
+    return array;
+  };
+  auto x = made("x"), filters = made("f"), sum_filters = made("f"), m = made("m"), g = made("out");
+  std::vector<double> output(count(s, "out")), d_x(count(s, "x")), d_filters(count(s, "f")),
+      d_m(count(s, "m"));
+  for (long n = 0; n < s.images; ++n)
+    for (long y = 0; y < s.out_height; ++y)
+      for (long z = 0; z < s.out_width; ++z)
+        for (long i = 0; i < s.taps; ++i)
+          for (long j = 0; j < s.taps; ++j) {
+            const long in_y = y * s.stride_y + i - s.low_y, in_x = z * s.stride_x + j - s.low_x;
+            if (in_y < 0 || in_y >= s.height || in_x < 0 || in_x >= s.width) continue;
+            const long in = ((n * s.height + in_y) * s.width + in_x) * s.channels;
+            const long out = ((n * s.out_height + y) * s.out_width + z) * s.maps * s.planes;
+            const long tap = i * s.taps + j;
+            for (long h = 0; h < s.maps; ++h) {
+              double product = 0, sum_product = 0, mixed = 0;
+              for (long k = 0; k < s.planes; ++k)
+                mixed += double(m[tap * s.planes + k]) * g[out + h * s.planes + k];
+              for (long c = 0; c < s.channels; ++c) {
+                const long f = (tap * s.channels + c) * s.maps + h;
+                product += double(x[in + c]) * filters[f];
+                sum_product += double(x[in + c]) * sum_filters[f];
+                d_x[in + c] += mixed * filters[f];
+                d_filters[f] += mixed * x[in + c];
+              }
+              for (long k = 0; k < s.planes; ++k) {
+                output[out + h * s.planes + k] += m[tap * s.planes + k] * product;
+                d_m[tap * s.planes + k] += sum_product * g[out + h * s.planes + k];
+              }
+            }
+          }
+
+  const bool by_maps = kernel.splits_maps(s);
+  const long sums = kernel.filter_sums(s), size = count(s, "x");
+  parts = std::min(parts, kernel.most_parts(s));
+  std::unique_ptr<float[]> our_output(new float[output.size()]),
+      our_d_filters(new float[d_filters.size()]);
+  std::unique_ptr<float[]> our_d_x(new float[size * parts]), filter_sums(new float[sums * parts]);
+  std::vector<double> m_sums(parts * kernel.m_sums(s)), our_d_m(d_m.size());
+  for (long part = 0; part < parts; ++part) {
+    kernel.forward(s, x.get(), filters.get(), m.get(), our_output.get(), part, parts);
+    kernel.backward(s, x.get(), filters.get(), sum_filters.get(), m.get(), g.get(),
+                    our_d_x.get() + (by_maps ? part * size : 0),
+                    filter_sums.get() + (by_maps ? 0 : part * sums),
+                    m_sums.data() + part * kernel.m_sums(s), part, parts);
+    for (std::size_t i = 0; i < d_m.size(); ++i) our_d_m[i] += m_sums[part * d_m.size() + i];
+    for (long i = 0; by_maps && part && i < size; ++i) our_d_x[i] += our_d_x[part * size + i];
+  }
+  for (long part = 0; part < parts; ++part)
+    kernel.add_filter_sums(s, filter_sums.get(), by_maps ? 1 : parts, our_d_filters.get(), part,
+                           parts);
+  const double found[] = {distance(our_output, output), distance(our_d_x, d_x),
+                          distance(our_d_filters, d_filters), distance(our_d_m, d_m)};
+  // With few terms, the sum of one element of dM may cancel to less than its rounding error.
+  const bool good = found[0] <= 1e-5 && found[1] <= 1e-5 && found[2] <= 1e-5 && found[3] <= 1e-4;
+  if (!good)
+    std::printf(
+        "%s: images %ld, %ldx%ld, channels %ld, taps %ld, maps %ld, planes %ld, strides %ld %ld, "
+        "low %ld %ld,"
+        " parts %ld: %g %g %g %g\n",
+        kernel.instruction_set, s.images, s.height, s.width, s.channels, s.taps, s.maps, s.planes,
+        s.stride_y, s.stride_x, s.low_y, s.low_x, parts, found[0], found[1], found[2], found[3]);
+  return good;
+}
+
+int main(int, char** arguments) {
+  std::mt19937 random(std::atoi(arguments[1]));
+  auto among = [&](std::vector<long> values) { return values[random() % values.size()]; };
+  std::vector<const mcn::Kernel*> kernels{&mcn::baseline::kernel};
+#ifdef MCN_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    kernels.push_back(&mcn::avx2::kernel);
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+    kernels.push_back(&mcn::avx512::kernel);
+#endif
+  bool good = true;
+  for (long n = std::atol(arguments[2]); n > 0; --n) {
+    Sizes s{};
+    s.planes = among({1, 2, 3, 4, 8});
+    s.images = among({1, 2, 3, 5});
+    s.taps = among({1, 3, 5});
+    s.height = 1 + random() % 20, s.width = 1 + random() % 20;
+    s.channels = s.planes * among({1, 2, 3, 4, 16});
+    s.maps = among({1, 2, 3, 4, 5, 8, 12, 16, 20, 32, 40});
+    s.stride_y = among({1, 1, 2, 3}), s.stride_x = among({1, 1, 2, 3});
+    if (n % 20 == 0)  // wide enough to be split by maps
+      s.channels = s.planes * 128, s.maps = 150, s.height = s.width = 3, s.taps = 3;
+    const bool same = random() % 2;
+    if (!same) s.height = std::max(s.height, s.taps), s.width = std::max(s.width, s.taps);
+    auto side = [&](long pixels, long stride, long& out, long& low) {
+      out = same ? (pixels + stride - 1) / stride : (pixels - s.taps) / stride + 1;
+      low = same ? std::max(0L, (out - 1) * stride + s.taps - pixels) / 2 : 0;
+    };
+    side(s.height, s.stride_y, s.out_height, s.low_y);
+    side(s.width, s.stride_x, s.out_width, s.low_x);
+    const long parts = 1 + random() % 3;
+    for (const mcn::Kernel* kernel : kernels) good &= agrees(*kernel, s, parts, random);
+  }
+  return good ? 0 : 1;
+}
