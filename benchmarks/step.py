@@ -28,6 +28,7 @@ import rich.table
 from measure import ROOT, add_out, alternated, ratio, write
 from networks import TrainingStep, load
 
+from mcn_jax import parallel
 from mcn_jax.data.sources import default_steps_per_dispatch
 from mcn_jax.models.wide_resnet import blocks_per_stage
 
@@ -66,14 +67,12 @@ def measure(
     times = alternated(members, repeats)
     over_wrn = {name: ratio(times, name, "WRN") for name in times}
     if HAS_PYTORCH:
-        import pytorch_wrn
-
-        model = load(CONFIG).model
-        channels = tuple(width * model.planes for width in widths)
-        blocks = blocks_per_stage(model.depth)
-        peer = pytorch_wrn.TrainingStep(channels, blocks, batch_size, dtype, steps)
-        # Threads of one framework may still spin when the other starts, so they do not alternate.
-        times |= alternated({"WRN, PyTorch": peer}, repeats)
+        # Threads of one framework may still spin when the other starts, and memory is kept here
+        # only for JAX (`parallel.keep_freed_memory`), so PyTorch runs in a process of its own.
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+            arguments = widths, batch_size, dtype, steps, repeats
+            times["WRN, PyTorch"] = pool.submit(_pytorch_times, *arguments).result()
     return {
         "widths": widths,
         "batch_size": batch_size,
@@ -82,6 +81,18 @@ def measure(
         "over_wrn": over_wrn,
         "temporary_bytes": memory,
     }
+
+
+def _pytorch_times(
+    widths: tuple[int, ...], batch_size: int, dtype: str, steps: int, repeats: int
+) -> list[float]:
+    import pytorch_wrn
+
+    model = load(CONFIG).model
+    channels = tuple(width * model.planes for width in widths)
+    blocks = blocks_per_stage(model.depth)
+    peer = pytorch_wrn.TrainingStep(channels, blocks, batch_size, dtype, steps)
+    return alternated({"WRN, PyTorch": peer}, repeats)["WRN, PyTorch"]
 
 
 def device_peaks(
@@ -131,6 +142,7 @@ def main() -> None:
     parser.add_argument("--large_repeats", type=int, default=5, help="of the largest network")
     add_out(parser, "step.json")
     options = parser.parse_args()
+    parallel.keep_freed_memory()
     batch_sizes = {
         widths: options.batch_size or size
         for widths, size in WIDTHS.items()

@@ -76,8 +76,7 @@ def build(library: pathlib.Path) -> None:
     if sys.platform == "win32":
         raise NotBuiltError("it is for Linux and macOS")
     compiler, include = find_compiler(), find_headers()
-    is_x86 = platform.machine() in ("x86_64", "AMD64")
-    sets = {**(X86_INSTRUCTION_SETS if is_x86 else {}), "baseline": ()}
+    is_x86, sets = instruction_sets()
     common = [*compiler, *FLAGS, f"-I{include}", *(["-DMCN_X86"] if is_x86 else []), "-c"]
     with tempfile.TemporaryDirectory(prefix=".mcn_native", dir=library.parent) as folder:
         place = pathlib.Path(folder)
@@ -97,6 +96,12 @@ def build(library: pathlib.Path) -> None:
         linked = place / library.name
         _run([*compiler, "-shared", "-pthread", "-o", str(linked), *map(str, commands)])
         os.replace(linked, library)
+
+
+def instruction_sets() -> tuple[bool, dict[str, tuple[str, ...]]]:
+    """Returns whether this is an x86-64 machine, and {instruction set: flags of the compiler}."""
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    return is_x86, {**(X86_INSTRUCTION_SETS if is_x86 else {}), "baseline": ()}
 
 
 def find_compiler() -> list[str]:

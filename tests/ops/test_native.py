@@ -1,0 +1,119 @@
+"""Compares the native kernel with the direct form, and runs it under sanitizers."""
+
+import pathlib
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_factored import distance, output_and_gradients, random_arrays
+
+from mcn_jax.ops import native, native_build
+
+HERE = pathlib.Path(__file__).parent
+SANITIZE = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+needs_kernel = pytest.mark.skipif(
+    native.why_unavailable() is not None, reason=str(native.why_unavailable())
+)
+
+
+# Always uses the same examples. Smaller shapes would be too small: with few terms, a sum may cancel
+# to less than its rounding error.
+@needs_kernel
+@settings(deadline=None, max_examples=12, derandomize=True)
+@given(
+    seed=st.integers(0, 2**31),
+    images=st.integers(2, 5),
+    size=st.tuples(st.integers(5, 17), st.integers(5, 17)),
+    in_maps=st.integers(1, 5),
+    out_maps=st.sampled_from([2, 3, 4, 8, 16, 20, 32]),
+    planes=st.sampled_from([1, 2, 4, 8]),
+    taps=st.sampled_from([1, 3, 5]),
+    strides=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.sampled_from(["SAME", "VALID"]),
+    m_gradient=st.sampled_from(["binary", "latent"]),
+)
+def test_it_is_the_direct_form(
+    seed, images, size, in_maps, out_maps, planes, taps, strides, padding, m_gradient
+):
+    arrays = random_arrays(seed, images, size, in_maps, out_maps, planes, taps, np.float32)
+    options = {"strides": strides, "padding": padding, "m_gradient": m_gradient}
+    ours = output_and_gradients(arrays, form="native", **options)
+    expected = output_and_gradients(arrays, form="direct", **options)
+    for a, b, limit in zip(ours, expected, (1e-5, 1e-5, 1e-5, 1e-4), strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype == jnp.float32
+        assert distance(a, b) <= limit
+
+
+@needs_kernel
+def test_two_threads_give_the_same_bits_each_time():
+    # Wide enough to be split by maps, and large enough to be split by images.
+    for images, size, maps in ((2, 8, 160), (8, 32, 4)):
+        arrays = random_arrays(0, images, (size, size), maps, maps, 4, 3, np.float32)
+        first = output_and_gradients(arrays, form="native")
+        for _ in range(5):
+            again = output_and_gradients(arrays, form="native")
+            for a, b in zip(first, again, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+@needs_kernel
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_what_is_not_finite_spreads_as_in_the_direct_form(value, strides):
+    features, latent, m = random_arrays(0, 2, (9, 7), 2, 4, 4, 3, np.float32)
+    arrays = features.at[1, 4, 3, 5].set(value), latent, m
+    ours = output_and_gradients(arrays, form="native", strides=strides)
+    expected = output_and_gradients(arrays, form="direct", strides=strides)
+    for a, b in zip(ours, expected, strict=True):
+        np.testing.assert_array_equal(jnp.isfinite(a), jnp.isfinite(b))
+    assert not jnp.all(jnp.isfinite(ours[0]))
+    assert jnp.all(jnp.isfinite(ours[0][0]))
+
+
+@pytest.fixture(scope="session")
+def compiler():
+    try:
+        return native_build.find_compiler()
+    except native_build.NotBuiltError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+def test_no_sanitizer_complains_and_all_instruction_sets_agree(compiler, tmp_path):
+    """Address and undefined-behaviour sanitizers, at random shapes."""
+    is_x86, sets = native_build.instruction_sets()
+    command = [*compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror", *SANITIZE]
+    command += ["-DMCN_X86"] * is_x86
+    objects = []
+    for name, flags in sets.items():
+        objects.append(str(tmp_path / f"{name}.o"))
+        kernel = str(native_build.SOURCES / "kernel.cc")
+        subprocess.run(
+            [*command, *flags, f"-DMCN_ISA={name}", "-c", kernel, "-o", objects[-1]], check=True
+        )
+    program = str(tmp_path / "native_shapes")
+    include = f"-I{native_build.SOURCES}"
+    source = str(HERE / "native_shapes.cc")
+    subprocess.run([*command, include, source, *objects, "-o", program], check=True)
+    for seed in range(3):
+        result = subprocess.run([program, str(seed), "200"], capture_output=True, text=True)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@needs_kernel
+def test_it_computes_on_any_number_of_devices():
+    """The kernel waits for its own work only, also if all threads of the pool are in it."""
+    arrays = random_arrays(0, 8, (8, 8), 4, 4, 4, 3, np.float32)
+    features, latent, m = arrays
+
+    def output(images):
+        return output_and_gradients((images, latent, m), form="native")[0]
+
+    parts = jax.pmap(output)(features.reshape(jax.local_device_count(), -1, *features.shape[1:]))
+    whole = output(features)
+    np.testing.assert_allclose(parts.reshape(whole.shape), whole, rtol=1e-5, atol=1e-5)
