@@ -12,10 +12,12 @@ from mcn_jax.ops.fastest import Shape
 from mcn_jax.reports import runs
 
 # Directories under results/benchmarks/. The tables of CPUs show the first machine.
-XEON, EPYC, H100 = "xeon", "epyc", "h100"
+XEON, EPYC, EPYC_AVX512, H100 = "xeon", "epyc", "epyc_avx512", "h100"
 UNNAMED = "unnamed_cpu"  # of records that do not name their CPU
 MACHINES = (XEON, EPYC)
 MEASURED_ON_ALL = ("mcconv", "step", "roofline")
+# The run that measured the native kernel for the table of "auto".
+NATIVE = (EPYC_AVX512, "mcconv", "main")
 # More runs of the layers on the first machine: the run that chose the forms, and a later one.
 TUNING = (XEON, "mcconv", "tuning")
 THIRD = (XEON, "mcconv", "third")
@@ -200,6 +202,58 @@ def _convolutions(network: dict[str, Any]) -> list[tuple[int, int, int, int]]:
     first = [(3, stem, 32, 1), (stem, one, 32, 1), (one, two, 32, 2), (two, three, 16, 2)]
     inner = 2 * blocks_per_stage(network.get("depth", 20)) - 1
     return first + inner * [(one, one, 32, 1), (two, two, 16, 1), (three, three, 8, 1)]
+
+
+def native_layer_table() -> str:
+    """What benchmarks/mcconv.py measured of the native kernel."""
+    record = read_benchmark(*NATIVE)
+    lines, highest = [], 0.0
+    for layer in record["layers"]:
+        forward, whole = layer["forward"], layer["with gradient"]
+        highest = max(highest, whole["over_ordinary"]["native"])
+        if (layer["in_maps"], layer["planes"], layer["stride"]) == (layer["out_maps"], 4, 1):
+            work = layer["batch"] * multiply_adds(Shape.of(layer), "factored", gradients=True)
+            rate = 2 * work / whole["median_seconds"]["native"]
+            best = min(whole["over_ordinary"][form] for form in ("direct", "factored"))
+            lines.append(
+                f"| {layer['in_maps']}-{layer['out_maps']} | {layer['size']}x{layer['size']}"
+                f" | {layer['batch']} | {forward['over_ordinary']['native']:.2f}"
+                f" | {best:.2f} | {whole['over_ordinary']['native']:.2f} | {rate / 1e9:.0f} |"
+            )
+    table = benchmark(
+        "mcconv",
+        "time over the time of XLA's ordinary convolution with the same channels, float32, medians"
+        f" of {record['repeats']} pairs",
+        "maps | pixels | batch | native, forward | XLA's best form, with gradients"
+        " | native, with gradients | GFLOP/s of native",
+        lines,
+        machine=EPYC_AVX512,
+    )
+    return (
+        f"{table}\n\nThe highest ratio of native over all {len(record['layers'])} shapes is"
+        f" {highest:.2f}."
+    )
+
+
+def native_step_table() -> str:
+    """What benchmarks/step.py measured with the native kernel."""
+    record = read_benchmark(EPYC_AVX512, "step")
+    lines = []
+    for network in record["networks"]:
+        times = network["median_seconds"]
+        for name, median in times.items():
+            lines.append(
+                f"| {runs.text(tuple(network['widths']))} | {network['batch_size']} | {name}"
+                f" | {median:.3f} s | {median / times['WRN, PyTorch']:.2f} |"
+            )
+    counts = ", ".join(str(network["repeats"]) for network in record["networks"])
+    return benchmark(
+        "step",
+        f"{record['dtype']}, medians of {counts} turns",
+        "maps | batch | network | time per step | over PyTorch",
+        lines,
+        machine=EPYC_AVX512,
+    )
 
 
 def roofline_table() -> str:

@@ -32,6 +32,8 @@ from benchmark_tables import (
     input_table,
     machines_table,
     mcconv_table,
+    native_layer_table,
+    native_step_table,
     packing_table,
     roofline_table,
     step_table,
@@ -67,7 +69,8 @@ TABLES = {
     },
     DOCS / "performance.md": {
         "mcconv": mcconv_table, "step": step_table, "roofline": roofline_table,
-        "machines": machines_table, "inference": inference_table, "packing": packing_table,
+        "machines": machines_table, "native layers": native_layer_table,
+        "native steps": native_step_table, "inference": inference_table, "packing": packing_table,
         "h100 steps": h100_step_table, "h100 layers": h100_layer_table,
     },
 }  # fmt: skip
