@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mcn_jax.ops import fastest
+from mcn_jax.ops import fastest, native
 from mcn_jax.ops.fastest import Shape, fastest_form
 from mcn_jax.ops.mcconv import FORMS, mcconv
 
@@ -52,7 +52,8 @@ def test_the_table_in_the_package_names_forms_and_a_gain_that_fits():
 
 
 @pytest.mark.parametrize("in_maps", [1, 8])
-def test_auto_compiles_the_form_of_its_platform(table, in_maps):
+def test_auto_compiles_the_form_of_its_platform(table, in_maps, monkeypatch):
+    monkeypatch.setenv(native.SWITCH, "0")
     features = jnp.ones((2, 32, 32, 4 * in_maps))
     filters, m = jnp.ones((3, 3, 4 * in_maps, 8)), jnp.ones((3, 3, 4))
 
