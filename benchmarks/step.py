@@ -28,8 +28,8 @@ import rich.table
 from measure import ROOT, add_out, alternated, ratio, write
 from networks import TrainingStep, load
 
-from mcn_jax import parallel
 from mcn_jax.data.sources import default_steps_per_dispatch
+from mcn_jax.memory import keep_freed_memory
 from mcn_jax.models.wide_resnet import blocks_per_stage
 
 CONFIG = ROOT / "configs" / "cifar10_20_16_16_32_64.py"
@@ -68,7 +68,7 @@ def measure(
     over_wrn = {name: ratio(times, name, "WRN") for name in times}
     if HAS_PYTORCH:
         # Threads of one framework may still spin when the other starts, and memory is kept here
-        # only for JAX (`parallel.keep_freed_memory`), so PyTorch runs in a process of its own.
+        # only for JAX (`mcn_jax.memory`), so PyTorch runs in a process of its own.
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
             arguments = widths, batch_size, dtype, steps, repeats
@@ -129,6 +129,7 @@ def _device_peak(
 
 def main() -> None:
     """Measures all networks, prints a table and writes a record to --out."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -142,7 +143,6 @@ def main() -> None:
     parser.add_argument("--large_repeats", type=int, default=5, help="of the largest network")
     add_out(parser, "step.json")
     options = parser.parse_args()
-    parallel.keep_freed_memory()
     batch_sizes = {
         widths: options.batch_size or size
         for widths, size in WIDTHS.items()

@@ -8,9 +8,7 @@ With several processes, each process holds the entries of its own devices. Proce
 what the steps reduce over the axis `AXIS`.
 """
 
-import ctypes
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -23,9 +21,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mcn_jax.errors import InputError, first_line
 
 AXIS = "devices"
-# Parameters of glibc's mallopt(3): {M_ARENA_MAX: one arena, M_MMAP_MAX: no block outside of it,
-# M_TRIM_THRESHOLD: free memory to keep at its end, M_TOP_PAD: bytes by which it grows}.
-MALLOC_OPTIONS = {-8: 1, -4: 0, -1: 2**31 - 1, -2: 2**26}
 
 
 def device_fault(error: Exception | None = None) -> str | None:
@@ -63,20 +58,6 @@ def check_devices() -> None:
     """Raises InputError if JAX has no devices."""
     if fault := device_fault():
         raise InputError(fault)
-
-
-def keep_freed_memory() -> None:
-    """Lets this process keep the memory that it frees, if it computes on a CPU under glibc.
-
-    XLA allocates the temporary memory of a program at each call. glibc would return such large
-    blocks to the kernel, and each call would wait for tens of thousands of fresh pages.
-    """
-    if jax.default_backend() != "cpu" or not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for option, value in MALLOC_OPTIONS.items():
-            mallopt(option, value)
 
 
 def local_devices() -> list[jax.Device]:

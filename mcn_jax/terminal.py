@@ -16,6 +16,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from mcn_jax.memory import keep_freed_memory
+
 PACKAGE = pathlib.Path(__file__).parent
 BROKEN_PIPE_CODE = 141  # 128 + SIGPIPE, as shells report a command whose reader has left
 
@@ -159,6 +161,7 @@ def run_command(name: str, command: Callable[[], object], *, reader_matters: boo
             is then 141 for a reader that has left, and 1, with one line, for any other cause.
     """
     global _library_log
+    keep_freed_memory()
     _replace_streams()
     _library_log = LibraryLog(name)
     # Commands draw only into files. A notebook's backend may be missing here, and matplotlib would

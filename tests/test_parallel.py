@@ -1,9 +1,6 @@
 """Compares one device with eight, and counts how often a step is compiled."""
 
 import functools
-import platform
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -148,30 +145,3 @@ def test_several_cpu_devices_are_awaited(monkeypatch):
     assert parallel.must_await_steps()
     monkeypatch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:1])
     assert not parallel.must_await_steps()
-
-
-FAULTS = """
-import resource
-import numpy as np
-from mcn_jax import parallel
-
-def page_faults():
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
-        np.ones(2**24, np.float32)  # 64 MiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
-
-before = page_faults()
-parallel.keep_freed_memory()
-page_faults()
-print(before, page_faults())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's mallopt only")
-def test_a_process_keeps_the_memory_that_it_frees():
-    command = [sys.executable, "-c", FAULTS]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    before, after = map(int, result.stdout.split())
-    assert before >= 100  # NumPy asks for huge pages of 2 MiB
-    assert after < before / 10

@@ -76,7 +76,6 @@ def train_and_evaluate(
     """
     workdir = pathlib.Path(workdir)
     parallel.check_devices()
-    parallel.keep_freed_memory()
     config = as_begun(workdir, config)
     if jax.device_count() != parallel.num_devices() and jax.process_count() > 1:
         raise InputError(

@@ -1,0 +1,21 @@
+"""How a process treats memory that it frees."""
+
+import ctypes
+import sys
+
+# Parameters of glibc's mallopt(3): {M_ARENA_MAX: one arena, M_MMAP_MAX: no block outside of it,
+# M_TRIM_THRESHOLD: bytes of free memory to keep at its end}.
+MALLOC_OPTIONS = {-8: 1, -4: 0, -1: 2**31 - 1}
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep memory that it frees, if its C library is glibc.
+
+    XLA allocates the temporary memory of a program at each call. glibc returns such large blocks to
+    the kernel, and each call would wait for tens of thousands of fresh pages. Call this before JAX
+    is used, because threads that run already keep arenas of their own.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, value in MALLOC_OPTIONS.items():
+            mallopt(option, value)
