@@ -304,9 +304,9 @@ def test_every_step_keeps_m_non_negative_and_every_forward_pass_is_binary(
         jax.debug.callback(record, filters, m_filters)
         return forward(spec, features, filters, m_filters)
 
-    for name in ("direct", "factored"):
-        forward = functools.partial(recording_forward, FORMS[name].forward)
-        monkeypatch.setitem(FORMS, name, FORMS[name]._replace(forward=forward))
+    auto = FORMS["auto"]
+    forward = functools.partial(recording_forward, auto.forward)
+    monkeypatch.setitem(FORMS, "auto", auto._replace(forward=forward))
     config = digits_config(
         data_dir,
         num_epochs=3,
