@@ -240,7 +240,7 @@ void multiply_columns(const float* a, long a_step, long count, long depth, const
 // ------------------------------------------------------------------------------------------------
 // Packing
 
-// Where row `k` of lane or channel `column` lies in an array packed by panels.
+// A matrix of `depth` rows that is packed by panels, each of up to three vectors of columns.
 struct Panels {
   long depth, vectors;
   // Calls f(first column, columns, place of row 0, step between rows) for each panel.
