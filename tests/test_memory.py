@@ -16,11 +16,12 @@ if sys.argv[1] == "keep":
     keep_freed_memory()
 program = jax.jit(lambda x: jnp.sum(jnp.sort(x + 1, axis=0)[0]))
 x = jnp.ones((4, 2**22))
-for _ in range(4):
+faults = []
+for _ in range(8):
     start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     program(x).block_until_ready()
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
-print(faults)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start)
+print(min(faults))  # of a call after which memory was kept
 """
 
 
