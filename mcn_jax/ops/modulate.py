@@ -21,14 +21,12 @@ def reconstructed_filters(filters: jax.Array, m_filters: jax.Array) -> jax.Array
 def _per_plane(
     latent_filters: jax.Array, binary_filters: jax.Array, m_filters: jax.Array
 ) -> jax.Array:
-    # With the mean m of M_k over k, the sum over k of (C - C-hat * M_k)^2 is
-    # K * (C - C-hat * m)^2 + C-hat^2 * (sum over k of (M_k - m)^2), because the mixed terms cancel.
-    # So the filters are read once instead of once per plane, and no term is negative.
-    planes = m_filters.shape[-1]
-    mean_WW1 = jnp.mean(m_filters, axis=-1, keepdims=True)
-    spread_WW = jnp.sum((m_filters - mean_WW1) ** 2, axis=-1)
-    distances = jnp.sum((latent_filters - binary_filters * mean_WW1[..., None]) ** 2)
-    return planes * distances + jnp.sum(spread_WW * jnp.sum(binary_filters**2, axis=(2, 3)))
+    # One sum per plane: a single sum over all planes needs an array K times the filters' size.
+    distances = [
+        jnp.sum((latent_filters - binary_filters * m_filters[:, :, None, None, k]) ** 2)
+        for k in range(m_filters.shape[-1])
+    ]
+    return sum(distances, start=jnp.zeros((), distances[0].dtype))
 
 
 def _plane_sum(
