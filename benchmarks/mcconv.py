@@ -7,8 +7,8 @@
 The layer shapes are all those of three groups of networks: the four widths of the authors' book on
 CIFAR-10, an MCN with 4-4-8-16 maps, and the MNIST networks. The data are random. Each layer is
 measured forward, and forward with the gradients of features, filters and M. The time of an MCconv
-includes binarization. The native kernel is measured
-too where it is available, on a CPU in float32. "auto" is what the table chooses.
+includes binarization. The native kernel is measured too where it is available, on a CPU in float32.
+"auto" is what the table chooses.
 """
 
 import argparse

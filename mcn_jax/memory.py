@@ -12,7 +12,7 @@ def keep_freed_memory() -> None:
     """Lets this process keep memory that it frees, if its C library is glibc.
 
     XLA allocates the temporary memory of a program at each call. glibc returns such large blocks to
-    the kernel, and each call would wait for tens of thousands of fresh pages. Call this before JAX
+    the kernel, and each call would wait for thousands of fresh pages. Call this before JAX
     is used, because threads that run already keep arenas of their own.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -26,6 +26,26 @@ class ConvSpec:
     form: str
 
 
+def pads_and_out_size(
+    size: tuple[int, ...], kernel_size: tuple[int, ...], strides: tuple[int, int], padding: str
+) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
+    """Returns the low and high padding in y and x, and the size of the output.
+
+    Args:
+        size: of the image, in pixels.
+        kernel_size: (W, W).
+        strides: as given to `convolve`.
+        padding: as given to `convolve`.
+    """
+    found = lax.padtype_to_pads(size, kernel_size, strides, padding)
+    pads = [(int(low), int(high)) for low, high in found]
+    out_size = (
+        (pixels + low + high - taps) // stride + 1
+        for pixels, (low, high), taps, stride in zip(size, pads, kernel_size, strides, strict=True)
+    )
+    return pads, tuple(out_size)
+
+
 def convolve(
     features: jax.Array, filters: jax.Array, strides: tuple[int, int], padding: str
 ) -> jax.Array:

@@ -47,7 +47,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from mcn_jax.ops import fused_kernels as kernels
-from mcn_jax.ops.convolution import ConvSpec
+from mcn_jax.ops.convolution import ConvSpec, pads_and_out_size
 from mcn_jax.ops.fused_kernels import Sizes, Tile
 
 # The smallest side of a block in a matrix product.
@@ -195,11 +195,7 @@ def _run(
 def _sizes(spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array) -> Sizes:
     width, _, channels, maps = filters.shape
     size = features.shape[1:3]
-    pads = lax.padtype_to_pads(size, (width, width), spec.strides, spec.padding)
-    out_y, out_x = (
-        (pixels + low + high - width) // step + 1
-        for pixels, step, (low, high) in zip(size, spec.strides, pads, strict=True)
-    )
+    pads, (out_y, out_x) = pads_and_out_size(size, (width, width), spec.strides, spec.padding)
     return Sizes(
         images=len(features),
         size=(size[0], size[1]),

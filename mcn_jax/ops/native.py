@@ -12,11 +12,10 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from mcn_jax.errors import InputError, first_line
 from mcn_jax.ops import native_build
-from mcn_jax.ops.convolution import ConvSpec
+from mcn_jax.ops.convolution import ConvSpec, pads_and_out_size
 
 LIBRARY = pathlib.Path(__file__).with_name(native_build.LIBRARY)
 SWITCH = "MCN_JAX_NATIVE"
@@ -32,16 +31,9 @@ def forward(
 ) -> jax.Array:
     """Computes the output; see `mcn_jax.ops.mcconv`."""
     _load(LIBRARY)
-    kernel_size = filters.shape[:2]
-    pads = _pads(spec, features, kernel_size)
-    sizes = [
-        (size + low + high - taps) // stride + 1
-        for size, (low, high), taps, stride in zip(
-            features.shape[1:3], pads, kernel_size, spec.strides, strict=True
-        )
-    ]
+    pads, out_size = _pads_and_out_size(spec, features, filters)
     channels = filters.shape[3] * m_filters.shape[2]
-    output = jax.ShapeDtypeStruct((features.shape[0], *sizes, channels), jnp.float32)
+    output = jax.ShapeDtypeStruct((features.shape[0], *out_size, channels), jnp.float32)
     call = jax.ffi.ffi_call("mcn_mcconv_forward", output, vmap_method="sequential")
     return call(*_float32(features, filters, m_filters), **_attributes(spec, pads))
 
@@ -61,7 +53,7 @@ def backward(
     call = jax.ffi.ffi_call("mcn_mcconv_backward", outputs, vmap_method="sequential")
     gradients = call(
         *_float32(features, filters, m_sum_filters, m_filters, cotangent),
-        **_attributes(spec, _pads(spec, features, filters.shape[:2])),
+        **_attributes(spec, _pads_and_out_size(spec, features, filters)[0]),
     )
     d_features, d_filters, d_m = (
         gradient.astype(array.dtype)
@@ -128,11 +120,10 @@ def _loaded(path: pathlib.Path) -> ctypes.CDLL | str:
     return library
 
 
-def _pads(
-    spec: ConvSpec, features: jax.Array, kernel_size: tuple[int, ...]
-) -> list[tuple[int, int]]:
-    pads = lax.padtype_to_pads(features.shape[1:3], kernel_size, spec.strides, spec.padding)
-    return [(int(low), int(high)) for low, high in pads]
+def _pads_and_out_size(
+    spec: ConvSpec, features: jax.Array, filters: jax.Array
+) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
+    return pads_and_out_size(features.shape[1:3], filters.shape[:2], spec.strides, spec.padding)
 
 
 def _attributes(spec: ConvSpec, pads: list[tuple[int, int]]) -> dict[str, np.int64]:
