@@ -25,8 +25,10 @@ from mcn_jax.ops.convolution import ConvSpec, convolve, filter_gradient
 from mcn_jax.ops.fastest import Shape, fastest_form, measured_platforms, native_is_faster
 from mcn_jax.ops.modulate import reconstructed_filters
 
-# Features, latent filters, centers and M.
-Residuals = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array]
+# Features, latent filters, centers, M, and the products of the native kernel if it saved them.
+Residuals = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array | None]
+# With fewer channels, computing the products again takes less time than reading them.
+CHANNELS_TO_SAVE = 256
 PADDINGS = ("SAME", "VALID")
 M_GRADIENTS = ("binary", "latent")
 
@@ -127,6 +129,53 @@ def _fastest(
     return forms
 
 
+def _saves_products(
+    spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
+) -> bool:
+    """Returns whether the native kernel computes this layer and saves its products for dM."""
+    return (
+        spec.form in ("auto", "native")
+        and spec.m_gradient == "binary"  # otherwise dM needs the products of other filters
+        and filters.shape[2] >= CHANNELS_TO_SAVE
+        and jax.default_backend() == "cpu"
+        and _fastest(spec, features, filters, m_filters).get("cpu") is _NATIVE
+    )
+
+
+def _forward_and_products(
+    spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Computes the output and products; the latter are zero where other forms compute."""
+    arrays = features, filters, m_filters
+    size = native.products_size(spec, *arrays)
+
+    def by(form, *arrays):
+        return form.forward(spec, *arrays), jnp.zeros(size)
+
+    passes = {name: functools.partial(by, form) for name, form in _fastest(spec, *arrays).items()}
+    passes["cpu"] = functools.partial(native.forward_and_products, spec)
+    return lax.platform_dependent(*arrays, **passes)
+
+
+def _backward_from_products(
+    spec: ConvSpec,
+    features: jax.Array,
+    filters: jax.Array,
+    m_sum_filters: jax.Array,
+    m_filters: jax.Array,
+    cotangent: jax.Array,
+    products: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def by(form, *arrays):
+        return form.backward(spec, *arrays[:-1])
+
+    forms = _fastest(spec, features, filters, m_filters)
+    passes = {name: functools.partial(by, form) for name, form in forms.items()}
+    passes["cpu"] = functools.partial(native.backward, spec)
+    arrays = features, filters, m_sum_filters, m_filters, cotangent, products
+    return lax.platform_dependent(*arrays, **passes)
+
+
 def takes_native(shape: Shape) -> bool:
     """Returns whether "auto" takes the native kernel on this CPU, in float32."""
     return native_is_faster("cpu", "float32", shape) and native.why_unavailable() is None
@@ -225,20 +274,26 @@ def _mcconv_fwd(
     centers: jax.Array | None,
     m_filters: jax.Array,
 ) -> tuple[jax.Array, Residuals]:
-    output = _mcconv(spec, features, latent_filters, centers, m_filters)
     # C-hat is cheaper to recompute than to keep.
-    return output, (features, latent_filters, centers, m_filters)
+    residuals = features, latent_filters, centers, m_filters
+    if not _saves_products(spec, features, latent_filters, m_filters):
+        return _mcconv(spec, *residuals), (*residuals, None)
+    filters = latent_filters if centers is None else nearest_center(latent_filters, centers)
+    output, products = _forward_and_products(spec, features, filters, m_filters)
+    return output, (*residuals, products)
 
 
 def _mcconv_bwd(
     spec: ConvSpec, residuals: Residuals, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array]:
-    features, latent_filters, centers, m_filters = residuals
+    features, latent_filters, centers, m_filters, products = residuals
     filters = latent_filters if centers is None else nearest_center(latent_filters, centers)
     m_sum_filters = latent_filters if spec.m_gradient == "latent" else filters
-    d_features, d_latent, d_m = FORMS[spec.form].backward(
-        spec, features, filters, m_sum_filters, m_filters, cotangent
-    )
+    arrays = features, filters, m_sum_filters, m_filters, cotangent
+    if products is None:
+        d_features, d_latent, d_m = FORMS[spec.form].backward(spec, *arrays)
+    else:
+        d_features, d_latent, d_m = _backward_from_products(spec, *arrays, products)
     d_centers = None if centers is None else jnp.zeros_like(centers)
     return d_features, d_latent, d_centers, d_m
 

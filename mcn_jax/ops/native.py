@@ -30,12 +30,43 @@ def forward(
     spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
 ) -> jax.Array:
     """Computes the output; see `mcn_jax.ops.mcconv`."""
+    return _forward(spec, features, filters, m_filters, saved=0)[0]
+
+
+def forward_and_products(
+    spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Computes the output, and the products that `backward` takes."""
+    saved = products_size(spec, features, filters, m_filters)
+    return _forward(spec, features, filters, m_filters, saved)
+
+
+def products_size(
+    spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
+) -> int:
+    """Returns the number of floats in the products of a layer, padded to whole vectors."""
+    (low_y, _), (low_x, _) = _pads_and_out_size(spec, features, filters)[0]
+    out_size = _pads_and_out_size(spec, features, filters)[1]
+    taps, _, _, maps = filters.shape
+    sizes = (
+        *features.shape, taps, maps, m_filters.shape[2], *out_size, *spec.strides, low_y, low_x
+    )  # fmt: skip
+    function = _load(LIBRARY).mcn_native_products
+    function.restype = ctypes.c_int64
+    return function((ctypes.c_int64 * len(sizes))(*sizes))
+
+
+def _forward(
+    spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array, saved: int
+) -> tuple[jax.Array, jax.Array]:
     _load(LIBRARY)
     pads, out_size = _pads_and_out_size(spec, features, filters)
     channels = filters.shape[3] * m_filters.shape[2]
     output = jax.ShapeDtypeStruct((features.shape[0], *out_size, channels), jnp.float32)
-    call = jax.ffi.ffi_call("mcn_mcconv_forward", output, vmap_method="sequential")
-    return call(*_float32(features, filters, m_filters), **_attributes(spec, pads))
+    products = jax.ShapeDtypeStruct((saved,), jnp.float32)
+    call = jax.ffi.ffi_call("mcn_mcconv_forward", [output, products], vmap_method="sequential")
+    result, products = call(*_float32(features, filters, m_filters), **_attributes(spec, pads))
+    return result, products
 
 
 def backward(
@@ -45,14 +76,21 @@ def backward(
     m_sum_filters: jax.Array,
     m_filters: jax.Array,
     cotangent: jax.Array,
+    products: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Computes the gradients; see `mcn_jax.ops.mcconv`."""
+    """Computes the gradients; see `mcn_jax.ops.mcconv`.
+
+    `products`, from `forward_and_products`, are those of `m_sum_filters`. Without them they are
+    computed again.
+    """
     _load(LIBRARY)
+    if products is None:
+        products = jnp.zeros(0)
     differentiated = features, filters, m_filters
     outputs = [jax.ShapeDtypeStruct(array.shape, jnp.float32) for array in differentiated]
     call = jax.ffi.ffi_call("mcn_mcconv_backward", outputs, vmap_method="sequential")
     gradients = call(
-        *_float32(features, filters, m_sum_filters, m_filters, cotangent),
+        *_float32(features, filters, m_sum_filters, m_filters, cotangent, products),
         **_attributes(spec, _pads_and_out_size(spec, features, filters)[0]),
     )
     d_features, d_filters, d_m = (

@@ -39,7 +39,8 @@ double distance(const A& a, const std::vector<double>& b) {
   return std::sqrt(difference / norm);
 }
 
-bool agrees(const mcn::Kernel& kernel, const Sizes& s, long parts, std::mt19937& random) {
+bool agrees(const mcn::Kernel& kernel, const Sizes& s, long parts, bool saves,
+            std::mt19937& random) {
   std::normal_distribution<float> normal;
   auto made = [&](const char* what) {
     std::unique_ptr<float[]> array(new float[count(s, what)]);
@@ -47,6 +48,7 @@ bool agrees(const mcn::Kernel& kernel, const Sizes& s, long parts, std::mt19937&
     return array;
   };
   auto x = made("x"), filters = made("f"), sum_filters = made("f"), m = made("m"), g = made("out");
+  if (saves) std::copy_n(filters.get(), count(s, "f"), sum_filters.get());
   std::vector<double> output(count(s, "out")), d_x(count(s, "x")), d_filters(count(s, "f")),
       d_m(count(s, "m")), d_m_terms(count(s, "m"));
   for (long n = 0; n < s.images; ++n)
@@ -85,9 +87,12 @@ bool agrees(const mcn::Kernel& kernel, const Sizes& s, long parts, std::mt19937&
       our_d_filters(new float[d_filters.size()]);
   std::unique_ptr<float[]> our_d_x(new float[size * parts]), filter_sums(new float[sums * parts]);
   std::vector<double> m_sums(parts * kernel.m_sums(s)), our_d_m(d_m.size());
+  // Products can be saved if both kinds of filters are the same.
+  std::unique_ptr<float[]> saved(saves ? new float[kernel.products(s)] : nullptr);
+  for (long part = 0; part < parts; ++part)
+    kernel.forward(s, x.get(), filters.get(), m.get(), our_output.get(), saved.get(), part, parts);
   for (long part = 0; part < parts; ++part) {
-    kernel.forward(s, x.get(), filters.get(), m.get(), our_output.get(), part, parts);
-    kernel.backward(s, x.get(), filters.get(), sum_filters.get(), m.get(), g.get(),
+    kernel.backward(s, x.get(), filters.get(), sum_filters.get(), m.get(), g.get(), saved.get(),
                     our_d_x.get() + (by_maps ? part * size : 0),
                     filter_sums.get() + (by_maps ? 0 : part * sums),
                     m_sums.data() + part * kernel.m_sums(s), part, parts);
@@ -112,9 +117,10 @@ bool agrees(const mcn::Kernel& kernel, const Sizes& s, long parts, std::mt19937&
     std::printf(
         "%s: images %ld, %ldx%ld, channels %ld, taps %ld, maps %ld, planes %ld, strides %ld %ld, "
         "low %ld %ld,"
-        " parts %ld: %g %g %g %g\n",
+        " parts %ld, saves %d: %g %g %g %g\n",
         kernel.instruction_set, s.images, s.height, s.width, s.channels, s.taps, s.maps, s.planes,
-        s.stride_y, s.stride_x, s.low_y, s.low_x, parts, found[0], found[1], found[2], found[3]);
+        s.stride_y, s.stride_x, s.low_y, s.low_x, parts, saves, found[0], found[1], found[2],
+        found[3]);
   return good;
 }
 
@@ -151,7 +157,8 @@ int main(int, char** arguments) {
     side(s.height, s.stride_y, s.out_height, s.low_y);
     side(s.width, s.stride_x, s.out_width, s.low_x);
     const long parts = 1 + random() % 3;
-    for (const mcn::Kernel* kernel : kernels) good &= agrees(*kernel, s, parts, random);
+    for (const mcn::Kernel* kernel : kernels)
+      for (const bool saves : {false, true}) good &= agrees(*kernel, s, parts, saves, random);
   }
   return good ? 0 : 1;
 }

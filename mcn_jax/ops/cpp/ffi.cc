@@ -90,28 +90,42 @@ ffi::ErrorOr<Sizes> sizes_of(const Array& features, const Array& filters, const 
                output[1], output[2], stride_y, stride_x, low_y, low_x};
 }
 
+// Saved products, or null if the array is empty.
+ffi::ErrorOr<float*> saved_of(const Array& products, const Sizes& sizes) {
+  const std::size_t count = products.element_count();
+  if (count == 0) return static_cast<float*>(nullptr);
+  if (count != kernel().products(sizes))
+    return ffi::Unexpected(ffi::Error::InvalidArgument("the native MCconv: wrong products"));
+  return products.typed_data();
+}
+
 ffi::Error forward(ffi::ThreadPool pool, Array features, Array filters, Array m, Result output,
-                   int64_t stride_y, int64_t stride_x, int64_t low_y, int64_t low_x) {
+                   Result products, int64_t stride_y, int64_t stride_x, int64_t low_y,
+                   int64_t low_x) {
   auto found =
       sizes_of(features, filters, m, output->dimensions(), stride_y, stride_x, low_y, low_x);
   if (found.has_error()) return found.error();
   const Sizes sizes = *found;
+  auto saved = saved_of(*products, sizes);
+  if (saved.has_error()) return saved.error();
   const long parts =
       std::max<long>(1, std::min<long>(pool.num_threads(), sizes.images * sizes.out_height));
   in_parallel(pool, parts, [&](long part) {
     kernel().forward(sizes, features.typed_data(), filters.typed_data(), m.typed_data(),
-                     output->typed_data(), part, parts);
+                     output->typed_data(), *saved, part, parts);
   });
   return ffi::Error::Success();
 }
 
 ffi::Error backward(ffi::ThreadPool pool, Array features, Array filters, Array m_sum_filters,
-                    Array m, Array cotangent, Result d_features, Result d_filters, Result d_m,
-                    int64_t stride_y, int64_t stride_x, int64_t low_y, int64_t low_x) {
+                    Array m, Array cotangent, Array products, Result d_features, Result d_filters,
+                    Result d_m, int64_t stride_y, int64_t stride_x, int64_t low_y, int64_t low_x) {
   auto found =
       sizes_of(features, filters, m, cotangent.dimensions(), stride_y, stride_x, low_y, low_x);
   if (found.has_error()) return found.error();
   const Sizes sizes = *found;
+  auto saved = saved_of(products, sizes);
+  if (saved.has_error()) return saved.error();
   const Kernel& best = kernel();
   const bool by_maps = best.splits_maps(sizes);
   const long threads = std::max<long>(1, pool.num_threads());
@@ -126,7 +140,7 @@ ffi::Error backward(ffi::ThreadPool pool, Array features, Array filters, Array m
   float* const d_x = d_features->typed_data();
   in_parallel(pool, parts, [&](long part) {
     best.backward(sizes, features.typed_data(), filters.typed_data(), m_sum_filters.typed_data(),
-                  m.typed_data(), cotangent.typed_data(),
+                  m.typed_data(), cotangent.typed_data(), *saved,
                   by_maps && part > 0 ? of_features.get() + (part - 1) * size : d_x,
                   of_filters.get() + (by_maps ? 0 : part * filter_sums),
                   of_m.data() + part * m_sums, part, parts);
@@ -150,6 +164,13 @@ ffi::Error backward(ffi::ThreadPool pool, Array features, Array filters, Array m
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
+// The number of floats among the products of a layer, as `forward` saves them.
+EXPORT int64_t mcn_native_products(const int64_t* sizes) {
+  const mcn::Sizes s{sizes[0], sizes[1], sizes[2], sizes[3],  sizes[4],  sizes[5], sizes[6],
+                     sizes[7], sizes[8], sizes[9], sizes[10], sizes[11], sizes[12]};
+  return mcn::kernel().products(s);
+}
+
 EXPORT const char* mcn_native_instruction_set() { return mcn::kernel().instruction_set; }
 
 #pragma GCC visibility push(default)
@@ -160,6 +181,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(McnMcconvForward, mcn::forward,
                                   .Arg<mcn::Array>()
                                   .Arg<mcn::Array>()
                                   .Ret<mcn::Array>()
+                                  .Ret<mcn::Array>()
                                   .Attr<int64_t>("stride_y")
                                   .Attr<int64_t>("stride_x")
                                   .Attr<int64_t>("low_y")
@@ -167,6 +189,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(McnMcconvForward, mcn::forward,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(McnMcconvBackward, mcn::backward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
+                                  .Arg<mcn::Array>()
                                   .Arg<mcn::Array>()
                                   .Arg<mcn::Array>()
                                   .Arg<mcn::Array>()

@@ -13,7 +13,7 @@
 //   d_product_t[q, h] = sum over planes k of  m[t, k] * cotangent[q - shift of t, h, k],
 //
 // from which two matrix products give the gradients of features and filters. The gradient of m
-// needs the products again; they are computed a second time.
+// needs the products again; they are computed a second time, unless the forward pass saved them.
 //
 // With strides, the pixels that one tap reads form one phase of the image, and each phase has taps
 // of its own. With stride 1, the image is the only phase.
@@ -463,24 +463,57 @@ void gather_maps(const float* from, long from_step, long count, long maps, float
   for (long n = 0; n < count; ++n) std::copy_n(from + n * from_step, maps, to + n * maps);
 }
 
+// Calls f(first map, lanes, place of the phase) for the products of every phase of all blocks of
+// maps, as they are saved: [images, rows, columns, lanes], one phase after another. Returns their
+// number.
+template <typename F>
+std::size_t for_saved(const Sizes& s, F&& f) {
+  const long block = maps_at_a_time(s);
+  std::size_t place = 0;
+  for (long h0 = 0; h0 < s.maps; h0 += block)
+    for_phases(s, std::min(block, s.maps - h0), [&](const Lanes& l) {
+      f(h0, l, place);
+      place += s.images * l.rows.size * l.columns.size * l.all();
+    });
+  return place;
+}
+
+std::size_t products(const Sizes& s) {
+  return for_saved(s, [](long, const Lanes&, std::size_t) {});
+}
+
+// The saved products of maps h0 and after, by phases; null pointers if none are saved.
+template <typename Float>
+std::vector<Float*> saved_phases(const Sizes& s, Float* saved, long h0) {
+  std::vector<Float*> found;
+  for_saved(s, [&](long first, const Lanes&, std::size_t place) {
+    if (first == h0) found.push_back(saved ? saved + place : nullptr);
+  });
+  return found;
+}
+
 void forward(const Sizes& s, const float* features, const float* filters, const float* m,
-             float* output, long part, long parts) {
+             float* output, float* saved, long part, long parts) {
   const long taps = s.taps * s.taps, block = maps_at_a_time(s);
   const long most_rows = std::max(1L, std::min({s.out_height, kMostPixels * 4 / s.out_width,
                                                 kProductFloats / (taps * block * s.out_width)}));
   // If a strip has fewer rows than an image, each row of taps is multiplied apart, with the rows of
   // pixels that it reads. Otherwise the pixels at the edges would be multiplied several times.
   std::vector<Lanes> groups;
+  struct Origin {
+    long phase, row, rows;  // the first row of taps, and the number of rows in the phase
+  };
+  std::vector<Origin> origins;
+  long phase = 0;
   for_phases(s, block, [&](const Lanes& l) {
-    if (most_rows == s.out_height) {
-      if (l.all() > 0) groups.push_back(l);
-      return;
-    }
     for (long r = 0; r < l.rows.count && l.columns.count; ++r) {
       Line rows = l.rows;
-      rows.first += r * rows.step, rows.shift += r, rows.count = 1;
+      if (most_rows < s.out_height) rows.first += r * rows.step, rows.shift += r, rows.count = 1;
       groups.push_back(lanes(rows, l.columns, block));
+      origins.push_back({phase, r, l.rows.count});
+      if (rows.count == l.rows.count) break;
     }
+    ++phase;
   });
 
   // The product of a tap lies at the output pixel that it contributes to. Some contribute to none,
@@ -517,6 +550,7 @@ void forward(const Sizes& s, const float* features, const float* filters, const 
              (guard - l.rows.shift - piece.row) * pitch +
              (guard - l.columns.shift - piece.column) * maps;
     };
+    const std::vector<float*> phases = saved_phases(s, saved, h0);
     std::vector<std::vector<float*>> vector_places;
     for (std::size_t g = 0; g < groups.size(); ++g) {
       const Lanes& l = groups[g] = lanes(groups[g].rows, groups[g].columns, maps);
@@ -542,15 +576,35 @@ void forward(const Sizes& s, const float* features, const float* filters, const 
           }
         if (count == 0) continue;
         const Rows a{pixels.data(), count, 1, s.channels, 0};
+        const auto multiply = [&](const auto& put) {
+          multiply_rows(a, packed[g], l.all() / V, put);
+        };
+        // The strip before, maybe of another part, saves what both compute.
+        const long overlap = r0 ? r0 + l.rows.shift + l.rows.count - 1 - begin : 0;
+        const long first_saved = std::max(0L, overlap) * l.columns.size;
+        const long saved_step = origins[g].rows * l.padded;
+        float* const to_save = phases[origins[g].phase] +
+                               (image * l.rows.size + begin) * l.columns.size * saved_step +
+                               origins[g].row * l.padded;
+        const auto save = [&](long n, long v, Vec sums) {
+          if (n >= first_saved) store(to_save + n * saved_step + v * V, sums);
+        };
         if (maps % V == 0) {
           float* const* to = vector_places[g].data();
-          multiply_rows(a, packed[g], l.all() / V,
-                        [&](long n, long v, Vec sums) { store(to[v] + places[n], sums); });
+          const auto put = [=](long n, long v, Vec sums) { store(to[v] + places[n], sums); };
+          if (saved)
+            multiply([&](long n, long v, Vec sums) { put(n, v, sums), save(n, v, sums); });
+          else
+            multiply(put);
           continue;
         }
-        multiply_rows(a, packed[g], l.all() / V, [&](long n, long v, Vec sums) {
-          store(by_pixel + n * l.all() + v * V, sums);
-        });
+        const auto put = [=, step = l.all()](long n, long v, Vec sums) {
+          store(by_pixel + n * step + v * V, sums);
+        };
+        if (saved)
+          multiply([&](long n, long v, Vec sums) { put(n, v, sums), save(n, v, sums); });
+        else
+          multiply(put);
         for (const Piece& piece : l.pieces())
           for (long y = begin; y < end; ++y)
             gather_maps(by_pixel + (y - begin) * l.columns.size * l.all() + piece.lane, l.all(),
@@ -655,8 +709,9 @@ void spread(const Sizes& s, const Lanes& l, const Strip& strip, long first_image
 }
 
 void backward(const Sizes& s, const float* features, const float* filters,
-              const float* m_sum_filters, const float* m, const float* cotangent, float* d_features,
-              float* filter_sums_, double* m_sums_, long part, long parts) {
+              const float* m_sum_filters, const float* m, const float* cotangent,
+              const float* saved, float* d_features, float* filter_sums_, double* m_sums_,
+              long part, long parts) {
   const long block = maps_at_a_time(s), c_step = round_up(s.channels);
   const long guard = 2 * s.taps + std::max(0L, s.width - s.out_width);
   const auto [own_maps, images] = share_of(s, s.images, part, parts);
@@ -684,8 +739,9 @@ void backward(const Sizes& s, const float* features, const float* filters,
   const long most_pixels = std::max(most_rows * width, most_images * phase_pixels);
   Cotangent g{nullptr, 0, 0, 0, guard, 0};
   const long g_floats = most_images * s.out_height * (s.out_width + 2 * guard) * block + 4 * V;
-  floats += Arena::rounded(s.planes * g_floats) + 2 * Arena::rounded(most_pixels * most_lanes) +
-            Arena::rounded(most_pixels * c_step);
+  const long computed = saved ? 0 : most_pixels * most_lanes;
+  floats += Arena::rounded(s.planes * g_floats) + Arena::rounded(computed) +
+            Arena::rounded(most_pixels * most_lanes) + Arena::rounded(most_pixels * c_step);
   arena.reset(floats);
   std::vector<float*> by_lanes, by_channels, coefficients;
   for (const Lanes& l : phases) {
@@ -694,7 +750,7 @@ void backward(const Sizes& s, const float* features, const float* filters,
     coefficients.push_back(arena.take(s.planes * l.all()));
   }
   g.start = arena.take(s.planes * g_floats);
-  float* products = arena.take(most_pixels * most_lanes);
+  float* computed_products = arena.take(computed);
   float* d_products = arena.take(most_pixels * most_lanes);
   float* gathered = arena.take(most_pixels * c_step);
   std::vector<const float*> pixels(most_pixels), rows(most_pixels);
@@ -709,9 +765,10 @@ void backward(const Sizes& s, const float* features, const float* filters,
     g.maps = maps, g.row = (s.out_width + 2 * guard) * maps, g.image = s.out_height * g.row,
     g.plane = g_floats;
     std::memset(g.start, 0, sizeof(float) * s.planes * g_floats);
+    const std::vector<const float*> saved_products = saved_phases(s, saved, h0);
     for (std::size_t i = 0; i < phases.size(); ++i) {
       const Lanes& l = phases[i] = lanes(phases[i].rows, phases[i].columns, maps);
-      pack_lanes(s, m_sum_filters, l, h0, by_lanes[i]);
+      if (!saved) pack_lanes(s, m_sum_filters, l, h0, by_lanes[i]);
       pack_channels(s, filters, l, h0, by_channels[i]);
       std::memset(coefficients[i], 0, sizeof(float) * s.planes * l.all());
       for (const Piece& p : l.pieces())
@@ -758,9 +815,14 @@ void backward(const Sizes& s, const float* features, const float* filters,
             continue;
           }
           const long step = l.all();
-          multiply_rows(
-              {pixels.data(), count, 1, s.channels, 0}, by_lanes[i], step / V,
-              [&](long n, long v, Vec sums) { store(products + n * step + v * V, sums); });
+          const float* products = computed_products;
+          if (saved)
+            products = saved_products[i] + (n0 * l.rows.size + y0) * l.columns.size * step;
+          else
+            multiply_rows({pixels.data(), count, 1, s.channels, 0}, by_lanes[i], step / V,
+                          [&](long n, long v, Vec sums) {
+                            store(computed_products + n * step + v * V, sums);
+                          });
           for (long r = 0; r < l.rows.count; ++r)
             for (long v = 0; v < l.padded / V;) {
               const long n = l.padded / V - v >= 2 ? 2 : 1;
@@ -837,7 +899,7 @@ void add_filter_sums(const Sizes& s, const float* sums, long summands, float* d_
 
 #define NAME_OF(isa) #isa
 #define NAME(isa) NAME_OF(isa)
-extern const Kernel kernel = {NAME(MCN_ISA), splits_maps, most_parts, forward,
+extern const Kernel kernel = {NAME(MCN_ISA), splits_maps, most_parts, products,       forward,
                               filter_sums,   m_sums,      backward,   add_filter_sums};
 
 }  // namespace MCN_ISA

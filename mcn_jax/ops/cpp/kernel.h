@@ -32,18 +32,23 @@ struct Kernel {
   // The greatest number of parts of `backward`, each of which has something to do.
   long (*most_parts)(const Sizes& sizes);
 
-  // Computes a part of the output.
+  // The number of floats that `forward` saves for `backward`, its products.
+  std::size_t (*products)(const Sizes& sizes);
+
+  // Computes a part of the output, and saves its products unless `saved` is null.
   void (*forward)(const Sizes& sizes, const float* features, const float* filters, const float* m,
-                  float* output, long part, long parts);
+                  float* output, float* saved, long part, long parts);
 
   // Numbers of floats and doubles that a part of `backward` needs for its sums.
   std::size_t (*filter_sums)(const Sizes& sizes);
   std::size_t (*m_sums)(const Sizes& sizes);
 
-  // Computes a part of d_features, and this part's sums for d_filters and d_m.
+  // Computes a part of d_features, and this part's sums for d_filters and d_m. `saved` is what
+  // `forward` saved if its filters were m_sum_filters, or null; the products are then computed.
   void (*backward)(const Sizes& sizes, const float* features, const float* filters,
                    const float* m_sum_filters, const float* m, const float* cotangent,
-                   float* d_features, float* filter_sums, double* m_sums, long part, long parts);
+                   const float* saved, float* d_features, float* filter_sums, double* m_sums,
+                   long part, long parts);
 
   // Adds the filter sums of `summands` parts, which lie one after another, and writes a part of
   // d_filters.
