@@ -9,6 +9,9 @@ CIFAR-10, an MCN with 4-4-8-16 maps, and the MNIST networks. The data are random
 measured forward, and forward with the gradients of features, filters and M. The time of an MCconv
 includes binarization. The native kernel is measured too where it is available, on a CPU in float32.
 "auto" is what the table chooses.
+
+If PyTorch is installed (benchmarks/requirements.txt), four layers on a CPU in float32 are also
+measured in pairs with PyTorch's convolution, which runs in a process of its own.
 """
 
 import argparse
@@ -21,14 +24,24 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import rich.console
 import rich.table
-from measure import add_out, alternated, print_failure, ratio, write
+from measure import (
+    HAS_PYTORCH,
+    OtherProcess,
+    add_out,
+    alternated,
+    pairs,
+    print_failure,
+    ratio,
+    write,
+)
 
 from mcn_jax.errors import InputError
+from mcn_jax.layers import Conv
+from mcn_jax.memory import keep_freed_memory
 from mcn_jax.ops import kmeans_centers, native
 from mcn_jax.ops.costs import multiply_adds
 from mcn_jax.ops.fastest import TABLE, Shape, fastest_form, native_is_faster
@@ -42,12 +55,18 @@ MNIST_WIDTHS = ((5, 10, 20, 40), (10, 20, 40, 80), (20, 40, 80, 160))
 # Layers at which K other than 4 is measured.
 OTHER_PLANES = (Shape(4, 4, 4, 32, 1), Shape(16, 16, 4, 16, 1), Shape(64, 64, 4, 8, 1))
 FORMS = ("direct", "factored")
+PASSES = ("forward", "with gradient")
 # Targets for the time of "auto" over the ordinary convolution, in float32 on two CPU cores.
 TARGETS = {
     Shape(16, 16, 4, 32, 1): 0.75, Shape(32, 32, 4, 16, 1): 0.85, Shape(64, 64, 4, 8, 1): 0.55,
     Shape(256, 256, 4, 8, 1): 0.30,
 }  # fmt: skip
 TARGET_ELSEWHERE = 1.05
+# Targets for the time of "auto" over PyTorch's convolution, with gradients.
+TARGETS_PYTORCH = {
+    Shape(16, 16, 4, 32, 1): 0.6, Shape(32, 32, 4, 16, 1): 0.5, Shape(64, 64, 4, 8, 1): 0.35,
+    Shape(256, 256, 4, 8, 1): 0.13,
+}  # fmt: skip
 
 
 def shapes() -> list[Shape]:
@@ -64,6 +83,82 @@ def shapes() -> list[Shape]:
         found |= {Shape(maps[i], maps[i + 1], 4, 32 >> i, 1) for i in range(4)}
     found |= {shape._replace(planes=k) for shape in OTHER_PLANES for k in (1, 2, 8)}
     return sorted(found)
+
+
+def compiled(
+    shape: Shape,
+    batch: int,
+    dtype: jnp.dtype,
+    name: str,
+    forms: Sequence[str],
+    *,
+    skips_failures: bool = False,
+) -> dict[str, functools.partial[Any]]:
+    """Returns the compiled program of each form, and of the ordinary convolution.
+
+    Each has been called once. Arguments are those of `measure`; `name` is one of `PASSES`.
+    """
+    keys = jax.random.split(jax.random.key(0), 5)
+    size, strides = shape.size, (shape.stride, shape.stride)
+    channels, outputs = shape.in_maps * shape.planes, shape.out_maps * shape.planes
+    x = jax.random.normal(keys[0], (batch, size, size, channels), dtype)
+    latent = jax.random.normal(keys[1], (3, 3, channels, shape.out_maps))
+    centers = kmeans_centers(latent, 2)
+    m = jnp.abs(1 + 0.1 * jax.random.normal(keys[2], (3, 3, shape.planes)))
+    kernel = jax.random.normal(keys[3], (3, 3, channels, outputs))
+    out_size = -(-size // shape.stride)
+    cotangent = jax.random.normal(keys[4], (batch, out_size, out_size, outputs), dtype)
+    ordinary = Conv(shape.out_maps, shape.planes, strides=shape.stride, dtype=dtype)
+
+    functions = {
+        "ordinary": (lambda x, k: ordinary.apply({"params": {"conv": {"kernel": k}}}, x), (kernel,))
+    }
+    for form in forms:
+        functions[form] = (
+            lambda x, c, m, form=form: mcconv(x, c, centers, m, strides=strides, form=form),
+            (latent, m),
+        )
+    programs = {}
+    for form, (function, parameters) in functions.items():
+
+        def value_and_gradient(cotangent, *arguments, function=function):
+            output, vjp = jax.vjp(function, *arguments)
+            return output, vjp(cotangent)
+
+        arguments = (x, *parameters)
+        if name == "with gradient":
+            function, arguments = value_and_gradient, (cotangent, *arguments)
+        try:
+            program = jax.jit(function).lower(*arguments).compile()
+            jax.block_until_ready(program(*arguments))
+        except Exception as error:
+            if form == "ordinary" or not skips_failures:
+                raise
+            print_failure(f"{form}, {name}, {dtype} {tuple(shape)}", error)
+            continue
+        programs[form] = functools.partial(program, *arguments)
+    return programs
+
+
+def measure_pytorch(record: dict[str, Any], repeats: int) -> None:
+    """Adds to the record of a layer the seconds of PyTorch's convolution, and auto's over them.
+
+    The ordinary convolution of XLA is measured too, in pairs of its own.
+    """
+    import pytorch_wrn
+
+    shape, batch = Shape.of(record), record["batch"]
+    channels, outputs = shape.in_maps * shape.planes, shape.out_maps * shape.planes
+    layer = channels, outputs, shape.size, shape.stride, batch
+    for name in PASSES:
+        programs = compiled(shape, batch, jnp.dtype("float32"), name, ("auto",))
+        record[name]["over_pytorch"] = {}
+        with OtherProcess(pytorch_wrn.Convolution, *layer, name == "with gradient") as pytorch:
+            for form, program in programs.items():
+                found = pairs(program, pytorch, repeats)
+                record[name]["over_pytorch"][form] = statistics.median(a / b for a, b in found)
+        record[name]["median_seconds"]["PyTorch"] = statistics.median(b for _, b in found)
+        record[name]["median_seconds"]["auto"] = statistics.median(a for a, _ in found)
 
 
 def measure(
@@ -90,47 +185,11 @@ def measure(
         skips_failures: whether a form that fails is named in one line and left out. Otherwise it
             raises its error, as the ordinary convolution always does.
     """
-    keys = jax.random.split(jax.random.key(0), 5)
-    size, strides = shape.size, (shape.stride, shape.stride)
-    channels, outputs = shape.in_maps * shape.planes, shape.out_maps * shape.planes
-    x = jax.random.normal(keys[0], (batch, size, size, channels), dtype)
-    latent = jax.random.normal(keys[1], (3, 3, channels, shape.out_maps))
-    centers = kmeans_centers(latent, 2)
-    m = jnp.abs(1 + 0.1 * jax.random.normal(keys[2], (3, 3, shape.planes)))
-    kernel = jax.random.normal(keys[3], (3, 3, channels, outputs))
-    out_size = -(-size // shape.stride)
-    cotangent = jax.random.normal(keys[4], (batch, out_size, out_size, outputs), dtype)
-    ordinary = nn.Conv(outputs, (3, 3), strides, use_bias=False, dtype=dtype)
-
-    functions = {"ordinary": (lambda x, k: ordinary.apply({"params": {"kernel": k}}, x), (kernel,))}
-    for form in forms:
-        functions[form] = (
-            lambda x, c, m, form=form: mcconv(x, c, centers, m, strides=strides, form=form),
-            (latent, m),
-        )
     record: dict[str, Any] = {**shape._asdict(), "batch": batch}
-    for name in ("forward", "with gradient"):
-        compiled_forms, memory = {}, {}
-        for form, (function, parameters) in functions.items():
-
-            def value_and_gradient(cotangent, *arguments, function=function):
-                output, vjp = jax.vjp(function, *arguments)
-                return output, vjp(cotangent)
-
-            arguments = (x, *parameters)
-            if name == "with gradient":
-                function, arguments = value_and_gradient, (cotangent, *arguments)
-            try:
-                compiled = jax.jit(function).lower(*arguments).compile()
-                jax.block_until_ready(compiled(*arguments))
-            except Exception as error:
-                if form == "ordinary" or not skips_failures:
-                    raise
-                print_failure(f"{form}, {name}, {dtype} {tuple(shape)}", error)
-                continue
-            memory[form] = compiled.memory_analysis()
-            compiled_forms[form] = functools.partial(compiled, *arguments)
-        times = alternated(compiled_forms, repeats, calls)
+    for name in PASSES:
+        programs = compiled(shape, batch, dtype, name, forms, skips_failures=skips_failures)
+        memory = {form: program.func.memory_analysis() for form, program in programs.items()}
+        times = alternated(programs, repeats, calls)
         record[name] = {
             "median_seconds": {form: statistics.median(times[form]) for form in times},
             "over_ordinary": {
@@ -279,6 +338,28 @@ def print_table(records: list[dict[str, Any]], *, has_targets: bool) -> None:
     rich.console.Console(width=160, highlight=False).print(table)
 
 
+def print_pytorch(records: list[dict[str, Any]]) -> None:
+    """Prints the ratios to PyTorch's convolution, and their targets."""
+    if not records:
+        return
+    table = rich.table.Table(
+        "maps", "size", "batch", "pass", "PyTorch", "ordinary / PyTorch", "auto / PyTorch", "target"
+    )
+    for record in records:
+        for name in PASSES:
+            over = record[name]["over_pytorch"]
+            target = TARGETS_PYTORCH[Shape.of(record)]
+            table.add_row(
+                f"{record['in_maps']}-{record['out_maps']}",
+                *map(str, (record["size"], record["batch"], name)),
+                f"{1e3 * record[name]['median_seconds']['PyTorch']:.2f} ms",
+                f"{over['ordinary']:.2f}",
+                f"{over['auto']:.2f}",
+                f"{target:.2f}" if name == "with gradient" else "",
+            )
+    rich.console.Console(width=160, highlight=False).print(table)
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options for the arguments of `measure` and `batch_of`."""
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
@@ -291,6 +372,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     """Measures all shapes."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -313,6 +395,7 @@ def main() -> None:
             sys.exit(f"mcconv.py: error: {error}")
         return
     kind = jax_platform(), options.dtype
+    has_targets = kind == ("cpu", "float32")
     records, forms = [], measured_forms(*kind)
     for shape in shapes():
         if options.maps in (None, shape.out_maps):
@@ -322,8 +405,11 @@ def main() -> None:
             form = faster_form(record) if options.tune else fastest_form(*kind, shape)
             record |= {"form": form}
             records.append(record | {"auto": auto(record, by_table=not options.tune)})
+            if has_targets and HAS_PYTORCH and shape in TARGETS_PYTORCH:
+                measure_pytorch(records[-1], options.repeats)
             print(f"{shape}, batch {batch}", flush=True)
-    print_table(records, has_targets=kind == ("cpu", "float32"))
+    print_table(records, has_targets=has_targets)
+    print_pytorch([record for record in records if "over_pytorch" in record["forward"]])
     write(
         options.out,
         {

@@ -1,14 +1,17 @@
-"""Measures both sides of a ratio in one process, in alternation, and takes medians."""
+"""Measures both sides of a ratio in alternation, and takes medians."""
 
 import argparse
+import concurrent.futures
+import importlib.util
 import json
 import math
+import multiprocessing
 import pathlib
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 
@@ -17,6 +20,11 @@ from mcn_jax.workdirs.files import environment, write_atomically
 
 ROOT = pathlib.Path(__file__).parents[1]
 WARM_UP = 2
+# Seconds after which the threads of an idle framework have stopped spinning.
+PAUSE = 0.05
+# Seconds of calls that are not timed, after which caches and cores are as in a long run.
+UNTIMED = 0.15
+HAS_PYTORCH = importlib.util.find_spec("torch") is not None
 FEWEST = 5  # counted turns after a deadline
 
 
@@ -30,6 +38,68 @@ def seconds(function: Callable[[], Any], calls: int = 1) -> float:
         result = function()
     jax.block_until_ready(result)
     return (time.perf_counter() - start) / calls
+
+
+class OtherProcess:
+    """A function that runs in a process of its own, such as one of another framework.
+
+    So it has the memory allocator and the threads that it has without JAX.
+    """
+
+    def __init__(self, make: Callable[..., Callable[[], Any]], *arguments: Any):
+        """Starts the process, which makes the function from picklable arguments."""
+        context = multiprocessing.get_context("spawn")
+        self._pool = concurrent.futures.ProcessPoolExecutor(
+            1, context, initializer=_make_function, initargs=(make, *arguments)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def seconds(self, calls: int) -> float:
+        """Returns the mean seconds of a call, without the time to ask the other process."""
+        return self._pool.submit(_seconds_there, calls).result()
+
+
+_function: Callable[[], Any]  # of the process that an `OtherProcess` started
+
+
+def _make_function(make: Callable[..., Callable[[], Any]], *arguments: Any) -> None:
+    global _function
+    _function = make(*arguments)
+
+
+def _seconds_there(calls: int) -> float:
+    return _seconds_after_untimed(_function, calls)
+
+
+def _seconds_after_untimed(function: Callable[[], Any], calls: int) -> float:
+    start = time.perf_counter()
+    while time.perf_counter() - start < UNTIMED:
+        seconds(function)
+    return seconds(function, calls)
+
+
+def pairs(
+    here: Callable[[], Any], there: OtherProcess, repeats: int, calls: int = 1
+) -> list[tuple[float, float]]:
+    """Returns the seconds per call of both, in each turn; see `alternated`.
+
+    Before it is timed, each side waits until the other's threads are idle, and is then called for a
+    while. Without that, small programs take longer than in a long run.
+    """
+    times = []
+    for turn in range(WARM_UP + repeats):
+        time.sleep(PAUSE)
+        first = _seconds_after_untimed(here, calls)
+        time.sleep(PAUSE)
+        second = there.seconds(calls)
+        if turn >= WARM_UP:
+            times.append((first, second))
+    return times
 
 
 def alternated(

@@ -1,4 +1,4 @@
-"""Implements mcn_jax/models/wide_resnet.py in PyTorch, for comparison in benchmarks/step.py."""
+"""Implements mcn_jax/models/wide_resnet.py, and one of its layers, in PyTorch, for comparison."""
 
 import numpy as np
 import torch
@@ -85,3 +85,36 @@ class TrainingStep:
             loss.backward()
             self.optimizer.step()
         loss.item()  # waits for the device
+
+
+class Convolution:
+    """A 3x3 convolution of random features in float32, with or without gradients.
+
+    The cotangent is random; the gradients are those of features and filters.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        size: int,
+        stride: int,
+        batch_size: int,
+        gradients: bool,
+    ):
+        def random(*shape: int) -> torch.Tensor:
+            return torch.randn(shape).contiguous(memory_format=torch.channels_last)
+
+        torch.manual_seed(0)
+        out_size = -(-size // stride)
+        self.stride = stride
+        self.features = random(batch_size, channels, size, size).requires_grad_(gradients)
+        self.filters = random(outputs, channels, 3, 3).requires_grad_(gradients)
+        self.cotangent = random(batch_size, outputs, out_size, out_size)
+
+    def __call__(self) -> None:
+        """Computes the output, and the gradients if they were asked for."""
+        self.features.grad = self.filters.grad = None
+        output = F.conv2d(self.features, self.filters, stride=self.stride, padding=1)
+        if output.requires_grad:
+            output.backward(self.cotangent)

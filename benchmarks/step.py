@@ -6,8 +6,9 @@ The networks have twenty layers. Images are random, with CIFAR-10's shape. Steps
 augmentation, losses and updates. They run on one device, with as many steps per dispatch as the
 training loop uses there. "MCN, direct" convolves with the reconstructed filters.
 
-If PyTorch is installed (benchmarks/requirements.txt), the same WRN is also measured in PyTorch:
-forward, backward and update on images that need no augmentation.
+If PyTorch is installed (benchmarks/requirements.txt), the same WRN is also measured in PyTorch, in
+a process of its own and in pairs with the MCN: forward, backward and update on images that need no
+augmentation.
 
 "Temporary memory" is what XLA allocates besides arguments and results. "Device peak" is the most
 memory in use on the device, in a process that compiles and runs only one network. It is shown if
@@ -16,16 +17,15 @@ the backend counts it, as on GPUs.
 
 import argparse
 import concurrent.futures
-import importlib.util
 import multiprocessing
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import rich.console
 import rich.table
-from measure import ROOT, add_out, alternated, ratio, write
+from measure import HAS_PYTORCH, ROOT, OtherProcess, add_out, alternated, pairs, ratio, write
 from networks import TrainingStep, load
 
 from mcn_jax.data.sources import default_steps_per_dispatch
@@ -35,8 +35,9 @@ from mcn_jax.models.wide_resnet import blocks_per_stage
 CONFIG = ROOT / "configs" / "cifar10_20_16_16_32_64.py"
 # Widths in maps: batch size.
 WIDTHS = {(4, 4, 8, 16): 128, (16, 16, 32, 64): 32, (32, 64, 128, 256): 8}
-# Widths: target for the time of MCN over WRN, in float32 on a CPU.
+# Widths: targets for the time of MCN over WRN, and over PyTorch's WRN, in float32 on a CPU.
 TARGETS = {(16, 16, 32, 64): 0.8, (32, 64, 128, 256): 0.55}
+TARGETS_PYTORCH = {(4, 4, 8, 16): 0.9, (16, 16, 32, 64): 0.6, (32, 64, 128, 256): 0.3}
 # Name: (fields of the config, arguments of `TrainingStep`).
 NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "WRN": ({"model.conv": "conv"}, {"quantized": False}),
@@ -44,7 +45,6 @@ NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "MCN": ({}, {"quantized": True}),
     "MCN, direct": ({}, {"quantized": True, "form": "direct"}),
 }
-HAS_PYTORCH = importlib.util.find_spec("torch") is not None
 
 
 def make_step(
@@ -59,21 +59,24 @@ def make_step(
 def measure(
     widths: tuple[int, ...], batch_size: int, dtype: str, steps: int, repeats: int
 ) -> dict[str, Any]:
-    """Returns median seconds per step, ratios to the WRN, and bytes of temporary memory."""
+    """Returns median seconds per step, ratios to the WRN, and bytes of temporary memory.
+
+    "over_pytorch" is the median ratio of the MCN to PyTorch's WRN, over as many pairs.
+    """
     members = {name: make_step(name, widths, batch_size, dtype, steps) for name in NETWORKS}
     memory = {
         name: step.compiled.memory_analysis().temp_size_in_bytes for name, step in members.items()
     }
     times = alternated(members, repeats)
     over_wrn = {name: ratio(times, name, "WRN") for name in times}
+    peer = {}
     if HAS_PYTORCH:
-        # Threads of one framework may still spin when the other starts, and memory is kept here
-        # only for JAX (`mcn_jax.memory`), so PyTorch runs in a process of its own.
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
-            arguments = widths, batch_size, dtype, steps, repeats
-            times["WRN, PyTorch"] = pool.submit(_pytorch_times, *arguments).result()
-    return {
+        arguments = widths, batch_size, dtype, steps
+        with OtherProcess(_pytorch_step, *arguments) as pytorch:
+            found = pairs(members["MCN"], pytorch, repeats)
+        times["WRN, PyTorch"] = [theirs for _, theirs in found]
+        peer["over_pytorch"] = statistics.median(ours / theirs for ours, theirs in found)
+    return peer | {
         "widths": widths,
         "batch_size": batch_size,
         "steps_per_dispatch": steps,
@@ -83,16 +86,15 @@ def measure(
     }
 
 
-def _pytorch_times(
-    widths: tuple[int, ...], batch_size: int, dtype: str, steps: int, repeats: int
-) -> list[float]:
+def _pytorch_step(
+    widths: tuple[int, ...], batch_size: int, dtype: str, steps: int
+) -> Callable[[], None]:
     import pytorch_wrn
 
     model = load(CONFIG).model
     channels = tuple(width * model.planes for width in widths)
     blocks = blocks_per_stage(model.depth)
-    peer = pytorch_wrn.TrainingStep(channels, blocks, batch_size, dtype, steps)
-    return alternated({"WRN, PyTorch": peer}, repeats)["WRN, PyTorch"]
+    return pytorch_wrn.TrainingStep(channels, blocks, batch_size, dtype, steps)
 
 
 def device_peaks(
@@ -151,13 +153,15 @@ def main() -> None:
     peaks = device_peaks(batch_sizes, options.dtype, options.steps_per_dispatch)
     steps = options.steps_per_dispatch or default_steps_per_dispatch()
     has_targets = (jax.default_backend(), options.dtype) == ("cpu", "float32")
-    targets = TARGETS if has_targets else {}
+    targets, targets_pytorch = (TARGETS, TARGETS_PYTORCH) if has_targets else ({}, {})
     table = rich.table.Table(
         "maps",
         "batch",
         "network",
         "median",
         "over WRN",
+        "target",
+        "over PyTorch",
         "target",
         "temporary memory",
         "device peak",
@@ -169,7 +173,10 @@ def main() -> None:
         record |= {"repeats": repeats, "device_peak_bytes": peaks.get(widths, {})}
         records.append(record)
         for name, median in record["median_seconds"].items():
-            ratios = record["over_wrn"].get(name), targets.get(widths) if name == "MCN" else None
+            ratios = [record["over_wrn"].get(name), None, None, None]
+            if name == "MCN":
+                over_pytorch = record.get("over_pytorch")
+                ratios[1:] = targets.get(widths), over_pytorch, targets_pytorch.get(widths)
             memory = [record[key].get(name) for key in ("temporary_bytes", "device_peak_bytes")]
             table.add_row(
                 "-".join(map(str, widths)),
@@ -179,7 +186,7 @@ def main() -> None:
                 *(f"{value:.2f}" if value else "" for value in ratios),
                 *(f"{value / 1e6:,.0f} MB" if value else "" for value in memory),
             )
-    rich.console.Console(width=120, highlight=False).print(table)
+    rich.console.Console(width=140, highlight=False).print(table)
     device = jax.local_devices()[0].device_kind
     write(options.out, {"device": device, "dtype": options.dtype, "networks": records})
 

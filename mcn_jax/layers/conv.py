@@ -45,8 +45,17 @@ class Conv(nn.Module):
             kernel_init=nn.initializers.he_normal(),
             dtype=self.dtype,
             param_dtype=self.param_dtype,
+            conv_general_dilated=_convolve,
             name="conv",
         )(x)
+
+
+def _convolve(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: str, **defaults: Any
+) -> jax.Array:
+    """Replaces `lax.conv_general_dilated` in `nn.Conv`, whose other options keep their defaults."""
+    del defaults
+    return convolve(x, kernel, strides, padding)
 
 
 class KernelConv(nn.Module):

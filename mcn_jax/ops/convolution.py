@@ -1,6 +1,7 @@
 """The ordinary convolution that all layers use, and the gradient of its filters."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -46,10 +47,42 @@ def pads_and_out_size(
     return pads, tuple(out_size)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(
     features: jax.Array, filters: jax.Array, strides: tuple[int, int], padding: str
 ) -> jax.Array:
-    """Cross-correlates [N, Y, X, C] with filters [W, W, C, O], in the dtype of the features."""
+    """Cross-correlates [N, Y, X, C] with filters [W, W, C, O], in the dtype of the features.
+
+    The gradient of the filters is `filter_gradient`, in the dtype of the filters.
+    """
+    return _convolve(features, filters, strides, padding)
+
+
+def _convolve_fwd(
+    features: jax.Array, filters: jax.Array, strides: tuple[int, int], padding: str
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolve(features, filters, strides, padding), (features, filters)
+
+
+def _convolve_bwd(
+    strides: tuple[int, int],
+    padding: str,
+    residuals: tuple[jax.Array, jax.Array],
+    cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    features, filters = residuals
+    _, vjp = jax.vjp(lambda x: _convolve(x, filters, strides, padding), features)
+    taps = filters.shape[:2]
+    d_filters = filter_gradient(features, cotangent, taps, strides, padding)
+    return vjp(cotangent)[0], d_filters.astype(filters.dtype)
+
+
+convolve.defvjp(_convolve_fwd, _convolve_bwd)
+
+
+def _convolve(
+    features: jax.Array, filters: jax.Array, strides: tuple[int, int], padding: str
+) -> jax.Array:
     return lax.conv_general_dilated(
         features,
         filters.astype(features.dtype),
@@ -89,7 +122,7 @@ def filter_gradient(
     def by_convolution(features: jax.Array, cotangent: jax.Array) -> jax.Array:
         shape = (*kernel_size, features.shape[-1], cotangent.shape[-1])
         zeros = jnp.zeros(shape, features.dtype)
-        _, vjp = jax.vjp(lambda filters: convolve(features, filters, strides, padding), zeros)
+        _, vjp = jax.vjp(lambda filters: _convolve(features, filters, strides, padding), zeros)
         return vjp(cotangent)[0]
 
     def by_patches(features: jax.Array, cotangent: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ from jax import lax
 
 from mcn_jax.ops import factored, native
 from mcn_jax.ops.binarize import nearest_center
-from mcn_jax.ops.convolution import ConvSpec, convolve, filter_gradient
+from mcn_jax.ops.convolution import ConvSpec, convolve
 from mcn_jax.ops.fastest import Shape, fastest_form, measured_platforms, native_is_faster
 from mcn_jax.ops.modulate import reconstructed_filters
 
@@ -56,11 +56,8 @@ def _direct_backward(
     cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     q_WWCO = reconstructed_filters(filters, m_filters)
-    _, features_vjp = jax.vjp(lambda x: convolve(x, q_WWCO, spec.strides, spec.padding), features)
-    (d_features,) = features_vjp(cotangent)
-    dq_WWCO = filter_gradient(
-        features, cotangent, filters.shape[:2], spec.strides, spec.padding
-    ).astype(filters.dtype)
+    _, vjp = jax.vjp(lambda x, q: convolve(x, q, spec.strides, spec.padding), features, q_WWCO)
+    d_features, dq_WWCO = vjp(cotangent)
     dq_WWCHK = dq_WWCO.reshape(*filters.shape, m_filters.shape[-1])
     d_filters = jnp.einsum("xychk,xyk->xych", dq_WWCHK, m_filters)
     d_m = jnp.einsum("xychk,xych->xyk", dq_WWCHK, m_sum_filters)
