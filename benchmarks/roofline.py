@@ -5,7 +5,8 @@ of reading and writing an array larger than any cache.
 
 Then layers of the authors' four widths are measured, forward with gradients. Their rates are the
 FLOP that a form must compute, and the bytes that must move at least, over the measured time. The
-bytes count features, output, cotangent and filters, each once per pass.
+bytes count features, output, cotangent and filters, each once per pass. "auto" is the form that
+"auto" takes here.
 
 At the peak rates, a layer would take at least the time of its FLOP or of its bytes, whichever is
 longer. "Of attainable" is this least time over the measured time.
@@ -20,11 +21,13 @@ import jax
 import jax.numpy as jnp
 import rich.console
 import rich.table
-from mcconv import add_options, batch_of, jax_platform, measure
+from mcconv import add_options, batch_of, jax_platform, measure, measured_forms
 from measure import add_out, seconds, write
 
+from mcn_jax.memory import keep_freed_memory
 from mcn_jax.ops.costs import TAPS, multiply_adds
 from mcn_jax.ops.fastest import Shape, fastest_form
+from mcn_jax.ops.mcconv import CHANNELS_TO_SAVE, takes_native
 
 SHAPES = tuple(
     Shape(maps, maps, 4, size, 1)
@@ -72,18 +75,34 @@ def bytes_moved(shape: Shape, form: str, batch: int, itemsize: int) -> int:
 
     The forward pass reads features and filters, and writes the output. The backward pass reads
     features, filters and cotangent, and writes the gradients of features and filters. Filters are
-    those that are convolved with: the binary filters for "factored", Q for "direct".
+    those that are convolved with: the binary filters for "factored" and "native", Q for "direct".
     """
     features = shape.size**2 * shape.in_maps * shape.planes
     output = math.ceil(shape.size / shape.stride) ** 2 * shape.out_maps * shape.planes
     filters = TAPS * shape.in_maps * shape.planes * shape.out_maps
-    if form != "factored":
+    if form not in ("factored", "native"):
         filters *= shape.planes
     return itemsize * (batch * (3 * features + 2 * output) + 3 * filters)
 
 
+def flop_of(shape: Shape, form: str, batch: int) -> int:
+    """Returns the FLOP that a form computes for a layer, forward with gradients."""
+    keeps_products = form == "native" and shape.in_maps * shape.planes >= CHANNELS_TO_SAVE
+    return (
+        2
+        * batch
+        * multiply_adds(
+            shape,
+            {"ordinary": "direct", "native": "factored"}.get(form, form),
+            gradients=True,
+            keeps_products=keeps_products,
+        )
+    )
+
+
 def main() -> None:
     """Measures the machine and the layers, prints a table and writes a record to --out."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -101,18 +120,19 @@ def main() -> None:
     table = rich.table.Table(
         "maps", "size", "batch", "form", "GFLOP/s", "of peak", "GB/s", "of peak", "of attainable"
     )
-    records = []
+    records, kind = [], (jax_platform(), options.dtype)
+    forms = measured_forms(*kind)
     for shape in SHAPES:
         if options.maps not in (None, shape.out_maps):
             continue
         batch = batch_of(shape, options.work, options.largest_batch)
-        measured = measure(shape, batch, dtype, *turns)["with gradient"]
-        auto = fastest_form(jax_platform(), options.dtype, shape)
+        measured = measure(shape, batch, dtype, *turns, forms)["with gradient"]
+        is_native = "native" in forms and takes_native(shape)
+        auto = "native" if is_native else fastest_form(*kind, shape)
         for form in dict.fromkeys(("ordinary", "direct", auto)):
             time = measured["median_seconds"][form]
             moved = bytes_moved(shape, form, batch, dtype.itemsize)
-            computed = "direct" if form == "ordinary" else form
-            flop = 2 * batch * multiply_adds(shape, computed, gradients=True)
+            flop = flop_of(shape, form, batch)
             least = max(flop / flops, moved / bandwidth)
             rates = {"flops": flop / time, "bytes": moved / time, "of_attainable": least / time}
             records.append({**shape._asdict(), "batch": batch, "form": form, **rates})

@@ -10,6 +10,8 @@ If PyTorch is installed (benchmarks/requirements.txt), the same WRN is also meas
 a process of its own and in pairs with the MCN: forward, backward and update on images that need no
 augmentation.
 
+"Compile time" is that of the step's program, also with 34 layers.
+
 "Temporary memory" is what XLA allocates besides arguments and results. "Device peak" is the most
 memory in use on the device, in a process that compiles and runs only one network. It is shown if
 the backend counts it, as on GPUs.
@@ -19,6 +21,7 @@ import argparse
 import concurrent.futures
 import multiprocessing
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,6 +38,7 @@ from mcn_jax.models.wide_resnet import blocks_per_stage
 CONFIG = ROOT / "configs" / "cifar10_20_16_16_32_64.py"
 # Widths in maps: batch size.
 WIDTHS = {(4, 4, 8, 16): 128, (16, 16, 32, 64): 32, (32, 64, 128, 256): 8}
+DEPTHS = (20, 34)  # in layers; only the first is run
 # Widths: targets for the time of MCN over WRN, and over PyTorch's WRN, in float32 on a CPU.
 TARGETS = {(16, 16, 32, 64): 0.8, (32, 64, 128, 256): 0.55}
 TARGETS_PYTORCH = {(4, 4, 8, 16): 0.9, (16, 16, 32, 64): 0.6, (32, 64, 128, 256): 0.3}
@@ -48,22 +52,38 @@ NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def make_step(
-    name: str, widths: tuple[int, ...], batch_size: int, dtype: str, steps: int
+    name: str,
+    widths: tuple[int, ...],
+    batch_size: int,
+    dtype: str,
+    steps: int,
+    depth: int = DEPTHS[0],
 ) -> TrainingStep:
     """Returns the training step of one of `NETWORKS`."""
     fields, arguments = NETWORKS[name]
-    config = load(CONFIG, {"model.widths": widths, "dtype": dtype, **fields})
+    fields = {"model.widths": widths, "model.depth": depth, "dtype": dtype, **fields}
+    config = load(CONFIG, fields)
     return TrainingStep(config, batch_size, steps=steps, **arguments)
 
 
 def measure(
     widths: tuple[int, ...], batch_size: int, dtype: str, steps: int, repeats: int
 ) -> dict[str, Any]:
-    """Returns median seconds per step, ratios to the WRN, and bytes of temporary memory.
+    """Returns median seconds per step, ratios to the WRN, seconds to compile, and bytes of memory.
 
     "over_pytorch" is the median ratio of the MCN to PyTorch's WRN, over as many pairs.
     """
     members = {name: make_step(name, widths, batch_size, dtype, steps) for name in NETWORKS}
+    compile_seconds = {
+        name: [
+            seconds_to_compile(step),
+            *(
+                seconds_to_compile(make_step(name, widths, batch_size, dtype, steps, depth))
+                for depth in DEPTHS[1:]
+            ),
+        ]
+        for name, step in members.items()
+    }
     memory = {
         name: step.compiled.memory_analysis().temp_size_in_bytes for name, step in members.items()
     }
@@ -82,8 +102,17 @@ def measure(
         "steps_per_dispatch": steps,
         "median_seconds": {name: statistics.median(times[name]) / steps for name in times},
         "over_wrn": over_wrn,
+        "depths": DEPTHS,
+        "compile_seconds": compile_seconds,
         "temporary_bytes": memory,
     }
+
+
+def seconds_to_compile(step: TrainingStep) -> float:
+    """Compiles a step, which keeps its program, and returns the time."""
+    start = time.perf_counter()
+    step.compiled  # noqa: B018
+    return time.perf_counter() - start
 
 
 def _pytorch_step(
@@ -163,6 +192,7 @@ def main() -> None:
         "target",
         "over PyTorch",
         "target",
+        "compile time",
         "temporary memory",
         "device peak",
     )
@@ -177,6 +207,7 @@ def main() -> None:
             if name == "MCN":
                 over_pytorch = record.get("over_pytorch")
                 ratios[1:] = targets.get(widths), over_pytorch, targets_pytorch.get(widths)
+            compiled = record["compile_seconds"].get(name, [])
             memory = [record[key].get(name) for key in ("temporary_bytes", "device_peak_bytes")]
             table.add_row(
                 "-".join(map(str, widths)),
@@ -184,6 +215,7 @@ def main() -> None:
                 name,
                 f"{median:.4f} s",
                 *(f"{value:.2f}" if value else "" for value in ratios),
+                ", ".join(f"{value:.1f}" for value in compiled) + " s" * bool(compiled),
                 *(f"{value / 1e6:,.0f} MB" if value else "" for value in memory),
             )
     rich.console.Console(width=140, highlight=False).print(table)

@@ -7,15 +7,21 @@ from mcn_jax.ops.fastest import Shape
 TAPS = 9  # taps of a 3x3 filter
 
 
-def multiply_adds(shape: Shape, form: str, *, gradients: bool = False, taps: int = TAPS) -> int:
+def multiply_adds(
+    shape: Shape,
+    form: str,
+    *,
+    gradients: bool = False,
+    keeps_products: bool = False,
+    taps: int = TAPS,
+) -> int:
     """Returns the multiply-adds of one MCconv on one image.
 
     C is the number of input channels, H of output maps and K of planes. Per tap and output pixel,
     the direct form takes C*H*K multiply-adds forward and twice as many backward.
 
     The factored form takes C*H for the product with the binary filters and K*H for the mix by M.
-    Its backward pass computes that product again, mixes twice and multiplies twice. XLA may reuse
-    the product of the forward pass, which is not subtracted here.
+    Its backward pass computes that product again, mixes twice and multiplies twice.
 
     Border pixels count like all others.
 
@@ -24,6 +30,8 @@ def multiply_adds(shape: Shape, form: str, *, gradients: bool = False, taps: int
         form: "direct" or "factored". "direct" also holds for an ordinary convolution with the same
             channels.
         gradients: whether to add the backward pass: the gradients of features, filters and M.
+        keeps_products: whether the backward pass of the factored form uses the product of the
+            forward pass instead of computing it again.
         taps: taps per filter.
 
     Raises:
@@ -35,5 +43,6 @@ def multiply_adds(shape: Shape, form: str, *, gradients: bool = False, taps: int
     if form == "direct":
         return pixels * shape.planes * filters * (3 if gradients else 1)
     if form == "factored":
-        return pixels * (filters * (4 if gradients else 1) + mix * (3 if gradients else 1))
+        products = (3 if keeps_products else 4) if gradients else 1
+        return pixels * (products * filters + (3 if gradients else 1) * mix)
     raise ValueError(f"form {form!r} is neither direct nor factored")
