@@ -21,7 +21,7 @@ import json
 import pathlib
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,7 @@ import rich.console
 import rich.table
 from measure import (
     HAS_PYTORCH,
+    PYTORCH,
     OtherProcess,
     add_out,
     alternated,
@@ -141,24 +142,30 @@ def compiled(
 
 
 def measure_pytorch(record: dict[str, Any], repeats: int) -> None:
-    """Adds to the record of a layer the seconds of PyTorch's convolution, and auto's over them.
+    """Adds PyTorch's convolution to the record of a layer.
 
-    The ordinary convolution of XLA is measured too, in pairs of its own.
+    "over_pytorch" is {name in `PYTORCH`: {"auto" or "ordinary": ratio}}, each of pairs of its own.
     """
-    import pytorch_wrn
-
     shape, batch = Shape.of(record), record["batch"]
     channels, outputs = shape.in_maps * shape.planes, shape.out_maps * shape.planes
     layer = channels, outputs, shape.size, shape.stride, batch
     for name in PASSES:
         programs = compiled(shape, batch, jnp.dtype("float32"), name, ("auto",))
-        record[name]["over_pytorch"] = {}
-        with OtherProcess(pytorch_wrn.Convolution, *layer, name == "with gradient") as pytorch:
-            for form, program in programs.items():
-                found = pairs(program, pytorch, repeats)
-                record[name]["over_pytorch"][form] = statistics.median(a / b for a, b in found)
-        record[name]["median_seconds"]["PyTorch"] = statistics.median(b for _, b in found)
-        record[name]["median_seconds"]["auto"] = statistics.median(a for a, _ in found)
+        record[name]["over_pytorch"] = {peer: {} for peer in PYTORCH}
+        for peer, keeps_memory in PYTORCH.items():
+            arguments = *layer, name == "with gradient"
+            with OtherProcess(_convolution, *arguments, keeps_memory=keeps_memory) as pytorch:
+                for form, program in programs.items():
+                    found = pairs(program, pytorch, repeats)
+                    over = statistics.median(ours / theirs for ours, theirs in found)
+                    record[name]["over_pytorch"][peer][form] = over
+            record[name]["median_seconds"][peer] = statistics.median(b for _, b in found)
+
+
+def _convolution(*arguments: Any) -> Callable[[], None]:
+    import pytorch_wrn
+
+    return pytorch_wrn.Convolution(*arguments)
 
 
 def measure(
@@ -343,20 +350,28 @@ def print_pytorch(records: list[dict[str, Any]]) -> None:
     if not records:
         return
     table = rich.table.Table(
-        "maps", "size", "batch", "pass", "PyTorch", "ordinary / PyTorch", "auto / PyTorch", "target"
+        "maps",
+        "size",
+        "batch",
+        "pass",
+        "peer",
+        "its time",
+        "ordinary / peer",
+        "auto / peer",
+        "target",
     )
     for record in records:
         for name in PASSES:
-            over = record[name]["over_pytorch"]
             target = TARGETS_PYTORCH[Shape.of(record)]
-            table.add_row(
-                f"{record['in_maps']}-{record['out_maps']}",
-                *map(str, (record["size"], record["batch"], name)),
-                f"{1e3 * record[name]['median_seconds']['PyTorch']:.2f} ms",
-                f"{over['ordinary']:.2f}",
-                f"{over['auto']:.2f}",
-                f"{target:.2f}" if name == "with gradient" else "",
-            )
+            for peer, over in record[name]["over_pytorch"].items():
+                table.add_row(
+                    f"{record['in_maps']}-{record['out_maps']}",
+                    *map(str, (record["size"], record["batch"], name, peer)),
+                    f"{1e3 * record[name]['median_seconds'][peer]:.2f} ms",
+                    f"{over['ordinary']:.2f}",
+                    f"{over['auto']:.2f}",
+                    f"{target:.2f}" if (name, peer) == ("with gradient", "PyTorch") else "",
+                )
     rich.console.Console(width=160, highlight=False).print(table)
 
 

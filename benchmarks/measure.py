@@ -16,12 +16,15 @@ from typing import Any, Self
 import jax
 
 from mcn_jax.errors import first_line
+from mcn_jax.memory import keep_freed_memory
 from mcn_jax.workdirs.files import environment, write_atomically
 
 ROOT = pathlib.Path(__file__).parents[1]
 WARM_UP = 2
 # Seconds after which the threads of an idle framework have stopped spinning.
 PAUSE = 0.05
+# {name of a peer: whether its process keeps memory that it frees}
+PYTORCH = {"PyTorch": False, "PyTorch, keeping memory": True}
 # Seconds of calls that are not timed, after which caches and cores are as in a long run.
 UNTIMED = 0.15
 HAS_PYTORCH = importlib.util.find_spec("torch") is not None
@@ -46,11 +49,22 @@ class OtherProcess:
     So it has the memory allocator and the threads that it has without JAX.
     """
 
-    def __init__(self, make: Callable[..., Callable[[], Any]], *arguments: Any):
-        """Starts the process, which makes the function from picklable arguments."""
+    def __init__(
+        self,
+        make: Callable[..., Callable[[], Any]],
+        *arguments: Any,
+        keeps_memory: bool = False,
+    ):
+        """Starts the process.
+
+        Args:
+            make: makes the function.
+            arguments: of `make`, picklable.
+            keeps_memory: whether the process keeps memory that it frees, as JAX's process does.
+        """
         context = multiprocessing.get_context("spawn")
         self._pool = concurrent.futures.ProcessPoolExecutor(
-            1, context, initializer=_make_function, initargs=(make, *arguments)
+            1, context, initializer=_make_function, initargs=(make, keeps_memory, *arguments)
         )
 
     def __enter__(self) -> Self:
@@ -67,8 +81,12 @@ class OtherProcess:
 _function: Callable[[], Any]  # of the process that an `OtherProcess` started
 
 
-def _make_function(make: Callable[..., Callable[[], Any]], *arguments: Any) -> None:
+def _make_function(
+    make: Callable[..., Callable[[], Any]], keeps_memory: bool, *arguments: Any
+) -> None:
     global _function
+    if keeps_memory:
+        keep_freed_memory()
     _function = make(*arguments)
 
 

@@ -28,7 +28,17 @@ from typing import Any
 import jax
 import rich.console
 import rich.table
-from measure import HAS_PYTORCH, ROOT, OtherProcess, add_out, alternated, pairs, ratio, write
+from measure import (
+    HAS_PYTORCH,
+    PYTORCH,
+    ROOT,
+    OtherProcess,
+    add_out,
+    alternated,
+    pairs,
+    ratio,
+    write,
+)
 from networks import TrainingStep, load
 
 from mcn_jax.data.sources import default_steps_per_dispatch
@@ -71,7 +81,7 @@ def measure(
 ) -> dict[str, Any]:
     """Returns median seconds per step, ratios to the WRN, seconds to compile, and bytes of memory.
 
-    "over_pytorch" is the median ratio of the MCN to PyTorch's WRN, over as many pairs.
+    "over_pytorch" is {name in `PYTORCH`: median ratio of the MCN to its WRN}, over as many pairs.
     """
     members = {name: make_step(name, widths, batch_size, dtype, steps) for name in NETWORKS}
     compile_seconds = {
@@ -89,19 +99,20 @@ def measure(
     }
     times = alternated(members, repeats)
     over_wrn = {name: ratio(times, name, "WRN") for name in times}
-    peer = {}
-    if HAS_PYTORCH:
+    over_pytorch = {}
+    for peer, keeps_memory in PYTORCH.items() if HAS_PYTORCH else ():
         arguments = widths, batch_size, dtype, steps
-        with OtherProcess(_pytorch_step, *arguments) as pytorch:
+        with OtherProcess(_pytorch_step, *arguments, keeps_memory=keeps_memory) as pytorch:
             found = pairs(members["MCN"], pytorch, repeats)
-        times["WRN, PyTorch"] = [theirs for _, theirs in found]
-        peer["over_pytorch"] = statistics.median(ours / theirs for ours, theirs in found)
-    return peer | {
+        times[f"WRN, {peer}"] = [theirs for _, theirs in found]
+        over_pytorch[peer] = statistics.median(ours / theirs for ours, theirs in found)
+    return {
         "widths": widths,
         "batch_size": batch_size,
         "steps_per_dispatch": steps,
         "median_seconds": {name: statistics.median(times[name]) / steps for name in times},
         "over_wrn": over_wrn,
+        "over_pytorch": over_pytorch,
         "depths": DEPTHS,
         "compile_seconds": compile_seconds,
         "temporary_bytes": memory,
@@ -190,7 +201,7 @@ def main() -> None:
         "median",
         "over WRN",
         "target",
-        "over PyTorch",
+        "MCN over this",
         "target",
         "compile time",
         "temporary memory",
@@ -205,8 +216,10 @@ def main() -> None:
         for name, median in record["median_seconds"].items():
             ratios = [record["over_wrn"].get(name), None, None, None]
             if name == "MCN":
-                over_pytorch = record.get("over_pytorch")
-                ratios[1:] = targets.get(widths), over_pytorch, targets_pytorch.get(widths)
+                ratios[1] = targets.get(widths)
+            if name.startswith("WRN, "):
+                ratios[2] = record["over_pytorch"][name.removeprefix("WRN, ")]
+                ratios[3] = targets_pytorch.get(widths) if name == "WRN, PyTorch" else None
             compiled = record["compile_seconds"].get(name, [])
             memory = [record[key].get(name) for key in ("temporary_bytes", "device_peak_bytes")]
             table.add_row(

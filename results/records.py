@@ -26,18 +26,17 @@ from typing import Any
 import record_files
 from benchmark_tables import (
     faults_table,
-    h100_layer_table,
-    h100_step_table,
     inference_table,
     input_table,
+    limits_table,
     machines_table,
     mcconv_table,
-    native_layer_table,
-    native_step_table,
     packing_table,
+    pytorch_layer_table,
     roofline_table,
     step_table,
 )
+from gpu_tables import h100_layer_table, h100_step_table
 from markdown_tables import all_results_table, exports_table, results_table, sweep_table
 
 from mcn_jax.config import DataConfig
@@ -69,8 +68,8 @@ TABLES = {
     },
     DOCS / "performance.md": {
         "mcconv": mcconv_table, "step": step_table, "roofline": roofline_table,
-        "machines": machines_table, "native layers": native_layer_table,
-        "native steps": native_step_table, "inference": inference_table, "packing": packing_table,
+        "machines": machines_table, "pytorch layers": pytorch_layer_table, "limits": limits_table,
+        "inference": inference_table, "packing": packing_table,
         "h100 steps": h100_step_table, "h100 layers": h100_layer_table,
     },
 }  # fmt: skip

@@ -10,6 +10,7 @@ import time
 import benchmark_tables
 import gpu
 import gpu_steps
+import gpu_tables
 import jax.numpy as jnp
 import mcconv
 import pytest
@@ -78,9 +79,9 @@ def test_steps_are_measured_without_a_network_that_fails(
 
     peer = h100("step", "pytorch_16-16-32-64_bfloat16")
     monkeypatch.setattr(
-        benchmark_tables, "read_benchmark", lambda *n: peer if "pytorch" in n[-1] else record
+        gpu_tables, "read_benchmark", lambda *n: peer if "pytorch" in n[-1] else record
     )
-    assert benchmark_tables.h100_step_table().count("| 1-1-1-1 | bfloat16 | 2 | U-MCN |") == 3
+    assert gpu_tables.h100_step_table().count("| 1-1-1-1 | bfloat16 | 2 | U-MCN |") == 3
 
 
 def test_no_network_can_be_measured(tmp_path, monkeypatch, capsys, broken_form):
@@ -108,11 +109,11 @@ def test_the_network_is_that_of_the_config_and_the_options(arguments, depth, wid
 def test_the_tables_count_the_convolutions_of_each_depth():
     widths = {"widths": [16, 16, 32, 64]}
     counts = {
-        depth: len(benchmark_tables._convolutions(widths | depths))
+        depth: len(benchmark_tables.convolutions(widths | depths))
         for depth, depths in ((8, {"depth": 8}), (20, {"depth": 20}), (34, {"depth": 34}))
     }
     assert counts == {8: 7, 20: 19, 34: 31}
-    assert len(benchmark_tables._convolutions(widths)) == 19  # records without a depth
+    assert len(benchmark_tables.convolutions(widths)) == 19  # records without a depth
 
 
 def test_layers_are_measured_without_a_form_that_fails(tmp_path, monkeypatch, capsys, broken_form):
