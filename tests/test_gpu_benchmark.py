@@ -139,8 +139,8 @@ def test_layers_are_measured_without_a_form_that_fails(tmp_path, monkeypatch, ca
         for what in ("forward", "with gradient"):
             assert layer[what].keys() == recorded["layers"][0][what].keys()
             assert layer[what]["over_ordinary"].keys() == {"direct", "factored"}
-    monkeypatch.setattr(benchmark_tables, "read_benchmark", lambda *names: records[names[-1]])
-    assert benchmark_tables.h100_layer_table().count("| 1-2 | 4x4 |") == 2
+    monkeypatch.setattr(gpu_tables, "read_benchmark", lambda *names: records[names[-1]])
+    assert gpu_tables.h100_layer_table().count("| 1-2 | 4x4 |") == 2
 
 
 def test_a_form_that_fails_raises_its_error_elsewhere(broken_form):

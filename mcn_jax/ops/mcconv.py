@@ -146,7 +146,7 @@ def _forward_and_products(
     arrays = features, filters, m_filters
     size = native.products_size(spec, *arrays)
 
-    def by(form, *arrays):
+    def by(form: Form, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
         return form.forward(spec, *arrays), jnp.zeros(size)
 
     passes = {name: functools.partial(by, form) for name, form in _fastest(spec, *arrays).items()}
@@ -163,7 +163,7 @@ def _backward_from_products(
     cotangent: jax.Array,
     products: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    def by(form, *arrays):
+    def by(form: Form, *arrays: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         return form.backward(spec, *arrays[:-1])
 
     forms = _fastest(spec, features, filters, m_filters)

@@ -45,8 +45,8 @@ def products_size(
     spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
 ) -> int:
     """Returns the number of floats in the products of a layer, padded to whole vectors."""
-    (low_y, _), (low_x, _) = _pads_and_out_size(spec, features, filters)[0]
-    out_size = _pads_and_out_size(spec, features, filters)[1]
+    pads, out_size = _pads_and_out_size(spec, features, filters)
+    (low_y, _), (low_x, _) = pads
     taps, _, _, maps = filters.shape
     sizes = (
         *features.shape, taps, maps, m_filters.shape[2], *out_size, *spec.strides, low_y, low_x
@@ -62,11 +62,11 @@ def _forward(
     _load(LIBRARY)
     pads, out_size = _pads_and_out_size(spec, features, filters)
     channels = filters.shape[3] * m_filters.shape[2]
-    output = jax.ShapeDtypeStruct((features.shape[0], *out_size, channels), jnp.float32)
-    products = jax.ShapeDtypeStruct((saved,), jnp.float32)
-    call = jax.ffi.ffi_call("mcn_mcconv_forward", [output, products], vmap_method="sequential")
-    result, products = call(*_float32(features, filters, m_filters), **_attributes(spec, pads))
-    return result, products
+    shapes = (features.shape[0], *out_size, channels), (saved,)
+    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    call = jax.ffi.ffi_call("mcn_mcconv_forward", results, vmap_method="sequential")
+    output, products = call(*_float32(features, filters, m_filters), **_attributes(spec, pads))
+    return output, products
 
 
 def backward(

@@ -1,7 +1,9 @@
 """Compares the native kernel with the direct form, and runs it under sanitizers."""
 
+import importlib
 import pathlib
 import subprocess
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from test_factored import distance, output_and_gradients, random_arrays
 
 from mcn_jax.ops import native, native_build
 
+MCCONV = importlib.import_module("mcn_jax.ops.mcconv")  # the package has a function of this name
 HERE = pathlib.Path(__file__).parent
 SANITIZE = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 needs_kernel = pytest.mark.skipif(
@@ -35,18 +38,38 @@ needs_kernel = pytest.mark.skipif(
     strides=st.tuples(st.integers(1, 2), st.integers(1, 2)),
     padding=st.sampled_from(["SAME", "VALID"]),
     m_gradient=st.sampled_from(["binary", "latent"]),
+    saves=st.booleans(),
 )
 def test_it_is_the_direct_form(
-    seed, images, size, in_maps, out_maps, planes, taps, strides, padding, m_gradient
+    seed, images, size, in_maps, out_maps, planes, taps, strides, padding, m_gradient, saves
 ):
     arrays = random_arrays(seed, images, size, in_maps, out_maps, planes, taps, np.float32)
     options = {"strides": strides, "padding": padding, "m_gradient": m_gradient}
-    ours = output_and_gradients(arrays, form="native", **options)
+    with mock.patch.object(MCCONV, "CHANNELS_TO_SAVE", 1 if saves else np.inf):
+        ours = output_and_gradients(arrays, form="native", **options)
     expected = output_and_gradients(arrays, form="direct", **options)
     for a, b, limit in zip(ours, expected, (1e-5, 1e-5, 1e-5, 1e-4), strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype == jnp.float32
         assert distance(a, b) <= limit
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("channels", "options", "saves"),
+    [
+        (256, {}, True),
+        (252, {}, False),
+        (256, {"m_gradient": "latent"}, False),  # dM needs the products of other filters
+        (256, {"form": "direct"}, False),
+    ],
+)
+def test_wide_layers_save_their_products(channels, options, saves):
+    """A pixel of a layer of 3x3 taps and 32 maps has 288 products."""
+    arrays = random_arrays(0, 2, (6, 6), channels // 4, 32, 4, 3, np.float32)
+    options = {"form": "native"} | options
+    jaxpr = jax.make_jaxpr(lambda *a: output_and_gradients(a, **options))(*arrays)
+    assert (f"f32[{2 * 6 * 6 * 288}]" in str(jaxpr)) == saves
 
 
 @needs_kernel
