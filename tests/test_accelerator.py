@@ -221,7 +221,8 @@ def test_a_stage_ends_delivers_and_is_not_repeated(loads, tmp_path):
     }  # fmt: skip
     assert (out / "c10-20.txt").read_text() == result.stdout
     with tarfile.open(out / "c10-20.tar.1-of-1") as tar:
-        tar.extractall(tmp_path, filter="data")
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # since Python 3.11.4
+        tar.extractall(tmp_path)
     workdir = tmp_path / "c10-20" / "umcn"
     record = read_json(workdir / "config.json")
     assert record["git_revision"] == "0123abc"

@@ -104,7 +104,8 @@ def unpack(source: pathlib.Path, stage: str, store: pathlib.Path) -> None:
             whole.write(found[number][1].read_bytes())
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(partial, filter="data")
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # since Python 3.11.4
+            tar.extractall(partial)
         (partial / stage).rename(store / stage)
     except (tarfile.TarError, OSError) as error:
         raise InputError(

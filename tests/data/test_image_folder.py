@@ -312,7 +312,8 @@ def archived(pets):
     with tarfile.open(pets.with_name("pets.tar"), "w") as archive:
         archive.add(pets, "pets", filter=lambda member: member.replace(mtime=0, deep=False))
     with tarfile.open(pets.with_name("pets.tar")) as archive:
-        archive.extractall(pets.with_name("extracted"), filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # since Python 3.11.4
+        archive.extractall(pets.with_name("extracted"))
     return pets.with_name("extracted") / "pets"
 
 

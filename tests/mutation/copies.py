@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator, Sequence
 
@@ -53,7 +54,9 @@ def write_copy(revision: str | None, directory: pathlib.Path) -> None:
     if revision is not None:
         tar = directory.with_suffix(".tar")
         git("archive", f"--output={tar}", revision)
-        shutil.unpack_archive(tar, directory, filter="data")
+        with tarfile.open(tar) as archive:
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # since Python 3.11.4
+            archive.extractall(directory)
         tar.unlink()
         return
     listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
