@@ -308,9 +308,14 @@ def copied(pets):
     return pets.with_name("copy")
 
 
+def without_time(member):
+    member.mtime = 0
+    return member
+
+
 def archived(pets):
     with tarfile.open(pets.with_name("pets.tar"), "w") as archive:
-        archive.add(pets, "pets", filter=lambda member: member.replace(mtime=0, deep=False))
+        archive.add(pets, "pets", filter=without_time)
     with tarfile.open(pets.with_name("pets.tar")) as archive:
         archive.extraction_filter = getattr(tarfile, "data_filter", None)  # since Python 3.11.4
         archive.extractall(pets.with_name("extracted"))
