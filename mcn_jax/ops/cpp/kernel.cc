@@ -583,9 +583,9 @@ void forward(const Sizes& s, const float* features, const float* filters, const 
         const long overlap = r0 ? r0 + l.rows.shift + l.rows.count - 1 - begin : 0;
         const long first_saved = std::max(0L, overlap) * l.columns.size;
         const long saved_step = origins[g].rows * l.padded;
-        float* const to_save = phases[origins[g].phase] +
-                               (image * l.rows.size + begin) * l.columns.size * saved_step +
-                               origins[g].row * l.padded;
+        const long first_place = (image * l.rows.size + begin) * l.columns.size * saved_step +
+                                 origins[g].row * l.padded;
+        float* const to_save = saved ? phases[origins[g].phase] + first_place : nullptr;
         const auto save = [&](long n, long v, Vec sums) {
           if (n >= first_saved) store(to_save + n * saved_step + v * V, sums);
         };
