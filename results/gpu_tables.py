@@ -34,8 +34,9 @@ def h100_step_table() -> str:
     record = read_benchmark(H100, "step", "pytorch_16-16-32-64_bfloat16")
     [network] = record["networks"]
     for method, median in network["median_seconds"].items():
+        method_and_version = method.replace("PyTorch", f"PyTorch {record['torch']}")
         lines.append(
-            f"| {_step_cells(record, network)} | {method} {record['torch']} | {1e3 * median:.2f} ms"
+            f"| {_step_cells(record, network)} | {method_and_version} | {1e3 * median:.2f} ms"
             f" | {network['images_per_second'][method]:,.0f} | | | | | |"
         )
     return "\n".join(
@@ -53,6 +54,19 @@ def _step_cells(record: dict[str, Any], network: dict[str, Any]) -> str:
     return f"{maps} | {record['dtype']} | {network['batch_size']}"
 
 
+def h100_fused_table() -> str:
+    """The fused form of one layer on one H100."""
+    lines = []
+    for dtype in ("bfloat16", "float32"):
+        [layer] = read_benchmark(H100, "mcconv", f"pallas_{dtype}")["layers"]
+        for name in ("forward", "with gradient"):
+            over, memory = layer[name]["over_ordinary"], layer[name]["temporary_bytes"]
+            cells = [f"{over[form]:.2f} ({memory[form] / 1e6:,.1f} MB)" for form in over]
+            lines.append(f"| {dtype} | {name} | {' | '.join(cells)} |")
+    header = " | ".join(f"{form} (temporary memory)" for form in over)
+    return "\n".join([f"| dtype | what | {header} |", "|---|---|" + "---|" * len(over), *lines])
+
+
 def h100_layer_table() -> str:
     """Single layers on one H100."""
     lines = []
@@ -64,15 +78,16 @@ def h100_layer_table() -> str:
                 cells += [f"{over['direct']:.2f}", f"{over['factored']:.2f}"]
             times = layer["with gradient"]["median_seconds"]
             lines.append(
-                f"| {shape.in_maps}-{shape.out_maps} | {shape.size}x{shape.size} | {dtype}"
-                f" | {layer['batch']} | {' | '.join(cells)} | {1e3 * times['ordinary']:.2f} ms |"
+                f"| {shape.in_maps}-{shape.out_maps} | {shape.size}x{shape.size} | {shape.stride}"
+                f" | {dtype} | {layer['batch']} | {' | '.join(cells)}"
+                f" | {1e3 * times['ordinary']:.2f} ms |"
             )
     return "\n".join(
         [
-            "| maps | pixels | dtype | batch | direct, forward | factored, forward"
+            "| maps | pixels | stride | dtype | batch | direct, forward | factored, forward"
             " | direct, with gradients | factored, with gradients"
             " | ordinary, with gradients |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "|---|---|---|---|---|---|---|---|---|---|",
             *lines,
         ]
     )

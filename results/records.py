@@ -36,7 +36,7 @@ from benchmark_tables import (
     roofline_table,
     step_table,
 )
-from gpu_tables import h100_layer_table, h100_step_table
+from gpu_tables import h100_fused_table, h100_layer_table, h100_step_table
 from markdown_tables import all_results_table, exports_table, results_table, sweep_table
 
 from mcn_jax.config import DataConfig
@@ -71,6 +71,7 @@ TABLES = {
         "machines": machines_table, "pytorch layers": pytorch_layer_table, "limits": limits_table,
         "inference": inference_table, "packing": packing_table,
         "h100 steps": h100_step_table, "h100 layers": h100_layer_table,
+        "h100 pallas": h100_fused_table,
     },
 }  # fmt: skip
 

@@ -91,14 +91,26 @@ def test_layers_are_as_fast_as_is_asked(record):
     assert above == ABOVE.get(record, set())
 
 
-def test_the_forms_are_those_of_the_run_that_chose_them():
+@pytest.mark.parametrize(
+    ("record", "kind"),
+    [
+        (TUNING, ("cpu", "float32")),
+        (("h100", "mcconv", "bfloat16"), ("cuda", "bfloat16")),
+        (("h100", "mcconv", "float32"), ("cuda", "float32")),
+    ],
+)
+def test_the_forms_are_those_of_the_run_that_chose_them(record, kind):
+    assert dict(parse(json.loads(TABLE.read_text()))[kind]) == {
+        Shape.of(layer): mcconv.faster_form(layer)
+        for layer in record_files.read_benchmark(*record)["layers"]
+    }
+
+
+def test_the_gains_of_the_native_kernel_are_those_of_the_run_that_measured_them():
     rows = json.loads(TABLE.read_text())
     measured = {
         Shape.of(layer): layer | {"form": mcconv.faster_form(layer)}
         for layer in record_files.read_benchmark(*TUNING)["layers"]
-    }
-    assert dict(parse(rows)["cpu", "float32"]) == {
-        shape: layer["form"] for shape, layer in measured.items()
     }
     kernel = {shape: mcconv.native_over_form(layer) for shape, layer in measured.items()}
     assert None not in kernel.values()

@@ -22,7 +22,13 @@ from jax import lax
 from mcn_jax.ops import factored, native
 from mcn_jax.ops.binarize import nearest_center
 from mcn_jax.ops.convolution import ConvSpec, convolve
-from mcn_jax.ops.fastest import Shape, fastest_form, measured_platforms, native_is_faster
+from mcn_jax.ops.fastest import (
+    UNMEASURED,
+    Shape,
+    fastest_form,
+    measured_platforms,
+    native_is_faster,
+)
 from mcn_jax.ops.modulate import reconstructed_filters
 
 # Features, latent filters, centers, M, and the products of the native kernel if it saved them.
@@ -103,7 +109,7 @@ def _fused_backward(*arguments: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
 def _fastest(
     spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
 ) -> dict[str, Form]:
-    """Returns {platform: form to take}; "default" stands for platforms without measurements.
+    """Returns {platform: form to take}; "default" stands for all platforms that are not named.
 
     The native kernel is for CPUs and float32. There `spec.form` can name it; otherwise it is taken
     if it is available and was faster.
@@ -117,10 +123,13 @@ def _fastest(
         stride=spec.strides[0],
     )
     dtype = features.dtype.name
-    forms = {
-        platform: FORMS[fastest_form(platform, dtype, shape)]
-        for platform in (*measured_platforms(), "default")
+    default = FORMS[UNMEASURED]
+    measured = {
+        platform: FORMS[fastest_form(platform, dtype, shape)] for platform in measured_platforms()
     }
+    # Every branch is traced, so platforms that take the default get none.
+    forms = {platform: form for platform, form in measured.items() if form is not default}
+    forms["default"] = default
     if dtype == "float32" and (spec.form == "native" or takes_native(shape)):
         forms["cpu"] = _NATIVE
     return forms
