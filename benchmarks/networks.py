@@ -68,8 +68,9 @@ class TrainingStep:
             model = model.clone(conv=functools.partial(model.conv, form=form))
         rate = optim.learning_rate(*schedule)
         self.settings = StepSettings(
-            config=config, plan=plan, learning_rate=rate, mean=facts.mean, std=facts.std
-        )
+            config=config, plan=plan, learning_rate=rate, mean=facts.mean, std=facts.std,
+            num_steps=schedule[1] * schedule[2],
+        )  # fmt: skip
         self._create_state = functools.partial(
             create_state, config, model, optimizer, plan, facts.image_shape
         )

@@ -24,6 +24,7 @@ from mcn_jax.errors import InputError, did_you_mean, first_line
 # How ml_collections reports a field that a config does not have, when it is set or read.
 _UNKNOWN = re.compile(r"""Key "(\w+)" does not exist|^['"\\]*(\w+)[\\']""")
 NO_BACKGROUND = -1  # a `data.background` that ignores transparency
+SAME = -1.0  # an `optimizer.latent_weight_decay` that equals `weight_decay`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,7 @@ class BinarizeConfig:
     start_epoch: int = 10  # epochs trained as a U-MCN before k-means (paper: 10)
     refresh_epochs: int = 0  # epochs between recomputations of the centers; 0: never (paper)
     m_gradient: str = "binary"  # Eq. 16 with C-hat ("binary", the book) or C ("latent", the paper)
+    estimator: str = "ede"  # irnet, recu: derivative of the sign, "identity", "ede" or "reste"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,15 +104,22 @@ class LossConfig:
 class OptimizerConfig:
     """The optimizer and the schedule of both learning rates."""
 
-    name: str = "sgd"  # a name in mcn_jax.training.optim.OPTIMIZERS
+    name: str = "sgd"  # a name in mcn_jax.training.optim.OPTIMIZERS: "sgd", "adam", "adadelta"
     learning_rate: float = 0.1  # eta1, for all parameters except M (paper: 0.1)
     m_learning_rate: float = 0.01  # eta2, for the M-filters (paper: 0.01)
     momentum: float = 0.9  # Nesterov, sgd only, in [0, 1)
     weight_decay: float = 5e-4  # L2 on latent filters and kernels; never on M, batch norm, biases
+    latent_weight_decay: float = SAME  # L2 on latent filters; -1 takes weight_decay
     schedule: str = "step"  # a name in mcn_jax.training.optim.SCHEDULES; scales both rates
     schedule_epochs: tuple[int, ...] = (60, 120, 160)  # "step": epochs at which the rates drop
     schedule_factor: float = 0.2  # "step": factor of each drop, in (0, 1]
     warmup_epochs: int = 0  # epochs over which the rates rise linearly from zero
+
+    @property
+    def decay_of_latents(self) -> float:
+        """The weight decay of latent filters."""
+        is_same = self.latent_weight_decay == SAME
+        return self.weight_decay if is_same else self.latent_weight_decay
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,7 @@ def train_step_arguments(config, quantized, image_shape, axis_name=None):
             config=config,
             plan=plan,
             learning_rate=optim.learning_rate(*schedule),
+            num_steps=STEPS_PER_EPOCH * config.num_epochs,
             mean=facts.mean or (0.5,) * channels,
             std=facts.std or (0.25,) * channels,
         ),

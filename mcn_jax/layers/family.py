@@ -30,18 +30,18 @@ class Group:
     Attributes:
         name: name in checkpoints and in the output at the start of a run.
         rate: field of `OptimizerConfig` with the learning rate.
-        decays: whether weight decay applies.
-        non_negative: whether the absolute value is taken after each update (Eq. 15).
+        decay: property of `OptimizerConfig` with the weight decay; None for no weight decay.
+        projection: applied to each parameter after its update, such as `jnp.abs` (Eq. 15).
     """
 
     name: str
     rate: str = "learning_rate"
-    decays: bool = True
-    non_negative: bool = False
+    decay: str | None = "weight_decay"
+    projection: Callable[[jax.Array], jax.Array] | None = None
 
 
 WEIGHTS = Group(name="kernels")
-OFFSETS = Group(name="biases_and_batch_norm", decays=False)
+OFFSETS = Group(name="biases_and_batch_norm", decay=None)
 
 
 FILTERS = "filters"  # `Tensor.part` of the filters of convolutions
@@ -247,6 +247,8 @@ class Family:
         check_layer: raises InputError unless the config fits the size of a layer.
 
     Optional fields for training:
+        advance: (s, progress) -> s, called in every step with a quantized network, before its
+            forward pass. `progress` is the share of the training that is done, a scalar in [0, 1).
         refresh: (p, s) -> s, called before a phase with quantized weights; for example k-means.
         penalty: (p, s, gradients, LossConfig, learning rate) -> (loss, gradients): an additional
             loss term, a scalar, and the gradients with that term included.
@@ -289,6 +291,7 @@ class Family:
     check: Callable[[Config], None] = _no_check
     check_layer: Callable[[PlannedLayer, Config], None] = _no_check_of_layer
 
+    advance: Callable[[Leaves, jax.Array], dict[str, jax.Array]] | None = None
     refresh: Callable[[Leaves, Leaves], dict[str, jax.Array]] | None = None
     penalty: (
         Callable[[Leaves, Leaves, Leaves, LossConfig, jax.Array], tuple[jax.Array, dict[str, Any]]]

@@ -8,8 +8,10 @@ from mcn_jax.layers.conv import CONV
 from mcn_jax.layers.dense import DENSE
 from mcn_jax.layers.family import Family, Group
 from mcn_jax.layers.mcconv import MCCONV
+from mcn_jax.layers.one_bit import FAMILIES as ONE_BIT
 
-LAYERS: dict[str, Family] = {"mcconv": MCCONV, "conv": CONV}  # names for config.model.conv
+# Names for config.model.conv.
+LAYERS: dict[str, Family] = {"mcconv": MCCONV, "conv": CONV, **ONE_BIT}
 
 # Includes groups that a network does not use, because checkpoints of version 0.1 hold the step
 # counters of all of them.

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from mcn_jax import models
-from mcn_jax.config import Config, flatten
+from mcn_jax.config import SAME, Config, flatten
 from mcn_jax.data.checks import check_augmentation, check_data
 from mcn_jax.data.facts import DATASETS
 from mcn_jax.errors import InputError, require, require_one_of
@@ -49,6 +49,10 @@ def validate(config: Config, num_devices: int = 1) -> None:
         require(0 <= flat[name] < 1, name, flat[name], "must lie in [0, 1)")
     for name in ("loss.center_loss_rate", "optimizer.schedule_factor"):
         require(0 < flat[name] <= 1, name, flat[name], "must lie in (0, 1]")
+    decay = config.optimizer.latent_weight_decay
+    holds = decay >= 0 or decay == SAME
+    message = "must not be negative, except that -1 takes config.optimizer.weight_decay"
+    require(holds, "optimizer.latent_weight_decay", decay, message)
     require(config.seed < 2**32, "seed", config.seed, "must be below 2^32")
     require_one_of("dtype", config.dtype, ("float32", "bfloat16", "float64"))
     require_one_of("param_dtype", config.param_dtype, ("float32", "float64"))

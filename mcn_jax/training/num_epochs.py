@@ -5,6 +5,7 @@ import shlex
 
 from mcn_jax.config import Config
 from mcn_jax.errors import InputError
+from mcn_jax.layers.table import LAYERS
 from mcn_jax.training.optim import OPEN_ENDED
 from mcn_jax.training.phases import quantizes
 from mcn_jax.workdirs.checkpoint import saved_steps
@@ -17,8 +18,8 @@ def check_num_epochs(
 ) -> None:
     """Checks that a run can continue to another number of epochs; writes nothing.
 
-    It can if its learning rates do not depend on that number. It then ends with the same bits as a
-    run that had the new number from the start.
+    It can if its learning rates and layers do not depend on that number. It then ends with the same
+    bits as a run that had the new number from the start.
 
     Args:
         workdir: work directory of the run, which may have ended.
@@ -27,8 +28,8 @@ def check_num_epochs(
         steps_per_epoch: training steps per epoch.
 
     Raises:
-        InputError: if the schedule depends on `num_epochs`, the run has already trained more
-            epochs, or an ended run lacks its last epoch. The error names the remedy.
+        InputError: if the schedule or the layers depend on `num_epochs`, the run has already
+            trained more epochs, or an ended run lacks its last epoch. The error names the remedy.
     """
     changed = (
         f"{workdir} was written with config.num_epochs={before.num_epochs}, this run has"
@@ -46,6 +47,12 @@ def check_num_epochs(
             f" its filters: --workdir=OTHER --config.init_from={shlex.quote(str(workdir))}"
             f" --config.num_epochs={more}{binary_at_once}; or train again in another --workdir with"
             f" --config.optimizer.schedule={' or '.join(OPEN_ENDED)}, which can be continued"
+        )
+    if LAYERS[config.model.conv].advance is not None:
+        raise InputError(
+            f"{changed}, which would change the layers of config.model.conv={config.model.conv!r}:"
+            " they depend on the share of the training that is done; train again in another"
+            " --workdir"
         )
     last_step = max(saved_steps(workdir / "checkpoints"), default=0)
     begun = -(-last_step // steps_per_epoch)

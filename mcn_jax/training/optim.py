@@ -1,6 +1,7 @@
 """Builds the optimizer: parameter groups, learning-rate schedules and one chain per group."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -76,22 +77,32 @@ def learning_rate(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int
     return lambda step: config.learning_rate * scale(step)
 
 
-def absolute_projection() -> optax.GradientTransformation:
-    """Returns a transformation that makes updated parameters |p + u| instead of p + u.
+def projected(projection: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformation:
+    """Returns a transformation that makes updated parameters projection(p + u) instead of p + u.
 
-    p is a parameter and u its update. This is Eq. 15: M <- |M - eta2 * dM|.
+    p is a parameter and u its update. The emitted update is projection(p + u) - p. Adding it to p
+    may miss projection(p + u) by a rounding error. The transformation must be the last of its
+    chain.
 
-    The emitted update is |p + u| - p. Adding it to p may miss |p + u| by a rounding error. The sum
-    is still never negative: |p + u| - p >= -p, and rounding keeps that order. The transformation
-    must be the last of its chain.
+    Args:
+        projection: maps an array to an array of the same shape.
     """
 
     def update(updates, state, params):
         if params is None:
-            raise ValueError("absolute_projection needs params: update(updates, state, params)")
-        return jax.tree.map(lambda u, p: jnp.abs(p + u) - p, updates, params), state
+            raise ValueError("a projection needs params: update(updates, state, params)")
+        return jax.tree.map(lambda u, p: projection(p + u) - p, updates, params), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def absolute_projection() -> optax.GradientTransformation:
+    """Returns a transformation that makes updated parameters |p + u| instead of p + u.
+
+    This is Eq. 15: M <- |M - eta2 * dM|. Despite rounding, see `projected`, the sum is never
+    negative: |p + u| - p >= -p, and rounding keeps that order.
+    """
+    return projected(jnp.abs)
 
 
 def _sgd(rate: optax.Schedule, config: OptimizerConfig) -> optax.GradientTransformation:
@@ -103,7 +114,12 @@ def _adadelta(rate: optax.Schedule, config: OptimizerConfig) -> optax.GradientTr
     return optax.adadelta(rate)
 
 
-OPTIMIZERS = {"sgd": _sgd, "adadelta": _adadelta}
+def _adam(rate: optax.Schedule, config: OptimizerConfig) -> optax.GradientTransformation:
+    del config
+    return optax.adam(rate)
+
+
+OPTIMIZERS = {"sgd": _sgd, "adadelta": _adadelta, "adam": _adam}
 
 
 def make_optimizer(
@@ -111,8 +127,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Builds one chain for each group of `parameter_groups`, as its `Group` describes it.
 
-    Weight decay comes before momentum, so it acts as an L2 term of the loss. The absolute-value
-    projection ends its chain: a transformation after it could make parameters negative again.
+    Weight decay comes before momentum, so it acts as an L2 term of the loss. A projection ends its
+    chain: a transformation after it could, for example, make parameters negative again.
     """
     scale = rate_scale(config, steps_per_epoch, num_epochs)
     make = OPTIMIZERS[config.name]
@@ -120,9 +136,9 @@ def make_optimizer(
     def chain(group: Group) -> optax.GradientTransformation:
         rate = getattr(config, group.rate)
         base = make(lambda step: rate * scale(step), config)
-        if group.decays:
-            base = optax.chain(optax.add_decayed_weights(config.weight_decay), base)
-        return optax.chain(base, absolute_projection()) if group.non_negative else base
+        if group.decay is not None:
+            base = optax.chain(optax.add_decayed_weights(getattr(config, group.decay)), base)
+        return base if group.projection is None else optax.chain(base, projected(group.projection))
 
     groups = dict(GROUPS)
     for layer in plan:

@@ -43,6 +43,7 @@ class Setup:
             config=config,
             plan=self.plan,
             learning_rate=optim.learning_rate(*schedule),
+            num_steps=config.num_epochs * self.steps_per_epoch,
             mean=dataset.mean,
             std=dataset.std,
         )

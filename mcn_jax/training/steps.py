@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 from jax import lax
 
 from mcn_jax.config import Config
@@ -28,12 +29,14 @@ class StepSettings:
 
     plan: plan of the network.
     learning_rate: schedule step -> eta1.
+    num_steps: steps of the whole training.
     mean, std: mean and standard deviation of each channel, for pixels in [0, 1].
     """
 
     config: Config
     plan: Plan
     learning_rate: optax.Schedule
+    num_steps: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -67,6 +70,8 @@ def train_step(
     config, loss_config, plan = settings.config, settings.config.loss, settings.plan
     inputs = step_inputs(split, batch, state.step, settings)
     dropout_keys = example_keys(config.seed, Purpose.DROPOUT, state.step, batch.positions)
+    if quantized:
+        state = _advanced(state, plan, settings.num_steps)
 
     def data_loss(params):
         outputs, updated = model.apply(
@@ -150,6 +155,19 @@ def step_inputs(split: Split, batch: Batch, step: jax.Array, settings: StepSetti
         std=settings.std,
         dtype=jnp.dtype(config.dtype),
     )
+
+
+def _advanced(state: TrainState, plan: Plan, num_steps: int) -> TrainState:
+    """Returns the state with the layers' state of this step; see `Family.advance`."""
+    flat = traverse_util.flatten_dict(state.layer_state)
+    for layer in plan:
+        if layer.family.advance is None:
+            continue
+        own = layer.state_in(state.collections)
+        for leaf, value in layer.family.advance(own, state.step / num_steps).items():
+            path = (layer.state[leaf], *layer.path, *leaf.split("/"))
+            flat[path] = value.astype(flat[path].dtype)
+    return dataclasses.replace(state, layer_state=traverse_util.unflatten_dict(flat))
 
 
 def _ranges(params: Any, plan: Plan) -> dict[str, jax.Array]:

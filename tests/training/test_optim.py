@@ -89,7 +89,7 @@ def test_a_parameter_without_a_group_is_refused(monkeypatch):
 
 def test_a_rate_and_a_projection_are_those_of_the_group():
     """The group is from a family that is unknown to the optimizer."""
-    group = Group(name="own", rate="m_learning_rate", non_negative=True)
+    group = Group(name="own", rate="m_learning_rate", projection=jnp.abs)
     family = dataclasses.replace(CONV, groups={"conv/kernel": group})
     plan = (planned("layer", family, **{"conv/kernel": np.ones(3)}),)
     assert optim.parameter_groups(plan) == {"layer": {"conv": {"kernel": "own"}}}
@@ -104,7 +104,7 @@ def test_a_rate_and_a_projection_are_those_of_the_group():
 
 
 def test_two_groups_of_one_name_must_be_alike():
-    other = dataclasses.replace(CONV, groups={"conv/kernel": Group(name="kernels", decays=False)})
+    other = dataclasses.replace(CONV, groups={"conv/kernel": Group(name="kernels", decay=None)})
     plan = (planned("layer", other, **{"conv/kernel": np.ones(3)}),)
     with pytest.raises(ValueError, match=r"group 'kernels' of layer is .*; give it another name"):
         optim.make_optimizer(CONFIG, steps_per_epoch=10, num_epochs=1, plan=plan)

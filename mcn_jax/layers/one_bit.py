@@ -1,0 +1,269 @@
+"""Convolutions with one-bit weights as layer families, one for each rule of `ops.one_bit`.
+
+They are the systems that MCN is compared with: BinaryConnect, McDonnell's one-bit networks,
+DoReFa-Net, BWN, IR-Net and ReCU. Their activations stay float.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mcn_jax.config import Config
+from mcn_jax.errors import require, require_one_of
+from mcn_jax.layers import one_bit_file
+from mcn_jax.layers.conv import kernel_conv, kernel_multiply_adds
+from mcn_jax.layers.family import Family, Group, Leaves, PlannedLayer, Share
+from mcn_jax.layers.one_bit_file import EXPONENTS, LATENT, SCALES
+from mcn_jax.ops import one_bit
+from mcn_jax.ops.convolution import convolve
+
+DECAY = "decay_of_latents"
+LATENT_KERNELS = Group(name="latent_kernels", decay=DECAY)
+CLIPPED_TO_SCALE = Group(
+    name="latent_kernels_clipped_to_scale", decay=DECAY, projection=one_bit.clipped_to_scale
+)
+CLIPPED_TO_ONE = Group(
+    name="latent_kernels_clipped_to_one", decay=DECAY, projection=one_bit.clipped_to_one
+)
+CENTRED = Group(
+    name="latent_kernels_centred_and_clipped", decay=DECAY, projection=one_bit.centred_and_clipped
+)
+
+
+class OneBitConv(nn.Module):
+    """Convolution whose filters are a sign times a scale, without bias.
+
+    Parameter: `latent_kernel` [W, W, C, O]. The rules of IR-Net and ReCU also have `progress` in
+    the collection "progress", a scalar: the share of the training that is done.
+
+    This is the base class; each rule of `mcn_jax.ops.one_bit` has a subclass.
+
+    Attributes:
+        out_maps: output maps, of `planes` channels each.
+        planes: channels per output map.
+        kernel_size: W, in pixels.
+        strides: step in y and x, in pixels.
+        padding: "SAME" or "VALID".
+        binarized: False convolves with the latent filters themselves.
+        estimator: IR-Net and ReCU: derivative of the sign, a name in
+            `mcn_jax.ops.one_bit.ESTIMATORS`.
+        dtype: dtype of the convolution; None takes the dtype of the input. Filters are always
+            binarized in `param_dtype`.
+        param_dtype: dtype of the latent filters.
+    """
+
+    out_maps: int
+    planes: int = 1
+    kernel_size: int = 3
+    strides: int = 1
+    padding: str = "SAME"
+    binarized: bool = True
+    estimator: str = "ede"
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    rule = ""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Convolves [N, Y, X, C] to [N, Y', X', out_maps * planes]."""
+        taps = (self.kernel_size, self.kernel_size)
+        shape = (*taps, x.shape[-1], self.out_maps * self.planes)
+        latent = self.param(LATENT, _initializer(self.rule), shape, self.param_dtype)
+        options: dict[str, Any] = {}
+        if self.rule in one_bit.STANDARDIZED:
+            progress = self.variable("progress", "progress", jnp.zeros, (), self.param_dtype)
+            options = {"progress": progress.value, "estimator": self.estimator}
+        kernel = one_bit.RULES[self.rule](latent, **options) if self.binarized else latent
+        dtype = x.dtype if self.dtype is None else self.dtype
+        strides = (self.strides, self.strides)
+        return convolve(x.astype(dtype), kernel.astype(dtype), strides, self.padding)
+
+
+class BinaryConnectConv(OneBitConv):
+    """BinaryConnect's convolution (Courbariaux et al. 2015), with its deterministic signs."""
+
+    rule = "binaryconnect"
+
+
+class McDonnellConv(OneBitConv):
+    """Convolution of McDonnell 2018, whose scale is that of He's initial values."""
+
+    rule = "mcdonnell"
+
+
+class DoReFaConv(OneBitConv):
+    """DoReFa-Net's convolution with one-bit weights (Zhou et al. 2016)."""
+
+    rule = "dorefa"
+
+
+class BWNConv(OneBitConv):
+    """Convolution of a Binary-Weight-Network (Rastegari et al. 2016), identity gradient."""
+
+    rule = "bwn"
+
+
+class BWNExactConv(OneBitConv):
+    """Convolution of a Binary-Weight-Network with the exact gradient of its scale."""
+
+    rule = "bwn_exact"
+
+
+class BWNPaperConv(OneBitConv):
+    """Convolution of a Binary-Weight-Network with the gradient that its paper prints."""
+
+    rule = "bwn_paper"
+
+
+class BWNReleasedConv(OneBitConv):
+    """Convolution of a Binary-Weight-Network as in its authors' program, with SGD."""
+
+    rule = "bwn_released"
+
+
+class IRNetConv(OneBitConv):
+    """IR-Net's convolution with one-bit weights (Qin et al. 2020)."""
+
+    rule = "irnet"
+
+
+class ReCUConv(OneBitConv):
+    """IR-Net's convolution with the clamped weights of ReCU (Xu et al. 2021)."""
+
+    rule = "recu"
+
+
+def _initializer(rule: str) -> Callable[..., jax.Array]:
+    """Returns the initializer of the latent filters: He normal, apart from two rules."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        if rule == "binaryconnect":
+            scale = one_bit.glorot_scale(shape)
+            return jax.random.uniform(key, shape, dtype, -scale, scale)
+        latent = nn.initializers.he_normal()(key, shape, dtype)
+        return one_bit.centred_and_clipped(latent) if rule == "bwn_released" else latent
+
+    return init
+
+
+def _filters(rule: str, p: Leaves, s: Leaves) -> jax.Array:
+    options = {"progress": s["progress"]} if rule in one_bit.STANDARDIZED else {}
+    return one_bit.RULES[rule](p[LATENT], **options)
+
+
+def _health(rule: str, before: Leaves, p: Leaves, s: Leaves) -> dict[str, float | Share]:
+    """Measures how the signs of a layer changed in an epoch.
+
+    Returns:
+        flip_ratio: share of weights whose sign has changed since `before`.
+        quantization_error: ||w - filters|| / ||w||.
+        share_0, share_1: share of negative and of positive weights.
+    """
+    sums = jax.device_get(_health_sums(rule, dict(before), dict(p), dict(s)))
+    size = p[LATENT].size
+    return {
+        "flip_ratio": Share(int(sums["flips"]), size),
+        "quantization_error": Share(sums["error"], sums["norm"], root=True),
+        "share_0": 1 - float(sums["positive"] / size),
+        "share_1": float(sums["positive"] / size),
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _health_sums(rule: str, before: Leaves, p: Leaves, s: Leaves) -> dict[str, jax.Array]:
+    filters, old = _filters(rule, p, s), _filters(rule, before, s)
+    return {
+        "flips": jnp.sum(jnp.signbit(filters) != jnp.signbit(old)),
+        "positive": jnp.sum(~jnp.signbit(filters)),
+        "error": jnp.sum((p[LATENT] - filters) ** 2),
+        "norm": jnp.sum(p[LATENT] ** 2),
+    }
+
+
+def _advance(s: Leaves, progress: jax.Array) -> dict[str, jax.Array]:
+    del s
+    return {"progress": progress}
+
+
+def _check(config: Config) -> None:
+    require_one_of("binarize.estimator", config.binarize.estimator, one_bit.ESTIMATORS)
+
+
+def _check_layer(layer: PlannedLayer, config: Config) -> None:
+    *taps, channels, _ = layer.params[LATENT]
+    message = f"leaves {layer.name} with one weight per filter, which has no standard deviation"
+    require(taps[0] * taps[1] * channels > 1, "model.conv", config.model.conv, message)
+
+
+def _family(
+    module: type[OneBitConv],
+    kind: str,
+    group: Group = LATENT_KERNELS,
+    *,
+    per_filter: bool = False,
+    scale_leaf: str = SCALES,
+) -> Family:
+    """Makes the family of a rule; see `one_bit_file.pack` for the last two arguments."""
+    rule = module.rule
+    has_progress = rule in one_bit.STANDARDIZED
+
+    def make(config: Config, quantized: bool) -> Callable[..., nn.Module]:
+        return functools.partial(
+            module,
+            planes=config.model.planes,
+            binarized=quantized,
+            estimator=config.binarize.estimator,
+            dtype=jnp.dtype(config.dtype),
+            param_dtype=jnp.dtype(config.param_dtype),
+        )
+
+    more: dict[str, Any] = {}
+    if has_progress:
+        more = {"advance": _advance, "check": _check, "check_layer": _check_layer}
+    return Family(
+        kind=kind,
+        module=module,
+        groups={LATENT: group},
+        pack=functools.partial(
+            one_bit_file.pack, functools.partial(_filters, rule), scale_leaf, per_filter
+        ),
+        unpack=one_bit_file.unpack,
+        spec=functools.partial(one_bit_file.spec, scale_leaf, per_filter),
+        make=make,
+        deployed=kernel_conv,
+        multiply_adds=kernel_multiply_adds,
+        filters=LATENT,
+        quantizes=True,
+        methods=(rule, f"{rule}, float"),
+        compared=(LATENT,),
+        health=functools.partial(_health, rule),
+        check_values=one_bit_file.check_values,
+        arrays=one_bit_file.arrays,
+        facts=one_bit_file.facts,
+        columns=one_bit_file.COLUMNS,
+        compare=one_bit_file.compare,
+        pictures=one_bit_file.pictures,
+        **more,
+    )
+
+
+# Names for config.model.conv.
+FAMILIES: dict[str, Family] = {
+    family.module.rule: family  # type: ignore[attr-defined]
+    for family in (
+        _family(BinaryConnectConv, "BinaryConnect", CLIPPED_TO_SCALE),
+        _family(McDonnellConv, "one-bit, McDonnell"),
+        _family(DoReFaConv, "one-bit, DoReFa"),
+        _family(BWNConv, "BWN", per_filter=True),
+        _family(BWNExactConv, "BWN, exact gradient", CLIPPED_TO_ONE, per_filter=True),
+        _family(BWNPaperConv, "BWN, paper's gradient", CLIPPED_TO_ONE, per_filter=True),
+        _family(BWNReleasedConv, "BWN, released program", CENTRED, per_filter=True),
+        _family(IRNetConv, "IR-Net", per_filter=True, scale_leaf=EXPONENTS),
+        _family(ReCUConv, "ReCU", per_filter=True, scale_leaf=EXPONENTS),
+    )
+}
