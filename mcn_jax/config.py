@@ -68,6 +68,7 @@ class ModelConfig:
     #                                              wide_resnet: of the stem and three stages
     depth: int = 20  # wide_resnet: layers, 6n + 2 or 6n + 4; the paper has 20, 28 and 34
     stem: str = "cifar"  # wide_resnet: "cifar", or "imagenet", which divides height and width by 4
+    stem_conv: str = ""  # the same names, for the first convolution; "" takes conv
     planes: int = 4  # K, channels per feature map (paper: 4)
     input_planes: str = "copy"  # "copy", "first" or "rgbx", see mcn_jax.layers.planes
     pooling: str = "strided"  # how images are halved, a name in mcn_jax.layers.pooling.POOLINGS
@@ -86,6 +87,7 @@ class BinarizeConfig:
     start_epoch: int = 10  # epochs trained as a U-MCN before k-means (paper: 10)
     refresh_epochs: int = 0  # epochs between recomputations of the centers; 0: never (paper)
     m_gradient: str = "binary"  # Eq. 16 with C-hat ("binary", the book) or C ("latent", the paper)
+    k_gradient: bool = False  # xnor: whether K, the scale of the activations, gets a gradient
     estimator: str = "ede"  # irnet, recu: derivative of the sign, "identity", "ede" or "reste"
 
 

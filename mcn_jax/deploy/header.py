@@ -62,8 +62,12 @@ class Network(NamedTuple):
 
 def _fields(model: ModelConfig) -> tuple[str, ...]:
     """Returns the config fields that a header must have."""
-    own = (*models.MODELS[model.name].options, *HEADS[model.head].options)
-    return (*BASE_FIELDS, *(f"model.{name}" for name in own), *LAYERS[model.conv].options)
+    own = [*models.MODELS[model.name].options, *HEADS[model.head].options]
+    options = LAYERS[model.conv].options
+    if model.stem_conv:
+        own.append("stem_conv")
+        options = tuple(dict.fromkeys((*options, *LAYERS[model.stem_conv].options)))
+    return (*BASE_FIELDS, *(f"model.{name}" for name in own), *options)
 
 
 def _known_fields() -> dict[str, str]:
@@ -71,7 +75,7 @@ def _known_fields() -> dict[str, str]:
     options = [f"model.{name}" for model in models.MODELS.values() for name in model.options]
     options += [f"model.{name}" for head in HEADS.values() for name in head.options]
     options += [name for family in LAYERS.values() for name in family.options]
-    parts = (name.partition(".") for name in (*BASE_FIELDS, *options))
+    parts = (name.partition(".") for name in (*BASE_FIELDS, "model.stem_conv", *options))
     return {field: group for group, _, field in parts}
 
 
@@ -208,14 +212,15 @@ def network_from_json(
     _limit("the number of classes", classes, 1, MAX_CLASSES)
     network = _network(values, tensors)
     model, family = network.config.model, LAYERS[network.config.model.conv]
-    if network.quantized and not family.quantizes:
+    first = LAYERS[models.stem_conv(model)]
+    if network.quantized and not (family.quantizes or first.quantizes):
         raise InputError(
             f"network.conv={model.conv} does not support quantized weights, but the file has them"
         )
     height, width, channels = images.shape
     with _named_as_here():
         models.MODELS[model.name].check_image_size(model, height, width)
-        if family.takes_planes:
+        if first.takes_planes:
             check_input(model.input_planes, channels, model.planes, "the file")
     with _named_as_here():
         plan = network.plan(classes, images.shape)

@@ -4,6 +4,7 @@ They are the systems that MCN is compared with: BinaryConnect, McDonnell's one-b
 DoReFa-Net, BWN, IR-Net and ReCU. Their activations stay float.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -80,8 +81,11 @@ class OneBitConv(nn.Module):
             options = {"progress": progress.value, "estimator": self.estimator}
         kernel = one_bit.RULES[self.rule](latent, **options) if self.binarized else latent
         dtype = x.dtype if self.dtype is None else self.dtype
-        strides = (self.strides, self.strides)
-        return convolve(x.astype(dtype), kernel.astype(dtype), strides, self.padding)
+        return self.convolve(x.astype(dtype), kernel.astype(dtype))
+
+    def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Convolves the input with the layer's filters."""
+        return convolve(x, kernel, (self.strides, self.strides), self.padding)
 
 
 class BinaryConnectConv(OneBitConv):
@@ -138,12 +142,15 @@ class ReCUConv(OneBitConv):
     rule = "recu"
 
 
+_UNIFORM = {"binaryconnect": one_bit.glorot_scale, "bnn": one_bit.root_scale}
+
+
 def _initializer(rule: str) -> Callable[..., jax.Array]:
     """Returns the initializer of the latent filters: He normal, apart from two rules."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        if rule == "binaryconnect":
-            scale = one_bit.glorot_scale(shape)
+        if rule in _UNIFORM:
+            scale = _UNIFORM[rule](shape)
             return jax.random.uniform(key, shape, dtype, -scale, scale)
         latent = nn.initializers.he_normal()(key, shape, dtype)
         return one_bit.centred_and_clipped(latent) if rule == "bwn_released" else latent
@@ -200,15 +207,25 @@ def _check_layer(layer: PlannedLayer, config: Config) -> None:
     require(taps[0] * taps[1] * channels > 1, "model.conv", config.model.conv, message)
 
 
-def _family(
+def one_bit_family(
     module: type[OneBitConv],
     kind: str,
     group: Group = LATENT_KERNELS,
     *,
     per_filter: bool = False,
     scale_leaf: str = SCALES,
+    **fields: Any,
 ) -> Family:
-    """Makes the family of a rule; see `one_bit_file.pack` for the last two arguments."""
+    """Makes the family of a module.
+
+    Args:
+        module: its module.
+        kind: name in tables.
+        group: group of the latent filters in the optimizer.
+        per_filter: see `one_bit_file.pack`.
+        scale_leaf: likewise.
+        **fields: fields of `Family` that differ from those of one-bit weights.
+    """
     rule = module.rule
     has_progress = rule in one_bit.STANDARDIZED
 
@@ -222,10 +239,9 @@ def _family(
             param_dtype=jnp.dtype(config.param_dtype),
         )
 
-    more: dict[str, Any] = {}
     if has_progress:
-        more = {"advance": _advance, "check": _check, "check_layer": _check_layer}
-    return Family(
+        fields |= {"advance": _advance, "check": _check, "check_layer": _check_layer}
+    family = Family(
         kind=kind,
         module=module,
         groups={LATENT: group},
@@ -248,22 +264,22 @@ def _family(
         columns=one_bit_file.COLUMNS,
         compare=one_bit_file.compare,
         pictures=one_bit_file.pictures,
-        **more,
     )
+    return dataclasses.replace(family, **fields)
 
 
 # Names for config.model.conv.
 FAMILIES: dict[str, Family] = {
     family.module.rule: family  # type: ignore[attr-defined]
     for family in (
-        _family(BinaryConnectConv, "BinaryConnect", CLIPPED_TO_SCALE),
-        _family(McDonnellConv, "one-bit, McDonnell"),
-        _family(DoReFaConv, "one-bit, DoReFa"),
-        _family(BWNConv, "BWN", per_filter=True),
-        _family(BWNExactConv, "BWN, exact gradient", CLIPPED_TO_ONE, per_filter=True),
-        _family(BWNPaperConv, "BWN, paper's gradient", CLIPPED_TO_ONE, per_filter=True),
-        _family(BWNReleasedConv, "BWN, released program", CENTRED, per_filter=True),
-        _family(IRNetConv, "IR-Net", per_filter=True, scale_leaf=EXPONENTS),
-        _family(ReCUConv, "ReCU", per_filter=True, scale_leaf=EXPONENTS),
+        one_bit_family(BinaryConnectConv, "BinaryConnect", CLIPPED_TO_SCALE),
+        one_bit_family(McDonnellConv, "one-bit, McDonnell"),
+        one_bit_family(DoReFaConv, "one-bit, DoReFa"),
+        one_bit_family(BWNConv, "BWN", per_filter=True),
+        one_bit_family(BWNExactConv, "BWN, exact gradient", CLIPPED_TO_ONE, per_filter=True),
+        one_bit_family(BWNPaperConv, "BWN, paper's gradient", CLIPPED_TO_ONE, per_filter=True),
+        one_bit_family(BWNReleasedConv, "BWN, released program", CENTRED, per_filter=True),
+        one_bit_family(IRNetConv, "IR-Net", per_filter=True, scale_leaf=EXPONENTS),
+        one_bit_family(ReCUConv, "ReCU", per_filter=True, scale_leaf=EXPONENTS),
     )
 }

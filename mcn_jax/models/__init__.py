@@ -1,6 +1,7 @@
 """The network architectures, and the construction of a network from a config."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -62,6 +63,7 @@ def check(config: Config) -> None:
     for field, value, allowed in (
         ("model.name", model.name, MODELS),
         ("model.conv", model.conv, LAYERS),
+        ("model.stem_conv", stem_conv(model), LAYERS),
         ("model.stem", model.stem, STEMS),
         ("model.input_planes", model.input_planes, INPUT_PLANES),
         ("model.pooling", model.pooling, POOLINGS),
@@ -73,6 +75,11 @@ def check(config: Config) -> None:
     if min(model.widths, default=1) < 1:
         raise InputError(f"config.model.widths={model.widths} must each be at least 1 feature map")
     MODELS[model.name].check(model)
+
+
+def stem_conv(model: ModelConfig) -> str:
+    """Returns the name in `LAYERS` of the first convolution."""
+    return model.stem_conv or model.conv
 
 
 def make_model(
@@ -97,16 +104,25 @@ def make_model(
         ValueError: if the layer family cannot be chosen for a network.
     """
     model = config.model
-    family, architecture = LAYERS[model.conv], MODELS[model.name]
-    make = family.deployed if deployed else family.make
-    if make is None:
-        raise ValueError(f"the layer family {family.kind!r} cannot be chosen for a network")
+    architecture = MODELS[model.name]
+    family, first = LAYERS[model.conv], LAYERS[stem_conv(model)]
+    made = []
+    for one in (family, first):
+        make = one.deployed if deployed else one.make
+        if make is None:
+            raise ValueError(f"the layer family {one.kind!r} cannot be chosen for a network")
+        made.append(make(config, quantized))
+    conv, first_conv = made
+    if first.takes_signs:
+        first_conv = functools.partial(first_conv, signs_input=False)
     return architecture.module(
-        conv=make(config, quantized),
+        conv=conv,
+        first_conv=first_conv if model.stem_conv or first.takes_signs else None,
+        relu=not family.takes_signs,
         widths=model.widths,
         num_classes=num_classes,
         planes=model.planes,
-        input_planes=model.input_planes if family.takes_planes else None,
+        input_planes=model.input_planes if first.takes_planes else None,
         pooling=model.pooling,
         head=model.head,
         dense_features=model.dense_features,

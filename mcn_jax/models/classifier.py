@@ -40,6 +40,8 @@ class Classifier(nn.Module):
         planes: K, channels per feature map.
         input_planes: how the image is expanded to maps of K planes, see `expand_input`; None keeps
             the image, for ordinary convolutions.
+        first_conv: makes the first convolution, which takes the image; None takes `conv`.
+        relu: whether a ReLU precedes every other convolution. The head always follows a ReLU.
         pooling: how images are halved, a name in `POOLINGS`.
         head: from features to logits, a name in `HEADS`.
         dense_features: head "dense": width of the hidden layer.
@@ -56,6 +58,8 @@ class Classifier(nn.Module):
     num_classes: int
     planes: int = 4
     input_planes: str | None = "copy"
+    first_conv: Callable[..., nn.Module] | None = None
+    relu: bool = True
     pooling: str = "strided"
     head: str = "dense"
     dense_features: int = 1024
@@ -112,6 +116,11 @@ class Classifier(nn.Module):
     def vector(self, maps: jax.Array) -> jax.Array:
         """Turns maps [N, Y'', X'', C'] into the input [N, F] of a dense layer."""
         raise NotImplementedError
+
+    @property
+    def stem_conv(self) -> Callable[..., nn.Module]:
+        """Makes the first convolution."""
+        return self.conv if self.first_conv is None else self.first_conv
 
     @property
     def halving(self) -> Pooling:

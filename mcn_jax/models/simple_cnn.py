@@ -14,6 +14,9 @@ class SimpleCNN(Classifier):
     """One convolution 3x3, batch norm, ReLU and pooling per width, followed by the head.
 
     The paper pools before the ReLU; the result is the same, because maximum and ReLU commute.
+    Before a layer that takes signs, pooling comes first, as in BNN: after batch norm, a maximum
+    would leave few negative signs.
+
     `widths` are the output maps of each layer. For the other attributes see `Classifier`.
     """
 
@@ -22,9 +25,14 @@ class SimpleCNN(Classifier):
     ) -> tuple[jax.Array, jax.Array]:
         """Computes everything before the head; see `Classifier`."""
         for layer, width in enumerate(self.widths, start=1):
-            x = self.conv(width, name=f"conv_{layer}")(x)
-            features = batch_norm(name=f"batch_norm_{layer}", relu=True)(x)
-            x = self.halving.after_layer(features)
+            conv = self.stem_conv if layer == 1 else self.conv
+            norm = f"batch_norm_{layer}"
+            x = conv(width, name=f"conv_{layer}")(x)
+            if self.relu or layer == len(self.widths):
+                features = batch_norm(name=norm, relu=True)(x)
+                x = self.halving.after_layer(features)
+            else:
+                x = batch_norm(name=norm, relu=False)(self.halving.after_layer(x))
         return features, x
 
     def vector(self, maps: jax.Array) -> jax.Array:

@@ -57,7 +57,7 @@ class WideResNet(Classifier):
         if self.stem not in STEMS:
             raise ValueError(f"stem={self.stem!r} must be one of {', '.join(STEMS)}")
         stem, blocks = STEMS[self.stem], blocks_per_stage(self.depth)
-        x = self.conv(self.widths[0], strides=stem.strides, name="stem")(x)
+        x = self.stem_conv(self.widths[0], strides=stem.strides, name="stem")(x)
         if stem.pools:
             x = max_pool_2x2(x)
         for stage, width in enumerate(self.widths[1:], start=1):
@@ -68,6 +68,7 @@ class WideResNet(Classifier):
                     out_maps=width,
                     strides=2 if stage > 1 and block == 1 else 1,
                     pooling=self.halving,
+                    relu=self.relu,
                     name=f"stage_{stage}_block_{block}",
                 )(x)
         features = batch_norm(name="batch_norm", relu=True)(x)
@@ -88,6 +89,7 @@ class Block(nn.Module):
         batch_norm: makes a batch norm from its name.
         out_maps: output maps of both convolutions.
         pooling: how the image is halved.
+        relu: whether a ReLU precedes each convolution.
         strides: strides of the first convolution, in y and x.
     """
 
@@ -95,14 +97,15 @@ class Block(nn.Module):
     batch_norm: Callable[..., nn.Module]
     out_maps: int
     pooling: Pooling
+    relu: bool = True
     strides: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [N, Y, X, C] to [N, Y / strides, X / strides, channels of the convolution]."""
-        y = self.batch_norm(name="batch_norm_1", relu=True)(x)
+        y = self.batch_norm(name="batch_norm_1", relu=self.relu)(x)
         y = self.pooling.convolution(self.conv, self.out_maps, self.strides, "conv_1")(y)
-        y = self.batch_norm(name="batch_norm_2", relu=True)(y)
+        y = self.batch_norm(name="batch_norm_2", relu=self.relu)(y)
         y = self.conv(self.out_maps, name="conv_2")(y)
         return y + with_channels(self.pooling.shortcut(x, self.strides), y.shape[-1])
 

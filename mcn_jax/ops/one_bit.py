@@ -8,6 +8,7 @@ otherwise, never 0.
 | rule | scale | gradient of w |
 |---|---|---|
 | `binaryconnect` | H, one constant per layer | g |
+| `bnn` | n^-0.5, one constant per layer | g |
 | `mcdonnell` | sqrt(2 / n), one constant per layer | g |
 | `dorefa` | mean of abs(w) over the layer | g |
 | `bwn` | a, the mean of abs(w) over each filter | g |
@@ -30,6 +31,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from mcn_jax.ops.convolution import convolve
 
 ESTIMATORS = ("identity", "ede", "reste")  # derivatives of the sign in `irnet`
 MASKS = ("inclusive", "exclusive")  # where the gradient of `sign_activations` ends: 1 included?
@@ -106,6 +109,11 @@ def he_scale(shape: tuple[int, ...]) -> float:
     return math.sqrt(2 / math.prod(shape[:-1]))
 
 
+def root_scale(shape: tuple[int, ...]) -> float:
+    """Returns n^-0.5, for filters [W, W, C, O]."""
+    return math.prod(shape[:-1]) ** -0.5
+
+
 def _all_but_outputs(w: jax.Array) -> tuple[int, ...]:
     return tuple(range(w.ndim - 1))
 
@@ -121,6 +129,15 @@ def magnitude(w: jax.Array) -> jax.Array:
 def binaryconnect(w: jax.Array) -> jax.Array:
     """Returns H * sign(w) with H = `glorot_scale`; see the table above."""
     return straight_through(w, sign(w) * glorot_scale(w.shape))
+
+
+def bnn(w: jax.Array) -> jax.Array:
+    """Returns n^-0.5 * sign(w); see the table above.
+
+    With inputs of +-1, a sum of n products then has a variance near one. Without the scale it would
+    be far larger than the shortcut of a residual network that it is added to.
+    """
+    return straight_through(w, sign(w) * root_scale(w.shape))
 
 
 def mcdonnell(w: jax.Array) -> jax.Array:
@@ -240,6 +257,7 @@ def _slope(z: jax.Array, progress: jax.Array, estimator: str) -> jax.Array:
 
 RULES: dict[str, Callable[..., jax.Array]] = {
     "binaryconnect": binaryconnect,
+    "bnn": bnn,
     "mcdonnell": mcdonnell,
     "dorefa": dorefa,
     "bwn": bwn,
@@ -255,6 +273,12 @@ STANDARDIZED = ("irnet", "recu")  # rules that take `progress` and `estimator`
 def clipped_to_scale(w: jax.Array) -> jax.Array:
     """Returns w clipped to [-H, H], as BinaryConnect does after each update."""
     scale = glorot_scale(w.shape)
+    return jnp.clip(w, -scale, scale)
+
+
+def clipped_to_root(w: jax.Array) -> jax.Array:
+    """Returns w clipped to [-n^-0.5, n^-0.5]."""
+    scale = root_scale(w.shape)
     return jnp.clip(w, -scale, scale)
 
 
@@ -287,6 +311,5 @@ def activation_scales(x: jax.Array, kernel_size: int, strides: int, padding: str
         [N, Y', X', 1], the pixels of the convolution's output.
     """
     mean = jnp.mean(jnp.abs(x), axis=-1, keepdims=True)
-    window, steps = (1, kernel_size, kernel_size, 1), (1, strides, strides, 1)
-    zero = jnp.zeros((), x.dtype)
-    return lax.reduce_window(mean, zero, lax.add, window, steps, padding) / kernel_size**2
+    box = jnp.full((kernel_size, kernel_size, 1, 1), kernel_size**-2, x.dtype)
+    return convolve(mean, box, (strides, strides), padding)

@@ -117,7 +117,7 @@ def validate_for_data(
     height, width, channels = image_shape
     check_augmentation(config.data, height, width)
     models.MODELS[model.name].check_image_size(model, height, width)
-    if LAYERS[model.conv].takes_planes:
+    if LAYERS[models.stem_conv(model)].takes_planes:
         check_input(model.input_planes, channels, model.planes, config.data.name)
     # With too many centers planning fails, and its error does not name the config field. So plan
     # with 2 centers; check_layer then rejects the number in the config with a clear error.

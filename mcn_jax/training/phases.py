@@ -2,11 +2,13 @@
 
 from mcn_jax.config import Config
 from mcn_jax.layers.table import LAYERS
+from mcn_jax.models import stem_conv
 
 
 def quantizes(config: Config) -> bool:
     """Returns whether the fully trained model has quantized weights."""
-    return LAYERS[config.model.conv].quantizes and config.binarize.enabled
+    families = (LAYERS[config.model.conv], LAYERS[stem_conv(config.model)])
+    return config.binarize.enabled and any(family.quantizes for family in families)
 
 
 def quantized_in(config: Config, epoch: int) -> bool:
