@@ -84,7 +84,7 @@ def test_without_quantization_the_input_is_clipped(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["wide_resnet", "simple_cnn"])
 def test_no_relu_precedes_the_signs_and_the_first_convolution_takes_the_image(kind, name):
-    network = make_model(network_config(kind, name), 10, quantized=True)
+    network = make_model(network_config(kind, name, dropout_rate=0.0), 10, quantized=True)
     images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
     variables = network.init(jax.random.key(1), images)
     inputs, relus = {}, {}
@@ -98,14 +98,14 @@ def test_no_relu_precedes_the_signs_and_the_first_convolution_takes_the_image(ki
         return call(*arguments, **keywords)
 
     with nn.intercept_methods(note):
-        network.apply(variables, images)
+        network.apply(variables, images, train=True, mutable=["batch_stats"])
     (first, (takes_signs, x)), *others = inputs.items()
     assert first == ("stem" if name == "wide_resnet" else "conv_1")
     assert not takes_signs
     np.testing.assert_array_equal(x, images)
     for path, (takes_signs, x) in others:
         assert takes_signs, path
-        assert 0.1 < np.mean(np.asarray(x) < 0) < 0.9, path
+        assert 0.3 < np.mean(np.asarray(x) < 0) < 0.7, path
     last = "batch_norm" if name == "wide_resnet" else "batch_norm_3"
     assert relus == {path: path == last for path in relus}
 
