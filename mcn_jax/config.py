@@ -75,6 +75,8 @@ class ModelConfig:
     head: str = "dense"  # a name in mcn_jax.models.heads.HEADS (paper: "dense")
     dense_features: int = 1024  # head "dense": width of the hidden layer (Fig. 8)
     dropout_rate: float = 0.5  # head "dense": dropout before the last layer, in [0, 1)
+    lbc_ratio: float = 1.0  # lbc: anchor filters per output channel
+    lbc_density: float = 0.5  # lbc: share of the anchors that are not zero, in (0, 1]
     m_noise: float = 0.1  # standard deviation of the initial M around one; no source states it
 
 

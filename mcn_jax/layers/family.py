@@ -238,9 +238,10 @@ class Family:
             computation. "direct" is a convolution with a plain kernel.
         filters: leaf name of the parameter that holds the filters.
         quantizes: whether the family can be trained with quantized weights.
-        takes_signs: whether the layer takes the signs of its input. A network then leaves out the
-            ReLU before it, and passes `signs_input=False` to its first convolution, which takes the
-            image. Both modules have this attribute.
+        follows_relu: whether a network applies a ReLU before the layer.
+        takes_signs: whether the layer takes the signs of its input. A network passes
+            `signs_input=False` to its first convolution, which takes the image. Both modules have
+            this attribute.
         takes_planes: whether the input consists of maps of K planes, so the image is expanded.
         methods: names of its networks in tables, with and without quantized weights. None stands
             for the name in the config, or for the architecture's title if it does not quantize.
@@ -288,6 +289,7 @@ class Family:
     multiply_adds: Callable[[PlannedLayer], dict[str, int]] = no_multiply_adds
     filters: str | None = None
     quantizes: bool = False
+    follows_relu: bool = True
     takes_signs: bool = False
     takes_planes: bool = False
     methods: tuple[str, str] | None = None

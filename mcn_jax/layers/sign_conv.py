@@ -125,7 +125,8 @@ def _family(module: type[SignConv], kind: str, **fields: Any) -> Family:
             SignKernelConv, planes=config.model.planes, quantized=quantized, has_k=module.has_k
         )
 
-    return one_bit_family(module, kind, make=make, deployed=deployed, takes_signs=True, **fields)
+    fields |= {"make": make, "deployed": deployed, "follows_relu": False, "takes_signs": True}
+    return one_bit_family(module, kind, **fields)
 
 
 # Names for config.model.conv.

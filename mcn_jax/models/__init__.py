@@ -118,7 +118,7 @@ def make_model(
     return architecture.module(
         conv=conv,
         first_conv=first_conv if model.stem_conv or first.takes_signs else None,
-        relu=not family.takes_signs,
+        relu=family.follows_relu,
         widths=model.widths,
         num_classes=num_classes,
         planes=model.planes,

@@ -14,8 +14,8 @@ class SimpleCNN(Classifier):
     """One convolution 3x3, batch norm, ReLU and pooling per width, followed by the head.
 
     The paper pools before the ReLU; the result is the same, because maximum and ReLU commute.
-    Before a layer that takes signs, pooling comes first, as in BNN: after batch norm, a maximum
-    would leave few negative signs.
+    Before a layer without ReLU, pooling comes before batch norm, as in BNN: after it, a maximum
+    would leave few negative values.
 
     `widths` are the output maps of each layer. For the other attributes see `Classifier`.
     """
