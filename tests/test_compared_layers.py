@@ -1,0 +1,146 @@
+"""Tests every layer that MCN is compared with in whole runs on digits."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from mcn_jax import export, inspect_checkpoint, parallel, report
+from mcn_jax.config import BinarizeConfig, ModelConfig
+from mcn_jax.errors import InputError
+from mcn_jax.layers.table import LAYERS
+from mcn_jax.ops import one_bit
+from mcn_jax.training.num_epochs import check_num_epochs
+from mcn_jax.training.run import train_and_evaluate
+from mcn_jax.workdirs.checkpoint import Checkpoints
+from mcn_jax.workdirs.files import read_metrics
+from small_runs import STEPS_PER_EPOCH, digits_config, without_times
+
+KINDS = [name for name in LAYERS if name not in ("mcconv", "conv")]
+# bwn_released subtracts the mean over input channels, which a gray image has only one of.
+STEMS = {"bwn_released": "conv"}
+
+
+def config_of(kind, data_dir="", num_epochs=2, **fields):
+    config = digits_config(data_dir, num_epochs=num_epochs)
+    model = ModelConfig(
+        conv=kind, stem_conv=STEMS.get(kind, ""), widths=(8, 16, 16), planes=1, head="linear"
+    )
+    binarize = BinarizeConfig(start_epoch=0)
+    return dataclasses.replace(config, model=model, binarize=binarize, **fields)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def run(shared_run, data_dir, kind):
+    """Returns the work directory of a run of 12 epochs on one device."""
+    return shared_run(f"compared_{kind}", config_of(kind, data_dir, num_epochs=12))
+
+
+def filter_weights(kind):
+    first = 0 if kind in STEMS else 9 * 8
+    return first + 9 * (8 * 16 + 16 * 16)
+
+
+@pytest.mark.slow
+def test_it_learns_digits(run, kind):
+    result = json.loads((run / "result.json").read_text())
+    # One-bit activations cost more than one-bit weights in a network this narrow.
+    least = 0.85 if LAYERS[kind].takes_signs else 0.95
+    assert result["final_test_accuracy"] > least
+    if LAYERS[kind].quantizes:
+        stem_bits = 32 * 9 * 8 if kind in STEMS else 0
+        assert result["filter_bits"] == filter_weights(kind) + stem_bits
+    records = read_metrics(run / "metrics.jsonl")
+    assert all(r["binarized"] == LAYERS[kind].quantizes for r in records if r["kind"] == "epoch")
+
+
+@pytest.mark.slow
+def test_its_files_agree_with_its_checkpoint(run, kind, tmp_path, capsys):
+    result = export.export(run, tmp_path / "out", "float32", {})
+    accuracy = json.loads((run / "result.json").read_text())["final_test_accuracy"]
+    for file in ("model.safetensors", "model.onnx"):
+        assert result[file]["accuracy"] == accuracy
+        assert result[file]["difference"] < 1e-4
+    for place in (run, tmp_path / "out" / "model.safetensors"):
+        inspect_checkpoint.main([str(place), "--json"])
+        layers = {one["layer"]: one for one in json.loads(capsys.readouterr().out)["layers"]}
+        assert layers["conv_1"]["kind"] == LAYERS[STEMS.get(kind, kind)].kind
+        assert layers["conv_2"]["kind"] == LAYERS[kind].kind
+    inspect_checkpoint.main([str(run), "--html", str(tmp_path / "page.html")])
+    if LAYERS[kind].quantizes:
+        inspect_checkpoint.main([str(run), "--compare", str(run)])
+    report.main([str(run), "--out", str(tmp_path / "report")])
+    assert kind in (tmp_path / "report" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_it_resumes_bit_for_bit(kind, data_dir, tmp_path, monkeypatch, one_device):
+    config = config_of(kind, data_dir)
+    train_and_evaluate(config, tmp_path / "whole")
+    save = Checkpoints.save
+
+    def save_and_stop(self, step, *arguments):
+        save(self, step, *arguments)
+        if step == STEPS_PER_EPOCH:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_and_evaluate(config, tmp_path / "stopped")
+    train_and_evaluate(config, tmp_path / "stopped")
+    digests, records = [], []
+    for name in ("whole", "stopped"):
+        checkpoints = Checkpoints(tmp_path / name / "checkpoints", read_only=True)
+        digests.append(checkpoints.digests(checkpoints.steps()[-1]))
+        checkpoints.close()
+        records.append(without_times(read_metrics(tmp_path / name / "metrics.jsonl")))
+    assert digests[0] == digests[1]
+    assert records[0] == records[1]
+
+
+@pytest.mark.slow
+def test_eight_devices_compute_what_one_computes(kind, data_dir, tmp_path, monkeypatch):
+    config = config_of(kind, data_dir, num_epochs=1, log_every_steps=1)
+    assert len(jax.local_devices()) == 8
+    train_and_evaluate(config, tmp_path / "eight")
+    monkeypatch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:1])
+    train_and_evaluate(config, tmp_path / "one")
+    eight, one = (
+        [r for r in read_metrics(tmp_path / name / "metrics.jsonl") if r["kind"] == "step"]
+        for name in ("eight", "one")
+    )
+    # Sums are rounded in another order. So an activation near zero may get another sign.
+    rel = 2e-3 if LAYERS[kind].takes_signs else 1e-5
+    for name in ("softmax_loss", "gradient_norm", "parameter_norm"):
+        assert eight[0][name] == pytest.approx(one[0][name], rel=rel), name
+    # Later, filters may have other signs as well, which moves the loss.
+    for mine, theirs in zip(eight[1:6], one[1:6], strict=True):
+        assert mine["softmax_loss"] == pytest.approx(theirs["softmax_loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("kind", one_bit.STANDARDIZED)
+def test_the_share_of_training_done_reaches_the_layers(kind, data_dir, tmp_path, one_device):
+    config = config_of(kind, data_dir)
+    train_and_evaluate(config, tmp_path)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
+    last = 2 * STEPS_PER_EPOCH
+    for step in (STEPS_PER_EPOCH, last):
+        found = [v for name, v in checkpoints.read(step).items() if name.startswith("progress/")]
+        np.testing.assert_allclose(found, 3 * [(step - 1) / last], rtol=1e-6)
+    checkpoints.close()
+    longer = dataclasses.replace(
+        config, num_epochs=3, optimizer=dataclasses.replace(config.optimizer, schedule="step")
+    )
+    message = rf"would change the layers of config.model.conv='{kind}'"
+    with pytest.raises(InputError, match=message):
+        check_num_epochs(
+            tmp_path, dataclasses.replace(longer, num_epochs=2), longer, STEPS_PER_EPOCH
+        )
