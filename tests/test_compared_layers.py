@@ -117,8 +117,8 @@ def test_eight_devices_compute_what_one_computes(kind, data_dir, tmp_path, monke
         [r for r in read_metrics(tmp_path / name / "metrics.jsonl") if r["kind"] == "step"]
         for name in ("eight", "one")
     )
-    # Sums are rounded in another order. So an activation near zero may get another sign.
-    rel = 2e-3 if LAYERS[kind].takes_signs else 1e-5
+    # Sums are rounded in another order. So a maximum, or a sign, of activations may change.
+    rel = 2e-3 if LAYERS[kind].takes_signs else 2e-4
     for name in ("softmax_loss", "gradient_norm", "parameter_norm"):
         assert eight[0][name] == pytest.approx(one[0][name], rel=rel), name
     # Later, filters may have other signs as well, which moves the loss.
