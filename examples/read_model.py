@@ -1,5 +1,7 @@
 """Runs a simple CNN with binary filters and a dense head from a model file, with NumPy alone.
 
+It reads MCconv, and the layers with one-bit weights and float activations.
+
 Command: python read_model.py MODEL IMAGE.npy, with images [N, Y, X, C] uint8. The code follows
 docs/format.md and is a template for readers in other languages. It does not check the file, so use
 it only with files that you trust.
@@ -28,11 +30,14 @@ def read(path):
 
 
 def kernel(header, tensors, layer):
-    """Returns the kernel that an MCconv convolves with: [W, W, C, H*K]."""
+    """Returns the kernel that a layer convolves with, [W, W, C, channels]."""
     shape = header["filter_shapes"][layer]
     bits = tensors[f"{layer}/bits"][..., None] >> np.arange(8, dtype="u1") & 1
     digits = bits.reshape(len(bits), -1)[:, : np.prod(shape)].astype(int)
     codes = (digits << np.arange(len(digits))[:, None]).sum(0).reshape(shape)
+    if f"{layer}/centers" not in tensors:
+        exponents, scales = tensors.get(f"{layer}/exponents"), tensors.get(f"{layer}/scales")
+        return (2 * codes - 1) * (scales if exponents is None else 2.0**exponents)
     filters = tensors[f"{layer}/centers"][codes]
     m_filters = tensors[f"{layer}/m_filters"][:, :, None, None]
     return (filters[..., None] * m_filters).reshape(*shape[:3], -1)
@@ -52,11 +57,11 @@ def logits(header, tensors, images):
         pads = [(a, size - n - a) for a, n in zip(above, images.shape[1:3], strict=True)]
         images = np.pad(images, [(0, 0), *pads, (0, 0)])
     x = (images.astype("f4") / 255 - np.float32(spec["mean"])) / np.float32(spec["std"])
-    if network["input_planes"] == "rgbx":
+    planes = network.get("input_planes")  # only an MCconv takes maps of K planes
+    if planes == "rgbx":
         x = np.concatenate([x, x.mean(-1, keepdims=True)], -1)
-    else:
-        x = x[..., :1] if network["input_planes"] == "first" else x
-        x = x.repeat(network["planes"], -1)
+    elif planes is not None:
+        x = (x[..., :1] if planes == "first" else x).repeat(network["planes"], -1)
     for layer in range(1, len(network["widths"]) + 1):
         padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
         windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))

@@ -53,6 +53,10 @@ def random_model(num_centers=2, channels=1, size=(16, 16), image_size=0, dense="
             values = generator.uniform(0.5, 2, shape)
         elif name in ("mean", "bias"):
             values = generator.normal(0, 0.5, shape)
+        elif name == "progress":
+            values = np.asarray(0.6)
+        elif name == "anchors":
+            return generator.integers(-1, 2, shape, np.int8)
         elif name == "centers":
             values = np.linspace(-0.3, 0.4, *shape)
         else:

@@ -25,6 +25,9 @@ READER = pathlib.Path(__file__).parents[1] / "examples" / "read_model.py"
         {"num_centers": 4, "planes": 8, "dense": "int8"},
         {"input_planes": "rgbx", "channels": 3, "dense": "float16"},
         {"input_planes": "first", "channels": 3},
+        {"conv": "mcdonnell", "channels": 3},
+        {"conv": "bwn", "channels": 3, "dense": "int8"},
+        {"conv": "irnet", "planes": 2},
     ],
 )
 def test_the_numpy_reader_agrees(fields, tmp_path, monkeypatch):

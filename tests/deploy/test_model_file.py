@@ -41,6 +41,12 @@ from mcn_jax.models.heads import HEADS
 from mcn_jax.models.plan import specs
 from mcn_jax.models.wide_resnet import STEMS, blocks_per_stage
 
+# All layers but MCconv and the ordinary convolution.
+COMPARED = {
+    name: {"conv": name} | ({} if family.quantizes else {"num_centers": 0})
+    for name, family in LAYERS.items()
+    if name not in ("mcconv", "conv")
+}
 NETWORKS = {
     "simple_cnn": {},
     "padded": {"image_size": 21},
@@ -65,9 +71,23 @@ NETWORKS = {
     "wide_resnet, conv head": {"name": "wide_resnet", "head": "conv", "num_centers": 4},
     "U-MCN, linear head": {"num_centers": 0, "head": "linear"},
     "WRN, conv head": {"num_centers": 0, "conv": "conv", "name": "wide_resnet", "head": "conv"},
+    **{kind: fields | {"channels": 3} for kind, fields in COMPARED.items()},
+    **{
+        f"wide_resnet, {kind}": fields | {"name": "wide_resnet", "channels": 3, "planes": 2}
+        for kind, fields in COMPARED.items()
+    },
+    "bwn, float": {"conv": "bwn", "num_centers": 0},
+    "xnor, float": {"conv": "xnor", "num_centers": 0, "channels": 3},
+    "irnet, float stem": {"conv": "irnet", "stem_conv": "conv", "name": "wide_resnet"},
+    "MCN stem": {"conv": "mcdonnell", "stem_conv": "mcconv", "channels": 3},
+    "lbc, many anchors": {"conv": "lbc", "num_centers": 0, "lbc_ratio": 2.5, "channels": 3},
 }
 # Networks that version 0.1 could write; it had no choice of a head.
-OF_0_1 = [name for name, fields in NETWORKS.items() if "head" not in fields]
+OF_0_1 = [
+    name
+    for name, fields in NETWORKS.items()
+    if "head" not in fields and fields.get("conv", "mcconv") in ("mcconv", "conv")
+]
 
 
 def trained_logits(model, variables, config, images):
