@@ -97,6 +97,8 @@ class BinarizeConfig:
 class LossConfig:
     """Weights and variants of the loss terms."""
 
+    data: str = "softmax"  # loss of the logits: "softmax" or "squared_hinge" (BinaryConnect). Its
+    #                        value is called softmax_loss in metrics.jsonl
     theta: float = 1e-4  # weight of the filter loss, >= 0
     center_loss_weight: float = 0.0  # lambda, weight of the center loss, >= 0
     center_loss_rate: float = 0.5  # alpha of Wen et al. 2016, how fast class means move, (0, 1]

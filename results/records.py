@@ -36,6 +36,7 @@ from benchmark_tables import (
     roofline_table,
     step_table,
 )
+from comparison_tables import equal_bits_table
 from gpu_tables import h100_fused_table, h100_layer_table, h100_step_table
 from markdown_tables import all_results_table, exports_table, results_table, sweep_table
 
@@ -60,6 +61,7 @@ TABLES = {
     DOCS / "data.md": {"input": input_table},
     DOCS / "training.md": {"faults": faults_table},
     DOCS / "export.md": {"exports": exports_table},
+    DOCS / "comparison.md": {"equal bits": equal_bits_table},
     DOCS / "experiments.md": {
         "all results": all_results_table,
         "theta": lambda: sweep_table("figure5_cpu/theta_*", "theta"),

@@ -12,6 +12,7 @@ from mcn_jax.layers.planes import check_input
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.models.plan import plan_of
 from mcn_jax.training import optim
+from mcn_jax.training.losses import DATA_LOSSES
 from mcn_jax.training.phases import quantizes
 from mcn_jax.training.warm_start import excluded_layers
 
@@ -59,6 +60,7 @@ def validate(config: Config, num_devices: int = 1) -> None:
     if config.dtype == "float64":
         message = 'must be "float64" if config.dtype is "float64"'
         require(config.param_dtype == "float64", "param_dtype", config.param_dtype, message)
+    require_one_of("loss.data", config.loss.data, DATA_LOSSES)
     check_data(config.data)
     models.check(config)
     _check_optimizer(config)

@@ -1,4 +1,4 @@
-"""Computes the losses of a network: softmax loss, center loss and penalties of its layers."""
+"""Computes the losses of a network: data loss, center loss and penalties of its layers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,13 +14,38 @@ from mcn_jax.data.augment import Inputs
 from mcn_jax.models.plan import Plan
 
 
-def softmax_loss(logits: jax.Array, inputs: Inputs) -> jax.Array:
-    """Computes the mean cross entropy, in nats, of logits [N, classes].
+def squared_hinge(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Computes the mean over classes of max(0, 1 - t*y)^2 of each example, as in BinaryConnect.
 
-    A mixed image has two labels; their cross entropies are weighted by the labels' shares.
+    Args:
+        logits: y, [N, classes].
+        labels: [N], integers; t is +1 for the class of the label and -1 for all others.
+
+    Returns:
+        [N].
     """
-    entropy = optax.softmax_cross_entropy_with_integer_labels
-    return _of_both_labels(lambda labels: entropy(logits, labels), inputs)
+    targets = 2 * jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype) - 1
+    return jnp.mean(jnp.maximum(0, 1 - targets * logits) ** 2, axis=-1)
+
+
+# {name for config.loss.data: (logits [N, classes], labels [N]) -> loss of each example [N]}
+DATA_LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "softmax": optax.softmax_cross_entropy_with_integer_labels,
+    "squared_hinge": squared_hinge,
+}
+
+
+def data_loss(logits: jax.Array, inputs: Inputs, name: str = "softmax") -> jax.Array:
+    """Computes the mean loss of logits [N, classes]; "softmax" is the cross entropy in nats.
+
+    A mixed image has two labels; their losses are weighted by the labels' shares.
+
+    Args:
+        logits: [N, classes].
+        inputs: the labels.
+        name: a name in `DATA_LOSSES`.
+    """
+    return _of_both_labels(lambda labels: DATA_LOSSES[name](logits, labels), inputs)
 
 
 def accuracy(logits: jax.Array, inputs: Inputs) -> jax.Array:

@@ -82,7 +82,7 @@ def train_step(
             mutable=["batch_stats"],
         )
         logits = outputs.logits.astype(jnp.dtype(config.param_dtype))
-        softmax = losses.softmax_loss(logits, inputs)
+        softmax = losses.data_loss(logits, inputs, loss_config.data)
         center = jnp.zeros_like(softmax)
         if state.class_means is not None:
             center = losses.center_loss(outputs.features, inputs.labels, state.class_means)
@@ -193,7 +193,7 @@ def eval_step(
     settings: StepSettings,
     axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
-    """Sums "loss" in nats, "correct" and "examples" over a batch, leaving out its padding."""
+    """Sums "loss", "correct" and "examples" over a batch, leaving out its padding."""
     labels = split.labels[batch.indices]
     images = normalise(
         split.images[batch.indices],
@@ -203,7 +203,7 @@ def eval_step(
     )
     outputs: Any = model.apply(state.variables, images)
     logits = outputs.logits.astype(jnp.dtype(settings.config.param_dtype))
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    loss = losses.DATA_LOSSES[settings.config.loss.data](logits, labels)
     sums = {
         "loss": jnp.sum(jnp.where(batch.mask, loss, 0)),
         "correct": jnp.sum(batch.mask & (jnp.argmax(logits, axis=-1) == labels)),

@@ -19,11 +19,20 @@ def inputs(*arrays):
     return Inputs(jnp.zeros((2, 1, 1, 1)), *map(jnp.asarray, arrays))
 
 
+def test_squared_hinge_by_hand():
+    logits = jnp.array([[2.0, -0.5, 0.0], [-1.0, 0.25, -3.0]])
+    # Targets are (1, -1, -1) and (-1, 1, -1).
+    expected = [(0 + 0.5**2 + 1) / 3, (0 + 0.75**2 + 0) / 3]
+    np.testing.assert_allclose(losses.squared_hinge(logits, jnp.array([0, 1])), expected)
+    mean = losses.data_loss(logits, inputs(np.array([0, 1])), "squared_hinge")
+    assert float(mean) == pytest.approx(np.mean(expected))
+
+
 def test_softmax_loss():
     probabilities = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
     expected = -np.mean(np.log(probabilities[[0, 1], LABELS]))
     with jax.enable_x64(True):
-        loss = losses.softmax_loss(jnp.asarray(LOGITS), inputs(LABELS))
+        loss = losses.data_loss(jnp.asarray(LOGITS), inputs(LABELS))
     np.testing.assert_allclose(loss, expected, rtol=1e-12)
     assert losses.accuracy(jnp.asarray(LOGITS), inputs(LABELS)) == 0.5
 
@@ -37,7 +46,7 @@ def test_mixed_images_have_both_labels_in_their_shares():
     )
     with jax.enable_x64(True):
         mixed = inputs(LABELS, others, shares)
-        loss = losses.softmax_loss(jnp.asarray(LOGITS), mixed)
+        loss = losses.data_loss(jnp.asarray(LOGITS), mixed)
         # The first is predicted as 0, a label with share 0.75. The second is predicted as 1, which
         # is none of its labels.
         accuracy = losses.accuracy(jnp.asarray(LOGITS), mixed)
