@@ -116,6 +116,7 @@ class PlannedLayer:
         state: {leaf name: collection} of all other state.
         in_shape: shape of one image at the input, without the image axis.
         out_shape: shape of one image at the output, without the image axis.
+        state_shapes: {leaf name: shape} of all other state.
     """
 
     name: str
@@ -124,6 +125,7 @@ class PlannedLayer:
     state: Mapping[str, str]
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
+    state_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def path(self) -> tuple[str, ...]:

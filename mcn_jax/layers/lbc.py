@@ -144,8 +144,8 @@ def _deployed(config: Config, quantized: bool) -> Callable[..., nn.Module]:
 
 
 def _anchor_shape(layer: PlannedLayer) -> tuple[int, ...]:
-    """Returns [W, W, C, M]; all layers of this family have 3x3 taps."""
-    return (3, 3, layer.in_shape[-1], layer.params["kernel"][2])
+    """Returns [W, W, C, M]."""
+    return layer.state_shapes["anchors"]
 
 
 def _pack(p: Leaves, s: Leaves, quantized: bool) -> dict[str, np.ndarray]:

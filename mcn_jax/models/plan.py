@@ -98,6 +98,12 @@ def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan
             },
             in_shape=tuple(in_shape),
             out_shape=tuple(out_shape),
+            state_shapes={
+                leaf: shape
+                for collection, tree in variables.items()
+                if collection != "params"
+                for leaf, shape in _leaves(tree, path).items()
+            },
         )
         for path, (family, in_shape, out_shape) in calls.items()
     )
