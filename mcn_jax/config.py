@@ -65,16 +65,21 @@ class ModelConfig:
     name: str = "simple_cnn"  # a name in mcn_jax.models.MODELS
     conv: str = "mcconv"  # a name in mcn_jax.layers.table.LAYERS; "conv": widths * planes channels
     widths: tuple[int, ...] = (20, 40, 80, 160)  # output feature maps of each layer (Fig. 8);
-    #                                              wide_resnet: of the stem and three stages
+    #                                              wide_resnet: of the stem and three stages; nin:
+    #                                              of its 8 layers; convnet: of each stage
     depth: int = 20  # wide_resnet: layers, 6n + 2 or 6n + 4; the paper has 20, 28 and 34
     stem: str = "cifar"  # wide_resnet: "cifar", or "imagenet", which divides height and width by 4
+    layout: str = "cifar10"  # maxout: its kernels, pooling and pieces, a name in
+    #                          mcn_jax.models.maxout.LAYOUTS
     stem_conv: str = ""  # the same names, for the first convolution; "" takes conv
     planes: int = 4  # K, channels per feature map (paper: 4)
     input_planes: str = "copy"  # "copy", "first" or "rgbx", see mcn_jax.layers.planes
     pooling: str = "strided"  # how images are halved, a name in mcn_jax.layers.pooling.POOLINGS
     head: str = "dense"  # a name in mcn_jax.models.heads.HEADS (paper: "dense")
-    dense_features: int = 1024  # head "dense": width of the hidden layer (Fig. 8)
-    dropout_rate: float = 0.5  # head "dense": dropout before the last layer, in [0, 1)
+    dense_features: int = 1024  # heads "dense", "dense_batch_norm" and "maxout": width of their
+    #                             hidden layers (Fig. 8)
+    dropout_rate: float = 0.5  # heads "dense" and "maxout": dropout before the last layer; nin:
+    #                            after its first two stages; in [0, 1)
     lbc_ratio: float = 1.0  # lbc: anchor filters per output channel
     lbc_density: float = 0.5  # lbc: share of the anchors that are not zero, in (0, 1]
     m_noise: float = 0.1  # standard deviation of the initial M around one; no source states it

@@ -35,6 +35,10 @@ def random_model(num_centers=2, channels=1, size=(16, 16), image_size=0, dense="
     fields = {"widths": (2, 3), "dense_features": 16} | fields
     if fields.get("name") == "wide_resnet":
         fields = {"depth": 8} | fields | {"widths": (1, 2, 2, 3)}
+    if fields.get("name") == "nin":
+        fields |= {"widths": (4, 3, 3, 4, 3, 3, 4, 4)}
+    if fields.get("name") == "maxout":
+        fields |= {"widths": (3, 2, 2)}
     quantized = num_centers > 0
     config = Config(
         model=ModelConfig(**fields), binarize=BinarizeConfig(num_centers=num_centers or 2)

@@ -85,6 +85,19 @@ def kernel_conv(config: Config, quantized: bool) -> Callable[..., nn.Module]:
     return functools.partial(KernelConv, planes=config.model.planes)
 
 
+def ordinary_conv(*, deployed: bool, dtype: Any, param_dtype: Any) -> Callable[..., nn.Module]:
+    """Returns what makes the ordinary convolutions of a network of another family.
+
+    Args:
+        deployed: whether the network is for inference from a file.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the kernel.
+    """
+    if deployed:
+        return KernelConv
+    return functools.partial(Conv, dtype=dtype, param_dtype=param_dtype)
+
+
 def kernel_multiply_adds(layer: PlannedLayer) -> dict[str, int]:
     """Returns the multiply-adds of a convolution whose filters are [W, W, C, O]."""
     assert layer.family.filters is not None

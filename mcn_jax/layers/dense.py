@@ -56,7 +56,7 @@ def _unpack(stored: Mapping[str, jax.Array], layer: PlannedLayer) -> dict[str, j
     kernel = stored["kernel"].astype(jnp.float32)
     if "kernel_scale" in stored:
         kernel = kernel * stored["kernel_scale"][None]
-    return {"kernel": kernel, "bias": stored["bias"]}
+    return {"kernel": kernel} | {name: stored[name] for name in ("bias",) if name in stored}
 
 
 def _spec(
@@ -71,10 +71,9 @@ def _spec(
         )
     weights = int(np.prod(shape, dtype=object))
     bits = weights * 8 * np.dtype(dtype).itemsize
-    tensors = {
-        "kernel": Tensor(dtype, shape, PART, bits, weights),
-        "bias": float32_tensor(layer.params["bias"], PART),
-    }
+    tensors = {"kernel": Tensor(dtype, shape, PART, bits, weights)}
+    if "bias" in layer.params:
+        tensors["bias"] = float32_tensor(layer.params["bias"], PART)
     if dtype == "int8":
         tensors["kernel_scale"] = Tensor("float32", shape[1:], PART, 32 * shape[1], 0)
     return tensors

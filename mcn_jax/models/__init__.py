@@ -7,17 +7,23 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from mcn_jax.config import Config, ModelConfig
-from mcn_jax.errors import InputError, require_one_of
+from mcn_jax.errors import InputError, require, require_one_of
 from mcn_jax.layers.planes import INPUT_PLANES
 from mcn_jax.layers.pooling import POOLINGS
 from mcn_jax.layers.table import LAYERS
-from mcn_jax.models import simple_cnn, wide_resnet
+from mcn_jax.models import convnet, maxout, nin, simple_cnn, wide_resnet
 from mcn_jax.models.classifier import Classifier, Outputs
+from mcn_jax.models.convnet import ConvNet
 from mcn_jax.models.heads import HEADS
+from mcn_jax.models.maxout import LAYOUTS, Maxout
+from mcn_jax.models.nin import NetworkInNetwork
 from mcn_jax.models.simple_cnn import SimpleCNN
 from mcn_jax.models.wide_resnet import STEMS, WideResNet
 
-__all__ = ["MODELS", "Classifier", "Outputs", "SimpleCNN", "WideResNet", "make_model"]
+__all__ = [
+    "MODELS", "Classifier", "ConvNet", "Maxout", "NetworkInNetwork", "Outputs", "SimpleCNN",
+    "WideResNet", "make_model",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +37,7 @@ class Architecture:
         check: ModelConfig -> None; raises InputError unless the network can be built.
         check_image_size: (ModelConfig, height, width) -> None; raises InputError unless the network
             can take images of this size.
+        takes_signs: whether layers that take the signs of their input may follow each other in it.
     """
 
     module: type[Classifier]
@@ -38,6 +45,7 @@ class Architecture:
     options: tuple[str, ...] = ()
     check: Callable[[ModelConfig], None]
     check_image_size: Callable[[ModelConfig, int, int], None]
+    takes_signs: bool = True
 
 
 MODELS = {
@@ -54,6 +62,27 @@ MODELS = {
         check=wide_resnet.check,
         check_image_size=wide_resnet.check_image_size,
     ),
+    "nin": Architecture(
+        module=NetworkInNetwork,
+        title="NIN",
+        check=nin.check,
+        check_image_size=nin.check_image_size,
+        takes_signs=False,
+    ),
+    "maxout": Architecture(
+        module=Maxout,
+        title="Maxout, BN",
+        options=("layout",),
+        check=maxout.check,
+        check_image_size=maxout.check_image_size,
+        takes_signs=False,
+    ),
+    "convnet": Architecture(
+        module=ConvNet,
+        title="ConvNet",
+        check=convnet.check,
+        check_image_size=convnet.check_image_size,
+    ),
 }
 
 
@@ -65,6 +94,7 @@ def check(config: Config) -> None:
         ("model.conv", model.conv, LAYERS),
         ("model.stem_conv", stem_conv(model), LAYERS),
         ("model.stem", model.stem, STEMS),
+        ("model.layout", model.layout, LAYOUTS),
         ("model.input_planes", model.input_planes, INPUT_PLANES),
         ("model.pooling", model.pooling, POOLINGS),
         ("model.head", model.head, HEADS),
@@ -74,7 +104,16 @@ def check(config: Config) -> None:
         family.check(config)
     if min(model.widths, default=1) < 1:
         raise InputError(f"config.model.widths={model.widths} must each be at least 1 feature map")
-    MODELS[model.name].check(model)
+    architecture = MODELS[model.name]
+    with_signs = ", ".join(name for name, other in MODELS.items() if other.takes_signs)
+    require(
+        architecture.takes_signs or not LAYERS[model.conv].takes_signs,
+        "model.conv",
+        model.conv,
+        f"takes the signs of its input, which are mostly positive in the network {model.name!r};"
+        f" set config.model.name to one of {with_signs}",
+    )
+    architecture.check(model)
 
 
 def stem_conv(model: ModelConfig) -> str:

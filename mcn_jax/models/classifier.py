@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from mcn_jax.layers.batch_norm import Affine, BatchNorm
+from mcn_jax.layers.conv import ordinary_conv
 from mcn_jax.layers.planes import expand_input
 from mcn_jax.layers.pooling import POOLINGS, Pooling
-from mcn_jax.models.heads import HEADS, HeadContext
+from mcn_jax.models.heads import HEADS, HeadContext, example_dropout
 
 
 class Outputs(NamedTuple):
@@ -45,7 +46,7 @@ class Classifier(nn.Module):
         pooling: how images are halved, a name in `POOLINGS`.
         head: from features to logits, a name in `HEADS`.
         dense_features: head "dense": width of the hidden layer.
-        dropout_rate: head "dense": dropout before the last layer.
+        dropout_rate: share of elements that dropout sets to zero; head and subclass say where.
         axis_name: name of the mapped axis over which batch statistics are averaged, or None.
         deployed: whether the network is for inference from a file. Batch norm is then an affine map
             with parameters `scale` and `offset`, and `conv` makes deployed modules of the families.
@@ -84,29 +85,33 @@ class Classifier(nn.Module):
         if self.input_planes is not None:
             x = expand_input(x, self.input_planes, self.planes)
         batch_norm = self._batch_norm(train)
-        features, maps = self.convolutions(x, batch_norm)
+        dropout = functools.partial(self._dropout, dropout_keys, train)
+        features, maps = self.convolutions(x, batch_norm, dropout)
         context = HeadContext(
             num_classes=self.num_classes,
             dense_features=self.dense_features,
-            dropout_rate=self.dropout_rate,
             vector=self.vector,
             batch_norm=batch_norm,
             deployed=self.deployed,
-            train=train,
-            dropout_keys=dropout_keys,
+            dropout=dropout,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
         return Outputs(HEADS[self.head].apply(context, maps), features)
 
     def convolutions(
-        self, x: jax.Array, batch_norm: Callable[..., nn.Module]
+        self,
+        x: jax.Array,
+        batch_norm: Callable[..., nn.Module],
+        dropout: Callable[..., jax.Array],
     ) -> tuple[jax.Array, jax.Array]:
         """Computes everything before the head.
 
         Args:
             x: [N, Y, X, C], the image or its maps.
             batch_norm: makes a batch norm from its name.
+            dropout: (x [N, ...], place=number) -> x with dropout, in training. Every place has its
+                own number from 1; the head's place is 0.
 
         Returns:
             Features [N, Y', X', C'] as in `Outputs`, and the head's input [N, Y'', X'', C'].
@@ -117,10 +122,27 @@ class Classifier(nn.Module):
         """Turns maps [N, Y'', X'', C'] into the input [N, F] of a dense layer."""
         raise NotImplementedError
 
+    def _dropout(
+        self, keys: jax.Array | None, train: bool, x: jax.Array, place: int = 0
+    ) -> jax.Array:
+        if not train or not self.dropout_rate:
+            return x
+        if keys is None:
+            raise ValueError("training with dropout needs dropout_keys, one per example")
+        if place:
+            keys = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
+        return example_dropout(x, keys, self.dropout_rate)
+
     @property
     def stem_conv(self) -> Callable[..., nn.Module]:
         """Makes the first convolution."""
         return self.conv if self.first_conv is None else self.first_conv
+
+    @property
+    def ordinary_conv(self) -> Callable[..., nn.Module]:
+        """Makes an ordinary convolution, whatever `conv` is."""
+        make = ordinary_conv(deployed=self.deployed, dtype=self.dtype, param_dtype=self.param_dtype)
+        return functools.partial(make, planes=self.planes)
 
     @property
     def halving(self) -> Pooling:

@@ -1,7 +1,6 @@
 """The heads of the networks, from feature maps to logits."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mcn_jax.layers.conv import Conv, KernelConv
+from mcn_jax.layers.conv import ordinary_conv
+from mcn_jax.layers.pooling import max_over_pieces
+
+DENSE_PIECES = 5  # pieces of a hidden maxout unit (Goodfellow et al. 2013)
 
 
 class HeadContext(NamedTuple):
@@ -18,24 +20,20 @@ class HeadContext(NamedTuple):
     Attributes:
         num_classes: number of logits.
         dense_features: see `ModelConfig`.
-        dropout_rate: see `ModelConfig`.
         vector: maps [N, Y, X, C] -> [N, F], the input of a dense layer.
         batch_norm: makes a batch norm from its name.
         deployed: whether the network is for inference from a file.
-        train: whether dropout applies.
-        dropout_keys: [N] random keys, needed for training with dropout.
+        dropout: maps [N, ...] to the same with dropout, in training.
         dtype: dtype of the computation.
         param_dtype: dtype of the parameters.
     """
 
     num_classes: int
     dense_features: int
-    dropout_rate: float
     vector: Callable[[jax.Array], jax.Array]
     batch_norm: Callable[..., nn.Module]
     deployed: bool
-    train: bool
-    dropout_keys: jax.Array | None
+    dropout: Callable[[jax.Array], jax.Array]
     dtype: Any
     param_dtype: Any
 
@@ -54,9 +52,12 @@ def example_dropout(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
     return jnp.where(keep, x / (1 - rate), 0)
 
 
-def _dense_layer(context: HeadContext, features: int, name: str) -> nn.Module:
+def _dense_layer(
+    context: HeadContext, features: int, name: str, *, use_bias: bool = True
+) -> nn.Module:
     return nn.Dense(
         features,
+        use_bias=use_bias,
         kernel_init=nn.initializers.he_normal(),
         dtype=context.dtype,
         param_dtype=context.param_dtype,
@@ -68,11 +69,24 @@ def _dense(context: HeadContext, maps: jax.Array) -> jax.Array:
     """The paper's head: dense layer, ReLU, dropout, dense layer."""
     x = context.vector(maps)
     x = nn.relu(_dense_layer(context, context.dense_features, "dense_1")(x))
-    if context.train and context.dropout_rate:
-        if context.dropout_keys is None:
-            raise ValueError("training with dropout needs dropout_keys, one per example")
-        x = example_dropout(x, context.dropout_keys, context.dropout_rate)
-    return _dense_layer(context, context.num_classes, "dense_2")(x)
+    return _dense_layer(context, context.num_classes, "dense_2")(context.dropout(x))
+
+
+def _dense_batch_norm(context: HeadContext, maps: jax.Array) -> jax.Array:
+    """BinaryConnect's head: three dense layers with batch norm, and a ReLU after the first two."""
+    x = context.vector(maps)
+    widths = (context.dense_features, context.dense_features, context.num_classes)
+    for layer, width in enumerate(widths, start=1):
+        x = _dense_layer(context, width, f"dense_{layer}", use_bias=False)(x)
+        x = context.batch_norm(name=f"batch_norm_dense_{layer}", relu=layer < len(widths))(x)
+    return x
+
+
+def _maxout(context: HeadContext, maps: jax.Array) -> jax.Array:
+    """Maxout's head: dense layer, maximum over five pieces of each unit, dropout, dense layer."""
+    pieces = _dense_layer(context, context.dense_features * DENSE_PIECES, "dense_1")
+    x = max_over_pieces(pieces(context.vector(maps)), DENSE_PIECES)
+    return _dense_layer(context, context.num_classes, "dense_2")(context.dropout(x))
 
 
 def _linear(context: HeadContext, maps: jax.Array) -> jax.Array:
@@ -82,13 +96,20 @@ def _linear(context: HeadContext, maps: jax.Array) -> jax.Array:
 
 def _conv(context: HeadContext, maps: jax.Array) -> jax.Array:
     """1x1 convolution to one channel per class, batch norm, global average."""
-    conv = (
-        KernelConv
-        if context.deployed
-        else functools.partial(Conv, dtype=context.dtype, param_dtype=context.param_dtype)
+    return _class_maps(context, maps, relu=False)
+
+
+def _conv_relu(context: HeadContext, maps: jax.Array) -> jax.Array:
+    """Network in Network's head: like "conv", with a ReLU before the average."""
+    return _class_maps(context, maps, relu=True)
+
+
+def _class_maps(context: HeadContext, maps: jax.Array, *, relu: bool) -> jax.Array:
+    conv = ordinary_conv(
+        deployed=context.deployed, dtype=context.dtype, param_dtype=context.param_dtype
     )
     x = conv(context.num_classes, planes=1, kernel_size=1, name="head")(maps)
-    x = context.batch_norm(name="batch_norm_head")(x)
+    x = context.batch_norm(name="batch_norm_head", relu=relu)(x)
     return jnp.mean(x, axis=(1, 2))
 
 
@@ -110,4 +131,7 @@ HEADS = {
     "dense": Head(apply=_dense, options=("dense_features",)),
     "linear": Head(apply=_linear),
     "conv": Head(apply=_conv),
+    "conv_relu": Head(apply=_conv_relu),
+    "dense_batch_norm": Head(apply=_dense_batch_norm, options=("dense_features",)),
+    "maxout": Head(apply=_maxout, options=("dense_features",)),
 }

@@ -21,9 +21,13 @@ class SimpleCNN(Classifier):
     """
 
     def convolutions(
-        self, x: jax.Array, batch_norm: Callable[..., nn.Module]
+        self,
+        x: jax.Array,
+        batch_norm: Callable[..., nn.Module],
+        dropout: Callable[..., jax.Array],
     ) -> tuple[jax.Array, jax.Array]:
         """Computes everything before the head; see `Classifier`."""
+        del dropout
         for layer, width in enumerate(self.widths, start=1):
             conv = self.stem_conv if layer == 1 else self.conv
             norm = f"batch_norm_{layer}"

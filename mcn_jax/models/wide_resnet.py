@@ -51,9 +51,13 @@ class WideResNet(Classifier):
     stem: str = "cifar"
 
     def convolutions(
-        self, x: jax.Array, batch_norm: Callable[..., nn.Module]
+        self,
+        x: jax.Array,
+        batch_norm: Callable[..., nn.Module],
+        dropout: Callable[..., jax.Array],
     ) -> tuple[jax.Array, jax.Array]:
         """Computes everything before the head; see `Classifier`."""
+        del dropout
         if self.stem not in STEMS:
             raise ValueError(f"stem={self.stem!r} must be one of {', '.join(STEMS)}")
         stem, blocks = STEMS[self.stem], blocks_per_stage(self.depth)

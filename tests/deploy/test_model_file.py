@@ -38,6 +38,7 @@ from mcn_jax.layers.planes import INPUT_PLANES
 from mcn_jax.layers.pooling import POOLINGS
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.models.heads import HEADS
+from mcn_jax.models.maxout import LAYOUTS
 from mcn_jax.models.plan import specs
 from mcn_jax.models.wide_resnet import STEMS, blocks_per_stage
 
@@ -81,6 +82,19 @@ NETWORKS = {
     "irnet, float stem": {"conv": "irnet", "stem_conv": "conv", "name": "wide_resnet"},
     "MCN stem": {"conv": "mcdonnell", "stem_conv": "mcconv", "channels": 3},
     "lbc, many anchors": {"conv": "lbc", "num_centers": 0, "lbc_ratio": 2.5, "channels": 3},
+    "nin, not square": {"name": "nin", "head": "conv_relu", "size": (12, 20), "channels": 3},
+    "NIN": {"name": "nin", "num_centers": 0, "conv": "conv", "head": "linear"},
+    "maxout": {"name": "maxout", "num_centers": 0, "conv": "conv", "head": "maxout"},
+    "maxout, svhn": {"name": "maxout", "layout": "svhn", "head": "maxout", "num_centers": 4},
+    "maxout, mnist": {"name": "maxout", "layout": "mnist", "conv": "bwn", "head": "linear"},
+    "convnet": {"name": "convnet", "head": "dense_batch_norm", "channels": 3},
+    "convnet, signs": {"name": "convnet", "conv": "bnn", "head": "linear", "size": (12, 20)},
+    "convnet, signs after a CNN": {
+        "name": "convnet",
+        "conv": "xnor",
+        "stem_conv": "conv",
+        "head": "dense_batch_norm",
+    },
 }
 # Networks that version 0.1 could write; it had no choice of a head.
 OF_0_1 = [
@@ -125,8 +139,8 @@ def test_checkpoint_and_graph_agree(name, tmp_path):
 def test_every_choice_of_a_network_is_among_those_that_are_exported():
     default = ModelConfig()
     for field, table in (
-        ("name", models.MODELS), ("conv", LAYERS), ("stem", STEMS), ("input_planes", INPUT_PLANES),
-        ("pooling", POOLINGS), ("head", HEADS),
+        ("name", models.MODELS), ("conv", LAYERS), ("stem", STEMS), ("layout", LAYOUTS),
+        ("input_planes", INPUT_PLANES), ("pooling", POOLINGS), ("head", HEADS),
     ):  # fmt: skip
         tested = {fields.get(field, getattr(default, field)) for fields in NETWORKS.values()}
         assert tested == set(table), field

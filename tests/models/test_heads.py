@@ -16,6 +16,11 @@ from mcn_jax.training.steps import train_step
 from small_runs import digits_config, random_split, step_arguments
 
 CLASSES = 5
+CLASS_MAPS = {
+    "head/conv/kernel": (1, 1, 12, CLASSES),
+    "batch_norm_head/scale": (CLASSES,),
+    "batch_norm_head/bias": (CLASSES,),
+}
 
 
 def model_config(**fields):
@@ -42,7 +47,7 @@ def test_shapes(head, conv, name, features, vector):
     shapes = {
         "/".join(path): leaf.shape
         for path, leaf in traverse_util.flatten_dict(variables["params"]).items()
-        if path[0].startswith(("dense", "head", "batch_norm_head"))
+        if path[0].startswith(("dense", "head", "batch_norm_head", "batch_norm_dense"))
     }
     assert shapes == {
         "dense": {
@@ -50,9 +55,19 @@ def test_shapes(head, conv, name, features, vector):
             "dense_2/kernel": (7, CLASSES), "dense_2/bias": (CLASSES,),
         },
         "linear": {"dense/kernel": (vector, CLASSES), "dense/bias": (CLASSES,)},
-        "conv": {
-            "head/conv/kernel": (1, 1, 12, CLASSES),
-            "batch_norm_head/scale": (CLASSES,), "batch_norm_head/bias": (CLASSES,),
+        "conv": CLASS_MAPS,
+        "conv_relu": CLASS_MAPS,
+        "dense_batch_norm": {
+            "dense_1/kernel": (vector, 7),
+            "batch_norm_dense_1/scale": (7,), "batch_norm_dense_1/bias": (7,),
+            "dense_2/kernel": (7, 7),
+            "batch_norm_dense_2/scale": (7,), "batch_norm_dense_2/bias": (7,),
+            "dense_3/kernel": (7, CLASSES),
+            "batch_norm_dense_3/scale": (CLASSES,), "batch_norm_dense_3/bias": (CLASSES,),
+        },
+        "maxout": {
+            "dense_1/kernel": (vector, 5 * 7), "dense_1/bias": (5 * 7,),
+            "dense_2/kernel": (7, CLASSES), "dense_2/bias": (CLASSES,),
         },
     }[head]  # fmt: skip
 
@@ -60,7 +75,7 @@ def test_shapes(head, conv, name, features, vector):
 class Bare(Classifier):
     """A head alone, which uses the image as feature maps."""
 
-    def convolutions(self, x, batch_norm):
+    def convolutions(self, x, batch_norm, dropout):
         return x, x
 
     def vector(self, maps):
@@ -80,21 +95,35 @@ def drawn(model, maps):
 
 
 def expected_logits(head, variables, maps, statistics):
-    """Computes a head in numpy; `statistics` are mean and variance of its batch norm, if any."""
+    """Computes a head in numpy.
+
+    `statistics` returns mean and variance of a batch norm from its name and input.
+    """
     flat = traverse_util.flatten_dict(variables["params"], sep="/")
 
     def dense(x, name):
-        return np.array([flat[f"{name}/kernel"].T @ row + flat[f"{name}/bias"] for row in x])
+        bias = flat.get(f"{name}/bias", 0)
+        return np.array([flat[f"{name}/kernel"].T @ row + bias for row in x])
+
+    def batch_norm(x, name):
+        mean, variance = statistics(x, name)
+        return (x - mean) / np.sqrt(variance + 1e-5) * flat[f"{name}/scale"] + flat[f"{name}/bias"]
 
     vector = np.array([example.ravel() for example in maps])
     if head == "linear":
         return dense(vector, "dense")
     if head == "dense":
         return dense(np.maximum(dense(vector, "dense_1"), 0), "dense_2")
-    kernel = flat["head/conv/kernel"][0, 0]
-    mean, variance = statistics(maps @ kernel)
-    scale = flat["batch_norm_head/scale"] / np.sqrt(variance + 1e-5)
-    normed = (maps @ kernel - mean) * scale + flat["batch_norm_head/bias"]
+    if head == "maxout":
+        units = dense(vector, "dense_1").reshape(len(vector), 7, 5)
+        return dense(np.array([[max(unit) for unit in row] for row in units]), "dense_2")
+    if head == "dense_batch_norm":
+        hidden = np.maximum(batch_norm(dense(vector, "dense_1"), "batch_norm_dense_1"), 0)
+        hidden = np.maximum(batch_norm(dense(hidden, "dense_2"), "batch_norm_dense_2"), 0)
+        return batch_norm(dense(hidden, "dense_3"), "batch_norm_dense_3")
+    normed = batch_norm(maps @ flat["head/conv/kernel"][0, 0], "batch_norm_head")
+    if head == "conv_relu":
+        normed = np.maximum(normed, 0)
     return np.array([example.reshape(-1, CLASSES).mean(0) for example in normed])
 
 
@@ -109,19 +138,20 @@ def test_values_are_those_of_numpy(head, train):
         )  # fmt: skip
         variables = drawn(model, maps)
         outputs, updated = model.apply(variables, maps, train=train, mutable=["batch_stats"])
-    stored = variables.get("batch_stats", {}).get("batch_norm_head")
+    stored = variables.get("batch_stats", {})
 
-    def statistics(x):
+    def statistics(x, name):
         if not train:
-            return stored["mean"], stored["var"]
-        return x.mean((0, 1, 2)), x.var((0, 1, 2))
+            return stored[name]["mean"], stored[name]["var"]
+        axes = tuple(range(x.ndim - 1))
+        return x.mean(axes), x.var(axes)
 
     expected = expected_logits(head, variables, maps, statistics)
     np.testing.assert_allclose(outputs.logits, expected, rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(outputs.features, maps)
-    if head == "conv" and train:
+    if head in ("conv", "conv_relu") and train:
         kernel = variables["params"]["head"]["conv"]["kernel"][0, 0]
-        moved = 0.9 * stored["mean"] + 0.1 * (maps @ kernel).mean((0, 1, 2))
+        moved = 0.9 * stored["batch_norm_head"]["mean"] + 0.1 * (maps @ kernel).mean((0, 1, 2))
         found = updated["batch_stats"]["batch_norm_head"]["mean"]
         np.testing.assert_allclose(found, moved, rtol=1e-6)
 
@@ -152,7 +182,7 @@ def test_a_training_step_moves_every_parameter(head, name):
         assert np.abs(leaf - before[path]).max() > 0, path
 
 
-@pytest.mark.parametrize("head", ["linear", "conv"])
+@pytest.mark.parametrize("head", ["linear", "conv", "conv_relu", "dense_batch_norm"])
 def test_heads_without_dropout_need_no_keys(head):
     model = make_model(Config(model=model_config(head=head)), CLASSES, quantized=True)
     images = jnp.ones((2, 16, 16, 1))
