@@ -67,7 +67,8 @@ class ModelConfig:
     widths: tuple[int, ...] = (20, 40, 80, 160)  # output feature maps of each layer (Fig. 8);
     #                                              wide_resnet: of the stem and three stages; nin:
     #                                              of its 8 layers; convnet: of each stage
-    depth: int = 20  # wide_resnet: layers, 6n + 2 or 6n + 4; the paper has 20, 28 and 34
+    depth: int = 20  # wide_resnet: layers, 6n + 2 or 6n + 4; the paper has 20, 28 and 34; lbcnn:
+    #                  number of modules
     stem: str = "cifar"  # wide_resnet: "cifar", or "imagenet", which divides height and width by 4
     layout: str = "cifar10"  # maxout: its kernels, pooling and pieces, a name in
     #                          mcn_jax.models.maxout.LAYOUTS

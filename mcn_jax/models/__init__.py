@@ -11,18 +11,19 @@ from mcn_jax.errors import InputError, require, require_one_of
 from mcn_jax.layers.planes import INPUT_PLANES
 from mcn_jax.layers.pooling import POOLINGS
 from mcn_jax.layers.table import LAYERS
-from mcn_jax.models import convnet, maxout, nin, simple_cnn, wide_resnet
+from mcn_jax.models import convnet, lbcnn, maxout, nin, simple_cnn, wide_resnet
 from mcn_jax.models.classifier import Classifier, Outputs
 from mcn_jax.models.convnet import ConvNet
 from mcn_jax.models.heads import HEADS
+from mcn_jax.models.lbcnn import LBCNN
 from mcn_jax.models.maxout import LAYOUTS, Maxout
 from mcn_jax.models.nin import NetworkInNetwork
 from mcn_jax.models.simple_cnn import SimpleCNN
 from mcn_jax.models.wide_resnet import STEMS, WideResNet
 
 __all__ = [
-    "MODELS", "Classifier", "ConvNet", "Maxout", "NetworkInNetwork", "Outputs", "SimpleCNN",
-    "WideResNet", "make_model",
+    "LBCNN", "MODELS", "Classifier", "ConvNet", "Maxout", "NetworkInNetwork", "Outputs",
+    "SimpleCNN", "WideResNet", "make_model",
 ]  # fmt: skip
 
 
@@ -82,6 +83,13 @@ MODELS = {
         title="ConvNet",
         check=convnet.check,
         check_image_size=convnet.check_image_size,
+    ),
+    "lbcnn": Architecture(
+        module=LBCNN,
+        title="LBCNN with ordinary convolutions",
+        options=("depth",),
+        check=lbcnn.check,
+        check_image_size=lbcnn.check_image_size,
     ),
 }
 
