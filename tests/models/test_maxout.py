@@ -214,7 +214,7 @@ def test_it_learns_digits_and_its_files_agree(layout, head, conv, data_dir, tmp_
         name="maxout", layout=layout, conv=conv, planes=2, widths=(4, 8, 8), head=head,
         dense_features=32, dropout_rate=0.2,
     )  # fmt: skip
-    train_and_evaluate(digits_config(data_dir, model=model, num_epochs=6), tmp_path / "run")
+    train_and_evaluate(digits_config(data_dir, model=model, num_epochs=10), tmp_path / "run")
     accuracy = json.loads((tmp_path / "run" / "result.json").read_text())["final_test_accuracy"]
     assert accuracy > 0.9
     result = export.export(tmp_path / "run", tmp_path / "out", "float32", {})

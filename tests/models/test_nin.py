@@ -172,7 +172,7 @@ def test_it_learns_digits_and_its_files_agree(conv, data_dir, tmp_path, one_devi
     model = ModelConfig(
         name="nin", conv=conv, planes=planes, widths=widths, head="conv_relu", dropout_rate=0.2
     )
-    train_and_evaluate(digits_config(data_dir, model=model, num_epochs=6), tmp_path / "run")
+    train_and_evaluate(digits_config(data_dir, model=model, num_epochs=16), tmp_path / "run")
     accuracy = json.loads((tmp_path / "run" / "result.json").read_text())["final_test_accuracy"]
     assert accuracy > 0.9
     result = export.export(tmp_path / "run", tmp_path / "out", "float32", {})
