@@ -296,8 +296,14 @@ def test_a_derived_config_changes_of_its_base_what_is_stated_here_and_no_more(na
 
 CPU = [name for name in NAMES if name.endswith("_cpu")]
 CONTINUED = ["figure5_lambda_cpu"]  # binary from the start, after a float run
+# Networks of other authors, which MCN is compared with.
+OTHER_NETWORKS = {"nin", "maxout", "binaryconnect_cifar10"}
+ONE_BIT = {"binaryconnect_cifar10", "convnet_mnist_cpu"}  # binary from the start, as their authors'
 BOOK = "cifar10_20_16_16_32_64"
-FULL = {"book_cpu": BOOK, "figure7_cpu": BOOK}  # full configs with other names
+FULL = {  # full configs with other names
+    "book_cpu": BOOK, "figure7_cpu": BOOK, "maxout_mnist_cpu": "maxout",
+    "convnet_mnist_cpu": "binaryconnect_cifar10",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CPU)
@@ -314,7 +320,10 @@ def test_one_for_a_cpu_has_a_full_one_and_binarizes_early(name):
     if name in CONTINUED:
         assert config.binarize.start_epoch == 0
         return
-    assert 0.15 <= config.binarize.start_epoch / config.num_epochs <= 0.25
+    if name in ONE_BIT:
+        assert config.binarize.start_epoch == 0
+    elif config.model.conv != "conv":
+        assert 0.15 <= config.binarize.start_epoch / config.num_epochs <= 0.25
     assert config.optimizer.schedule == "cosine"
     assert config.optimizer.warmup_epochs == 1
 
@@ -323,7 +332,7 @@ def test_each_row_of_the_paper_has_one_for_a_cpu():
     alone = {"digits", "mnist_28", "image_folder"}  # not in the paper, and small already
     book = {name for name in NAMES if name.startswith("cifar10_20_")}
     assert {name.removesuffix("_cpu") for name in set(CPU) - set(FULL)} == (
-        set(NAMES) - set(CPU) - alone - book
+        set(NAMES) - set(CPU) - alone - book - OTHER_NETWORKS
     )
 
 
@@ -336,7 +345,8 @@ def test_the_experiments_list_each_row_and_figure():
 
 def test_recipes_that_the_paper_prints():
     configs = {name: load(name) for name in NAMES}
-    for name in set(NAMES) - set(CPU) - {"digits", "mnist_28", "image_folder", "figure5_lambda"}:
+    unlike = {"digits", "mnist_28", "image_folder", "figure5_lambda", *OTHER_NETWORKS}
+    for name in set(NAMES) - set(CPU) - unlike:
         config = configs[name]
         rates = (config.optimizer.learning_rate, config.optimizer.m_learning_rate)
         assert (config.model.planes, config.binarize.num_centers, *rates) == (4, 2, 0.1, 0.01)
@@ -345,6 +355,23 @@ def test_recipes_that_the_paper_prints():
     assert configs["svhn"].data.train_split == "train"
     assert configs["imagenet100"].optimizer.schedule_epochs == (30, 60, 90)
     assert configs["imagenet100"].optimizer.schedule_factor == 0.1
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_NETWORKS))
+def test_other_networks_have_their_printed_width_and_the_recipe_of_cifar10(name):
+    widths, features = {
+        "nin": ((192, 160, 96, 192, 192, 192, 192, 192), None),
+        "maxout": ((96, 192, 192), 500),
+        "binaryconnect_cifar10": ((128, 256, 512), 1024),
+    }[name]
+    config, base = load(name), load("cifar10")
+    assert (config.model.planes, config.model.widths) == (1, widths)
+    assert features in (None, config.model.dense_features)
+    decay = 0.0 if name in ONE_BIT else base.optimizer.latent_weight_decay
+    assert config.optimizer == dataclasses.replace(base.optimizer, latent_weight_decay=decay)
+    assert config.data == base.data
+    assert (config.batch_size, config.num_epochs) == (base.batch_size, base.num_epochs)
+    assert (config.binarize.start_epoch == 0) == (name in ONE_BIT)
 
 
 def test_a_config_file_that_is_absent_or_has_no_config_is_named(tmp_path):

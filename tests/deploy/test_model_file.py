@@ -94,7 +94,9 @@ NETWORKS = {
     },
     "lbcnn, MCN": {"name": "lbcnn", "widths": (4,), "depth": 2, "size": (16, 13)},
     "lbc, many anchors": {"conv": "lbc", "num_centers": 0, "lbc_ratio": 2.5, "channels": 3},
-    "nin, not square": {"name": "nin", "head": "conv_relu", "size": (12, 20), "channels": 3},
+    "nin, odd size": {
+        "name": "nin", "head": "conv_relu", "size": (13, 20), "channels": 3, "planes": 2,
+    },
     "NIN": {"name": "nin", "num_centers": 0, "conv": "conv", "head": "linear"},
     "maxout": {"name": "maxout", "num_centers": 0, "conv": "conv", "head": "maxout"},
     "maxout, svhn": {"name": "maxout", "layout": "svhn", "head": "maxout", "num_centers": 4},
@@ -102,12 +104,9 @@ NETWORKS = {
     "convnet": {"name": "convnet", "head": "dense_batch_norm", "channels": 3},
     "convnet, signs": {"name": "convnet", "conv": "bnn", "head": "linear", "size": (12, 20)},
     "convnet, signs after a CNN": {
-        "name": "convnet",
-        "conv": "xnor",
-        "stem_conv": "conv",
-        "head": "dense_batch_norm",
+        "name": "convnet", "conv": "xnor", "stem_conv": "conv", "head": "dense_batch_norm",
     },
-}
+}  # fmt: skip
 # Networks that version 0.1 could write; it had no choice of a head.
 OF_0_1 = [
     name
@@ -233,7 +232,7 @@ def as_used(model):
     """Returns a model with default values for config fields that its network does not use."""
     network, config = model.network, model.network.config
     unused = {}
-    if config.model.head != "dense":
+    if "dense_features" not in HEADS[config.model.head].options:
         unused["dense_features"] = ModelConfig().dense_features
     fields = dataclasses.replace(config.model, **unused)
     config = Config(

@@ -45,6 +45,9 @@ NETWORKS = {
     "conv_head": {"head": "conv"},
     "wide_resnet_linear_head": {"name": "wide_resnet", "head": "linear", "dense": "int8"},
     "wide_resnet_conv_head": {"name": "wide_resnet", "head": "conv", "num_centers": 4},
+    "nin": {"name": "nin", "head": "conv_relu", "size": (13, 20), "channels": 3, "planes": 2},
+    "maxout": {"name": "maxout", "num_centers": 0, "conv": "conv", "head": "maxout"},
+    "convnet": {"name": "convnet", "conv": "xnor", "head": "dense_batch_norm", "dense": "int8"},
     "wrn": {"name": "wide_resnet", "num_centers": 0, "conv": "conv", "planes": 4},
 }
 

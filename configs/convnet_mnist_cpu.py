@@ -1,0 +1,32 @@
+"""BinaryConnect on MNIST, for two CPU cores: `binaryconnect_cifar10.py`, a sixteenth of its width.
+
+Command:  python -m mcn_jax.main --config=configs/convnet_mnist_cpu.py --config.data.archive_dir=DIR
+Expected: not run; the paper has no such row. 35 minutes on two cores of an AMD
+          EPYC with other work, computed from the median of 22 steps at 28x28 pixels.
+Partners: ConvNet of the same channels with --config.model.conv=conv
+          BNN of the same channels with --config.model.conv=bnn
+          XNOR-Net of the same channels with --config.model.conv=xnor --config.model.stem_conv=conv
+Ours:     8-16-32 maps, 128 hidden units, 24 epochs, the cosine schedule, shifts of up to 2 pixels,
+          and the choices of `binaryconnect_cifar10.py`.
+"""
+
+from mcn_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.name = "mnist"
+    config.data.image_size = 32
+    config.data.crop_padding = 2
+    config.num_epochs = 24
+    config.model.name = "convnet"
+    config.model.conv = "binaryconnect"
+    config.model.widths = (8, 16, 32)
+    config.model.planes = 1
+    config.model.head = "dense_batch_norm"
+    config.model.dense_features = 128
+    config.binarize.start_epoch = 0
+    config.optimizer.schedule = "cosine"
+    config.optimizer.latent_weight_decay = 0.0
+    config.optimizer.warmup_epochs = 1
+    return config

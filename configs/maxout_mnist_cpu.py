@@ -1,0 +1,27 @@
+"""Maxout on MNIST, for two CPU cores: the network of the authors at a quarter of its width.
+
+Command:  python -m mcn_jax.main --config=configs/maxout_mnist_cpu.py --config.data.archive_dir=DIR
+Expected: not run; the paper has no such row. Half an hour on two cores of an AMD
+          EPYC with other work, computed from the median of 22 steps.
+Partners: one-bit Maxout of the same channels with --config.model.conv=bwn
+Ours:     12-12-6 maps, 24 epochs, the cosine schedule, shifts of up to 2 pixels, and the choices of
+          `maxout.py`.
+"""
+
+from mcn_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.name = "mnist"
+    config.data.crop_padding = 2
+    config.num_epochs = 24
+    config.model.name = "maxout"
+    config.model.conv = "conv"
+    config.model.layout = "mnist"
+    config.model.widths = (12, 12, 6)
+    config.model.planes = 1
+    config.model.head = "linear"
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_epochs = 1
+    return config
