@@ -93,6 +93,21 @@ DERIVED = {
         "figure5_cpu", {"num_epochs": 3, **CENTER_LOSS, **rates(0.01)}
     ),
     "figure7_cpu": ("mnist_cpu", FEW_DIGITS),
+    "lbcnn_mnist_cpu": (
+        "lbcnn",
+        {
+            "data.name": "mnist", "data.crop_padding": 2, "data.flip": False, "num_epochs": 24,
+            "model.widths": (16,), "model.depth": 10, "model.lbc_ratio": 4.0,
+            "model.lbc_density": 0.5, "model.dense_features": 128, **COSINE,
+        },
+    ),
+    "mcdonnell_cifar10": (
+        "cifar10",
+        {
+            "num_epochs": 126, "model.conv": "mcdonnell", "model.depth": 20, "model.planes": 1,
+            "model.head": "conv", "binarize.start_epoch": 0, **COSINE,
+        },
+    ),
 }  # fmt: skip
 
 
@@ -180,7 +195,9 @@ def network(model, shape):
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
         if leaf.ndim == 4
     }
-    [first] = [path for path in filters if path.startswith(("['stem']", "['conv_1']"))]
+    first = next(
+        path for start in ("['stem']", "['conv_1']") for path in filters if path.startswith(start)
+    )
     return Network(outputs.features.shape[-1], sum(filters.values()) - filters[first])
 
 
@@ -259,6 +276,10 @@ def test_its_partners_are_what_the_header_calls_them(name):
         elif what.endswith("of the same channels"):
             assert theirs.channels == ours.channels
             assert theirs.weights == partner.model.planes * ours.weights
+        elif what.endswith("of as many channels"):  # other layers need other numbers of weights
+            assert theirs.channels == ours.channels
+        elif what.startswith("MCN of equal bits"):
+            assert theirs.weights == pytest.approx(ours.weights, rel=5e-3)
         elif what.endswith("of the same number of weights"):
             assert theirs.weights == ours.weights
         elif what.endswith("of the same printed width"):
@@ -297,12 +318,13 @@ def test_a_derived_config_changes_of_its_base_what_is_stated_here_and_no_more(na
 CPU = [name for name in NAMES if name.endswith("_cpu")]
 CONTINUED = ["figure5_lambda_cpu"]  # binary from the start, after a float run
 # Networks of other authors, which MCN is compared with.
-OTHER_NETWORKS = {"nin", "maxout", "binaryconnect_cifar10"}
+OTHER_NETWORKS = {"nin", "maxout", "binaryconnect_cifar10", "lbcnn", "mcdonnell_cifar10"}
+OTHER_RECIPES = {"mcdonnell_cifar10"}
 ONE_BIT = {"binaryconnect_cifar10", "convnet_mnist_cpu"}  # binary from the start, as their authors'
 BOOK = "cifar10_20_16_16_32_64"
 FULL = {  # full configs with other names
     "book_cpu": BOOK, "figure7_cpu": BOOK, "maxout_mnist_cpu": "maxout",
-    "convnet_mnist_cpu": "binaryconnect_cifar10",
+    "convnet_mnist_cpu": "binaryconnect_cifar10", "lbcnn_mnist_cpu": "lbcnn",
 }  # fmt: skip
 
 
@@ -322,7 +344,7 @@ def test_one_for_a_cpu_has_a_full_one_and_binarizes_early(name):
         return
     if name in ONE_BIT:
         assert config.binarize.start_epoch == 0
-    elif config.model.conv != "conv":
+    elif config.model.conv not in ("conv", "lbc"):
         assert 0.15 <= config.binarize.start_epoch / config.num_epochs <= 0.25
     assert config.optimizer.schedule == "cosine"
     assert config.optimizer.warmup_epochs == 1
@@ -357,12 +379,13 @@ def test_recipes_that_the_paper_prints():
     assert configs["imagenet100"].optimizer.schedule_factor == 0.1
 
 
-@pytest.mark.parametrize("name", sorted(OTHER_NETWORKS))
+@pytest.mark.parametrize("name", sorted(OTHER_NETWORKS - OTHER_RECIPES))
 def test_other_networks_have_their_printed_width_and_the_recipe_of_cifar10(name):
     widths, features = {
         "nin": ((192, 160, 96, 192, 192, 192, 192, 192), None),
         "maxout": ((96, 192, 192), 500),
         "binaryconnect_cifar10": ((128, 256, 512), 1024),
+        "lbcnn": ((384,), 512),
     }[name]
     config, base = load(name), load("cifar10")
     assert (config.model.planes, config.model.widths) == (1, widths)

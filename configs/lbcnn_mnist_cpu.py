@@ -1,0 +1,29 @@
+"""LBCNN on MNIST, for two CPU cores: 10 modules of 16 channels with 64 anchors each.
+
+Command:  python -m mcn_jax.main --config=configs/lbcnn_mnist_cpu.py --config.data.archive_dir=DIR
+Expected: not run; the paper has no such row. An hour and a half on two cores of an AMD EPYC with
+          other work, computed from 30 steps.
+Partners: ordinary convolutions of as many channels with --config.model.conv=conv
+          one-bit convolutions of as many channels with --config.model.conv=bwn --config.binarize.start_epoch=0
+Ours:     the size, 24 epochs, the cosine schedule, shifts of up to 2 pixels, and the choices of
+          `lbcnn.py`.
+"""
+
+import pathlib
+
+from mcn_jax.config import load_config_file
+
+
+def get_config():
+    config = load_config_file(pathlib.Path(__file__).with_name("lbcnn.py"))
+    config.data.name = "mnist"
+    config.data.crop_padding = 2
+    config.data.flip = False
+    config.num_epochs = 24
+    config.model.widths = (16,)
+    config.model.depth = 10
+    config.model.lbc_ratio = 4.0
+    config.model.lbc_density = 0.5
+    config.model.dense_features = 128
+    config.optimizer.schedule = "cosine"
+    return config
