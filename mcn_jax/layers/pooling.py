@@ -59,7 +59,7 @@ def average_pool_ceil(x: jax.Array, window: int, strides: int) -> jax.Array:
     """
     rows, columns = (_pixels_inside(size, window, strides) for size in x.shape[1:3])
     counts = np.outer(rows, columns)[None, :, :, None]
-    return _reduce_windows(x, 0.0, lax.add, window, strides) / jnp.asarray(counts, x.dtype)
+    return _reduce_windows(x, 0.0, lax.add, window, strides) / counts.astype(x.dtype)
 
 
 def max_over_pieces(x: jax.Array, pieces: int, planes: int = 1) -> jax.Array:

@@ -344,6 +344,7 @@ def written(model, path, tensors=None, **changes):
          "the bytes of a layer's output=4294967296 does not"),
         ({"network__widths": [3], "network__planes": 64, "images__height": 2048,
           "images__width": 2048}, "the bytes of a layer's output=3221225472 does not lie"),
+        ({"network__layout": "cifar"}, "network.layout='cifar' must be one of cifar10, svhn, mnist"),
         ({"network__dense_features": 2**20}, "its tensor dense_1/kernel is float32"),
         ({"network__dense_features": 2**40}, "network.dense_features=1099511627776 does not lie"),
         ({"network__planes": 64, "network__widths": [300, 1]}, "the bits of the filters="),
@@ -472,8 +473,10 @@ def test_an_absurd_network_is_refused_at_once(conv):
     shape = {"height": 2048, "width": 2048, "channels": 3}
     images = InputImages(**shape, mean=(0.5,) * 3, std=(0.2,) * 3)
     begin = time.monotonic()
-    for name, width in (("simple_cnn", 1), ("wide_resnet", 1), ("simple_cnn", 2**20)):
-        widths = [width] * (4 if name == "wide_resnet" else 11)
+    depths = {"simple_cnn": 11, "wide_resnet": 4, "nin": 8, "maxout": 3, "convnet": 11}
+    assert set(depths) == set(models.MODELS)
+    for name, width in (*((name, 1) for name in depths), ("simple_cnn", 2**20)):
+        widths = [width] * depths[name]
         fields = {
             "name": name, "conv": conv, "widths": widths, "depth": MAX_DEPTH, "planes": 64,
             "dense_features": 2**20, "head": "dense", "quantized": False,
