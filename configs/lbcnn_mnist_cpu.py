@@ -4,7 +4,8 @@ Command:  python -m mcn_jax.main --config=configs/lbcnn_mnist_cpu.py --config.da
 Expected: not run; the paper has no such row. An hour and a half on two cores of an AMD EPYC with
           other work, computed from 30 steps.
 Partners: ordinary convolutions of as many channels with --config.model.conv=conv
-          one-bit convolutions of as many channels with --config.model.conv=bwn --config.binarize.start_epoch=0
+          one-bit convolutions of as many channels with --config.model.conv=bwn
+              --config.binarize.start_epoch=0
 Ours:     the size, 24 epochs, the cosine schedule, shifts of up to 2 pixels, and the choices of
           `lbcnn.py`.
 """

@@ -1,4 +1,4 @@
-"""One bit per weight on CIFAR-10, after McDonnell 2018: a Wide-ResNet 20-4 of 4.3 M one-bit weights.
+"""One bit per weight on CIFAR-10, after McDonnell 2018: a Wide-ResNet 20-4, 4.3 M weights.
 
 Command:  python -m mcn_jax.main --config=configs/mcdonnell_cifar10.py --config.data.archive_dir=DIR
 Expected: 93.87 % in McDonnell 2018 (6.13 % error after 126 epochs, with crop and flip). Not run

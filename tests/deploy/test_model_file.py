@@ -344,7 +344,7 @@ def written(model, path, tensors=None, **changes):
          "the bytes of a layer's output=4294967296 does not"),
         ({"network__widths": [3], "network__planes": 64, "images__height": 2048,
           "images__width": 2048}, "the bytes of a layer's output=3221225472 does not lie"),
-        ({"network__layout": "cifar"}, "network.layout='cifar' must be one of cifar10, svhn, mnist"),
+        ({"network__layout": "cifar"}, "network.layout='cifar' must be one of cifar10, svhn"),
         ({"network__dense_features": 2**20}, "its tensor dense_1/kernel is float32"),
         ({"network__dense_features": 2**40}, "network.dense_features=1099511627776 does not lie"),
         ({"network__planes": 64, "network__widths": [300, 1]}, "the bits of the filters="),
