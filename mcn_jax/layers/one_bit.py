@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mcn_jax.config import Config
-from mcn_jax.errors import require, require_one_of
+from mcn_jax.errors import InputError, require, require_one_of
 from mcn_jax.layers import one_bit_file
 from mcn_jax.layers.conv import kernel_conv, kernel_multiply_adds
 from mcn_jax.layers.family import Family, Group, Leaves, PlannedLayer, Share
@@ -201,6 +201,16 @@ def _check(config: Config) -> None:
     require_one_of("binarize.estimator", config.binarize.estimator, one_bit.ESTIMATORS)
 
 
+def _check_channels(layer: PlannedLayer, config: Config) -> None:
+    del config
+    if layer.params[LATENT][-2] == 1:
+        raise InputError(
+            f"config.model.conv='bwn_released' subtracts the mean over the input channels, which"
+            f" leaves nothing of the single channel of {layer.name}; set"
+            " config.model.stem_conv=conv, or config.model.conv=bwn_paper"
+        )
+
+
 def _check_layer(layer: PlannedLayer, config: Config) -> None:
     *taps, channels, _ = layer.params[LATENT]
     message = f"leaves {layer.name} with one weight per filter, which has no standard deviation"
@@ -278,7 +288,13 @@ FAMILIES: dict[str, Family] = {
         one_bit_family(BWNConv, "BWN", per_filter=True),
         one_bit_family(BWNExactConv, "BWN, exact gradient", CLIPPED_TO_ONE, per_filter=True),
         one_bit_family(BWNPaperConv, "BWN, paper's gradient", CLIPPED_TO_ONE, per_filter=True),
-        one_bit_family(BWNReleasedConv, "BWN, released program", CENTRED, per_filter=True),
+        one_bit_family(
+            BWNReleasedConv,
+            "BWN, released program",
+            CENTRED,
+            per_filter=True,
+            check_layer=_check_channels,
+        ),
         one_bit_family(IRNetConv, "IR-Net", per_filter=True, scale_leaf=EXPONENTS),
         one_bit_family(ReCUConv, "ReCU", per_filter=True, scale_leaf=EXPONENTS),
     )

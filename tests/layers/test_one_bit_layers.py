@@ -179,6 +179,15 @@ def test_bad_options_are_refused_in_one_line():
         checks.validate(dataclasses.replace(config, optimizer=optimizer))
 
 
+def test_a_layer_that_a_rule_leaves_nothing_of_is_refused():
+    config = network_config("bwn_released")
+    checks.validate_for_data(config, (32, 32, 3), None)
+    with pytest.raises(InputError, match="leaves nothing of the single channel of stem; set"):
+        checks.validate_for_data(config, (32, 32, 1), None)
+    stem = dataclasses.replace(config.model, stem_conv="conv")
+    checks.validate_for_data(dataclasses.replace(config, model=stem), (32, 32, 1), None)
+
+
 def test_health_counts_flipped_signs():
     _, layer, p, s, _ = layer_of("irnet")
     before = {
