@@ -9,6 +9,7 @@ Command:  python -m mcn_jax.main --config=configs/maxout.py --config.data.archiv
 Expected: 90.65 % in the paper, for the network without batch norm. Not run here, and the time is
           not measured.
 Partners: one-bit Maxout of the same channels with --config.model.conv=bwn
+              --config.binarize.start_epoch=0
 Ours:     batch norm between convolution and maximum, no limit on the norm of filters, dropout only
           before the last layer, batch size, learning rate, momentum, weight decay, schedule,
           warm-up, augmentation, initial values, no whitening.

@@ -4,6 +4,7 @@ Command:  python -m mcn_jax.main --config=configs/maxout_mnist_cpu.py --config.d
 Expected: not run; the paper has no such row. Half an hour on two cores of an AMD
           EPYC with other work, computed from the median of 22 steps.
 Partners: one-bit Maxout of the same channels with --config.model.conv=bwn
+              --config.binarize.start_epoch=0
 Ours:     12-12-6 maps, 24 epochs, the cosine schedule, shifts of up to 2 pixels, and the choices of
           `maxout.py`.
 """

@@ -6,6 +6,7 @@ Command:  python -m mcn_jax.main --config=configs/nin.py --config.data.archive_d
 Expected: 91.19 % in the paper, for the network without batch norm. Not run here, and the time is
           not measured.
 Partners: NIN with one-bit spatial filters, of the same channels with --config.model.conv=bwn
+              --config.binarize.start_epoch=0
 Ours:     batch norm, batch size, learning rate, momentum, weight decay, schedule, warm-up,
           augmentation, initial values.
 """

@@ -64,15 +64,16 @@ class ModelConfig:
 
     name: str = "simple_cnn"  # a name in mcn_jax.models.MODELS
     conv: str = "mcconv"  # a name in mcn_jax.layers.table.LAYERS; "conv": widths * planes channels
+    stem_conv: str = ""  # a name in LAYERS for the first convolution; "" takes conv
     widths: tuple[int, ...] = (20, 40, 80, 160)  # output feature maps of each layer (Fig. 8);
     #                                              wide_resnet: of the stem and three stages; nin:
-    #                                              of its 8 layers; convnet: of each stage
+    #                                              of its 8 layers; maxout: of its 3 layers;
+    #                                              convnet: of each stage; lbcnn: of all layers
     depth: int = 20  # wide_resnet: layers, 6n + 2 or 6n + 4; the paper has 20, 28 and 34; lbcnn:
     #                  number of modules
     stem: str = "cifar"  # wide_resnet: "cifar", or "imagenet", which divides height and width by 4
     layout: str = "cifar10"  # maxout: its kernels, pooling and pieces, a name in
     #                          mcn_jax.models.maxout.LAYOUTS
-    stem_conv: str = ""  # the same names, for the first convolution; "" takes conv
     planes: int = 4  # K, channels per feature map (paper: 4)
     input_planes: str = "copy"  # "copy", "first" or "rgbx", see mcn_jax.layers.planes
     pooling: str = "strided"  # how images are halved, a name in mcn_jax.layers.pooling.POOLINGS
@@ -80,7 +81,7 @@ class ModelConfig:
     dense_features: int = 1024  # heads "dense", "dense_batch_norm" and "maxout": width of their
     #                             hidden layers (Fig. 8)
     dropout_rate: float = 0.5  # heads "dense" and "maxout": dropout before the last layer; nin:
-    #                            after its first two stages; in [0, 1)
+    #                            after its first two stages; lbcnn: after pooling; in [0, 1)
     lbc_ratio: float = 1.0  # lbc: anchor filters per output channel
     lbc_density: float = 0.5  # lbc: share of the anchors that are not zero, in (0, 1]
     m_noise: float = 0.1  # standard deviation of the initial M around one; no source states it
@@ -90,13 +91,16 @@ class ModelConfig:
 class BinarizeConfig:
     """When and how latent filters are replaced by their k-means centers."""
 
-    enabled: bool = True  # False trains a U-MCN to the end; no effect on ordinary convolutions
+    enabled: bool = True  # False trains float filters to the end (a U-MCN); no effect on layers
+    #                       without quantized weights, conv and lbc
     num_centers: int = 2  # U, k-means centers per layer, 2 to 256; ceil(log2 U) bits per weight
-    start_epoch: int = 10  # epochs trained as a U-MCN before k-means (paper: 10)
+    start_epoch: int = 10  # epochs with float filters before quantized ones (paper: 10; the other
+    #                        one-bit layers were published with 0)
     refresh_epochs: int = 0  # epochs between recomputations of the centers; 0: never (paper)
     m_gradient: str = "binary"  # Eq. 16 with C-hat ("binary", the book) or C ("latent", the paper)
-    k_gradient: bool = False  # xnor: whether K, the scale of the activations, gets a gradient
-    estimator: str = "ede"  # irnet, recu: derivative of the sign, "identity", "ede" or "reste"
+    k_gradient: bool = False  # xnor alone: whether K, the scale of activations, gets a gradient
+    estimator: str = ""  # irnet, recu: derivative of the sign, "identity", "ede" or "reste"; ""
+    #                      takes that of the layer's authors, "ede" for irnet, "identity" for recu
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -144,3 +144,40 @@ def test_the_share_of_training_done_reaches_the_layers(kind, data_dir, tmp_path,
         check_num_epochs(
             tmp_path, dataclasses.replace(longer, num_epochs=2), longer, STEPS_PER_EPOCH
         )
+
+
+@pytest.mark.parametrize("changes", [{"stem_conv": "irnet", "conv": "bwn"}, {"conv": "irnet"}])
+def test_only_quantized_layers_depend_on_the_number_of_epochs(changes, tmp_path):
+    config = config_of("mcdonnell", num_epochs=2)
+    optimizer = dataclasses.replace(config.optimizer, schedule="step")
+    model = dataclasses.replace(config.model, **changes)
+    config = dataclasses.replace(config, optimizer=optimizer, model=model)
+    longer = dataclasses.replace(config, num_epochs=3)
+    field = "stem_conv" if "stem_conv" in changes else "conv"
+    with pytest.raises(
+        InputError, match=f"would change the layers of config.model.{field}='irnet'"
+    ):
+        check_num_epochs(tmp_path, config, longer, STEPS_PER_EPOCH)
+    free = dataclasses.replace(config, binarize=BinarizeConfig(enabled=False))
+    check_num_epochs(tmp_path, free, dataclasses.replace(free, num_epochs=3), STEPS_PER_EPOCH)
+
+
+def test_a_warm_start_takes_the_anchors_with_the_weights_that_belong_to_them(
+    data_dir, tmp_path, one_device
+):
+    first = config_of("lbc", data_dir, num_epochs=1)
+    train_and_evaluate(first, tmp_path / "first")
+    config = dataclasses.replace(
+        first, seed=1, init_from=str(tmp_path / "first"), data=first.data,
+        optimizer=dataclasses.replace(first.optimizer, learning_rate=0.0),
+    )  # fmt: skip
+    train_and_evaluate(config, tmp_path / "second")
+    anchors = []
+    for name in ("first", "second"):
+        checkpoints = Checkpoints(tmp_path / name / "checkpoints", read_only=True)
+        leaves = checkpoints.read(STEPS_PER_EPOCH)
+        anchors.append({k: v for k, v in leaves.items() if k.startswith("anchors/")})
+        checkpoints.close()
+    assert len(anchors[0]) == 3
+    for name, values in anchors[0].items():
+        np.testing.assert_array_equal(values, anchors[1][name])

@@ -283,8 +283,10 @@ def _named_as_here() -> Iterator[None]:
 
 
 def layer_bytes(plan: Plan, images: InputImages) -> int:
-    """Returns the bytes of the largest layer input or output of one image, in float32."""
-    shapes = [images.shape, *(s for layer in plan for s in (layer.in_shape, layer.out_shape))]
+    """Returns the bytes of the largest array of one image in any layer, in float32."""
+    shapes: list[tuple[int, ...]] = [images.shape]
+    for layer in plan:
+        shapes += [layer.in_shape, layer.out_shape, *layer.family.inner_shapes(layer)]
     return 4 * max(math.prod(shape) for shape in shapes)
 
 

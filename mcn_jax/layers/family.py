@@ -209,6 +209,12 @@ def no_facts(view: View) -> dict[str, Any]:
     return {}
 
 
+def no_shapes(layer: PlannedLayer) -> list[tuple[int, ...]]:
+    """Returns no shapes, for layers that compute nothing larger than their output."""
+    del layer
+    return []
+
+
 def no_multiply_adds(layer: PlannedLayer) -> dict[str, int]:
     """Returns no counts, for layers whose arithmetic is not counted."""
     del layer
@@ -238,6 +244,8 @@ class Family:
             the same name, and so the same path, as the trained module.
         multiply_adds: layer -> {"direct": n, ...}, multiply-adds of one image by form of
             computation. "direct" is a convolution with a plain kernel.
+        inner_shapes: layer -> shapes of one image inside the layer, without the image axis, for
+            layers that compute more than their output. They bound the memory of untrusted files.
         filters: leaf name of the parameter that holds the filters.
         quantizes: whether the family can be trained with quantized weights.
         follows_relu: whether a network applies a ReLU before the layer.
@@ -289,6 +297,7 @@ class Family:
     make: Callable[[Config, bool], Callable[..., nn.Module]] | None = None
     deployed: Callable[[Config, bool], Callable[..., nn.Module]] | None = None
     multiply_adds: Callable[[PlannedLayer], dict[str, int]] = no_multiply_adds
+    inner_shapes: Callable[[PlannedLayer], list[tuple[int, ...]]] = no_shapes
     filters: str | None = None
     quantizes: bool = False
     follows_relu: bool = True

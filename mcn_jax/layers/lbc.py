@@ -4,6 +4,7 @@ The anchors are in the collection "anchors", so no update, decay or momentum eve
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -198,6 +199,17 @@ def _multiply_adds(layer: PlannedLayer) -> dict[str, int]:
     return {"direct": layer.out_pixels * weights}
 
 
+def _inner_shapes(layer: PlannedLayer) -> list[tuple[int, ...]]:
+    """Returns the shape of the responses of the anchors."""
+    return [(*layer.out_shape[:-1], _anchor_shape(layer)[-1])]
+
+
+def _check_layer(layer: PlannedLayer, config: Config) -> None:
+    shape, density = _anchor_shape(layer), config.model.lbc_density
+    message = f"leaves no anchor of {layer.name}, which has {math.prod(shape)} places; raise it"
+    require(lbc.num_nonzero(shape, density) > 0, "model.lbc_density", density, message)
+
+
 def _check(config: Config) -> None:
     ratio, density = config.model.lbc_ratio, config.model.lbc_density
     require(0 < ratio <= 1024, "model.lbc_ratio", ratio, "must lie in (0, 1024]")
@@ -241,11 +253,13 @@ LBC = Family(
     make=_make,
     deployed=_deployed,
     multiply_adds=_multiply_adds,
+    inner_shapes=_inner_shapes,
     filters="kernel",
     follows_relu=False,
     methods=("lbc", "lbc"),
     options=("model.planes", "model.lbc_ratio"),
     check=_check,
+    check_layer=_check_layer,
     check_values=_check_values,
     facts=_facts,
     columns={"anchors": _cell_of_anchors, "density": _cell_of_density},

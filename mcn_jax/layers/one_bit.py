@@ -51,7 +51,7 @@ class OneBitConv(nn.Module):
         padding: "SAME" or "VALID".
         binarized: False convolves with the latent filters themselves.
         estimator: IR-Net and ReCU: derivative of the sign, a name in
-            `mcn_jax.ops.one_bit.ESTIMATORS`.
+            `mcn_jax.ops.one_bit.ESTIMATORS`; "" takes that of the layer's authors.
         dtype: dtype of the convolution; None takes the dtype of the input. Filters are always
             binarized in `param_dtype`.
         param_dtype: dtype of the latent filters.
@@ -63,7 +63,7 @@ class OneBitConv(nn.Module):
     strides: int = 1
     padding: str = "SAME"
     binarized: bool = True
-    estimator: str = "ede"
+    estimator: str = ""
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -78,7 +78,8 @@ class OneBitConv(nn.Module):
         options: dict[str, Any] = {}
         if self.rule in one_bit.STANDARDIZED:
             progress = self.variable("progress", "progress", jnp.zeros, (), self.param_dtype)
-            options = {"progress": progress.value, "estimator": self.estimator}
+            estimator = self.estimator or one_bit.STANDARDIZED[self.rule]
+            options = {"progress": progress.value, "estimator": estimator}
         kernel = one_bit.RULES[self.rule](latent, **options) if self.binarized else latent
         dtype = x.dtype if self.dtype is None else self.dtype
         return self.convolve(x.astype(dtype), kernel.astype(dtype))
@@ -137,7 +138,10 @@ class IRNetConv(OneBitConv):
 
 
 class ReCUConv(OneBitConv):
-    """IR-Net's convolution with the clamped weights of ReCU (Xu et al. 2021)."""
+    """IR-Net's convolution with the clamped weights of ReCU (Xu et al. 2021).
+
+    ReCU learns a scale for each output channel. Here, the scale is IR-Net's power of two.
+    """
 
     rule = "recu"
 
@@ -168,7 +172,8 @@ def _health(rule: str, before: Leaves, p: Leaves, s: Leaves) -> dict[str, float 
 
     Returns:
         flip_ratio: share of weights whose sign has changed since `before`.
-        quantization_error: ||w - filters|| / ||w||.
+        quantization_error: ||w - filters|| / ||w||, with the standardized weights of IR-Net and
+            ReCU in place of w.
         share_0, share_1: share of negative and of positive weights.
     """
     sums = jax.device_get(_health_sums(rule, dict(before), dict(p), dict(s)))
@@ -184,11 +189,14 @@ def _health(rule: str, before: Leaves, p: Leaves, s: Leaves) -> dict[str, float 
 @functools.partial(jax.jit, static_argnums=0)
 def _health_sums(rule: str, before: Leaves, p: Leaves, s: Leaves) -> dict[str, jax.Array]:
     filters, old = _filters(rule, p, s), _filters(rule, before, s)
+    w = p[LATENT]
+    if rule in one_bit.STANDARDIZED:
+        w = one_bit.irnet_weights(w, s["progress"], clamp=rule == "recu")
     return {
         "flips": jnp.sum(jnp.signbit(filters) != jnp.signbit(old)),
         "positive": jnp.sum(~jnp.signbit(filters)),
-        "error": jnp.sum((p[LATENT] - filters) ** 2),
-        "norm": jnp.sum(p[LATENT] ** 2),
+        "error": jnp.sum((w - filters) ** 2),
+        "norm": jnp.sum(w**2),
     }
 
 
@@ -198,16 +206,16 @@ def _advance(s: Leaves, progress: jax.Array) -> dict[str, jax.Array]:
 
 
 def _check(config: Config) -> None:
-    require_one_of("binarize.estimator", config.binarize.estimator, one_bit.ESTIMATORS)
+    if config.binarize.estimator:
+        require_one_of("binarize.estimator", config.binarize.estimator, one_bit.ESTIMATORS)
 
 
 def _check_channels(layer: PlannedLayer, config: Config) -> None:
     del config
     if layer.params[LATENT][-2] == 1:
         raise InputError(
-            f"config.model.conv='bwn_released' subtracts the mean over the input channels, which"
-            f" leaves nothing of the single channel of {layer.name}; set"
-            " config.model.stem_conv=conv, or config.model.conv=bwn_paper"
+            "the layer 'bwn_released' subtracts the mean over the input channels, which leaves"
+            f" nothing of the single channel of {layer.name}; set config.model.stem_conv=conv"
         )
 
 

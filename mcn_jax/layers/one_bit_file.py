@@ -54,7 +54,7 @@ def pack(
     bits = packing.pack((~np.signbit(filters)).astype(np.uint8), num_centers=2)
     scales = np.abs(filters[0, 0, 0])[: None if per_filter else 1]
     if scale_leaf == EXPONENTS:
-        return {"bits": bits, EXPONENTS: np.log2(scales).astype(np.int8)}
+        return {"bits": bits, EXPONENTS: np.rint(np.log2(scales)).astype(np.int8)}
     return {"bits": bits, SCALES: scales.astype(np.float32)}
 
 
@@ -134,7 +134,7 @@ def facts(view: View) -> dict[str, Any]:
         "scale_max": float(scales.max()),
         "shares": [1 - share, share],
     }
-    if LATENT in found:
+    if LATENT in found and EXPONENTS not in view.stored:  # those are of standardized weights
         record["quantization_error"] = _relative_error(found["binary_filters"], found[LATENT])
     return record
 

@@ -14,8 +14,16 @@ import numpy as np
 from mcn_jax.ops.convolution import convolve
 
 
+def num_nonzero(shape: tuple[int, ...], density: float) -> int:
+    """Returns floor(density * size), the number of anchors that are not zero."""
+    return math.floor(density * math.prod(shape) + 1e-9)  # 0.29 * 100 is a little below 29
+
+
 def anchors(shape: tuple[int, ...], density: float, seed: int, name: str) -> np.ndarray:
     """Draws anchors with NumPy's Philox generator, so they do not depend on the version of JAX.
+
+    NumPy may change the draws of a later version. Checkpoints and model files store the anchors, so
+    this concerns new runs only.
 
     The program draws floor(s * size) positions with replacement, so fewer weights than the share s
     differ from zero. Here, exactly floor(s * size) do. Signs are fair coins.
@@ -33,7 +41,7 @@ def anchors(shape: tuple[int, ...], density: float, seed: int, name: str) -> np.
     key = np.array([seed, zlib.crc32(name.encode())], np.uint64)
     generator = np.random.Generator(np.random.Philox(key=key))
     flat = np.zeros(size, np.int8)
-    places = generator.choice(size, int(density * size), replace=False)
+    places = generator.choice(size, num_nonzero(shape, density), replace=False)
     flat[places] = 2 * generator.integers(0, 2, len(places), np.int8) - 1
     return flat.reshape(shape)
 

@@ -214,17 +214,25 @@ def irnet(
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator={estimator!r} must be one of {', '.join(ESTIMATORS)}")
-    z = standardized(w, center=center)
     progress = jnp.asarray(progress, w.dtype)
-    if clamp:
-        z = z * RECU_STD
-        tau = 0.85 + (0.99 - 0.85) * progress
-        bound = lax.stop_gradient(-jnp.mean(jnp.abs(z)) * jnp.log(2 - 2 * tau))
-        z = jnp.clip(z, -bound, bound)
+    z = irnet_weights(w, progress, center=center, clamp=clamp)
     slope = _slope(z, progress, estimator)
     mean = jnp.mean(jnp.abs(z), axis=_all_but_outputs(z), keepdims=True)
     scale = jnp.exp2(jnp.round(jnp.log2(mean)))
     return with_slope(z, sign(z), slope) * lax.stop_gradient(scale)
+
+
+def irnet_weights(
+    w: jax.Array, progress: jax.Array, *, center: bool = True, clamp: bool = False
+) -> jax.Array:
+    """Returns z, the weights whose signs `irnet` takes; see there for the arguments."""
+    z = standardized(w, center=center)
+    if not clamp:
+        return z
+    z = z * RECU_STD
+    tau = 0.85 + (0.99 - 0.85) * progress
+    bound = lax.stop_gradient(-jnp.mean(jnp.abs(z)) * jnp.log(2 - 2 * tau))
+    return jnp.clip(z, -bound, bound)
 
 
 def standardized(w: jax.Array, *, center: bool = True) -> jax.Array:
@@ -265,9 +273,10 @@ RULES: dict[str, Callable[..., jax.Array]] = {
     "bwn_paper": bwn_paper,
     "bwn_released": bwn_released,
     "irnet": irnet,
-    "recu": functools.partial(irnet, clamp=True),
+    "recu": functools.partial(irnet, clamp=True, estimator="identity"),
 }
-STANDARDIZED = ("irnet", "recu")  # rules that take `progress` and `estimator`
+# Rules that take `progress` and `estimator`, and the estimator of their authors.
+STANDARDIZED = {"irnet": "ede", "recu": "identity"}
 
 
 def clipped_to_scale(w: jax.Array) -> jax.Array:

@@ -76,7 +76,7 @@ def curves(records: Iterable[Record]) -> "Figure":
             axes.axvline(binary_from + 0.5, color="gray", linestyle=":", label="binary from here")
         over_epochs(axes)
     log_scale(loss_axes)
-    loss_axes.set_ylabel("softmax loss (nats)")
+    loss_axes.set_ylabel("loss")
     accuracy_axes.set_ylabel("accuracy (%)")
     legend_below(figure, loss_axes)
     return figure

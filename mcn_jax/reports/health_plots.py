@@ -44,7 +44,7 @@ def health(records: Iterable[Record]) -> "Figure":
     lines = [dict(record) | _least_shares(record, layers) for record in lines]
     panels: tuple[tuple[tuple[str, ...], int, str], ...] = (
         (("flip_ratio",), 100, "weights that changed center (%)"),
-        (("quantization_error",), 1, "quantization error, ||C - Ĉ∘M|| / ||C||"),
+        (("quantization_error",), 1, "quantization error"),
         (("least_share",), 100, "weights at the least used center (%)"),
         (("m_min", "m_max"), 1, "least and greatest element of M"),
     )

@@ -234,7 +234,8 @@ def method(setting: Mapping[str, Any]) -> str:
 
 def network(setting: Mapping[str, Any]) -> str:
     """Returns a name such as "simple_cnn 5-10-20-40" or "wide_resnet 20 layers 16-16-32-64"."""
-    layers = f" {setting['model.depth']} layers" if setting["model.name"] == "wide_resnet" else ""
+    what = {"wide_resnet": "layers", "lbcnn": "modules"}.get(str(setting["model.name"]))
+    layers = f" {setting['model.depth']} {what}" if what else ""
     return f"{setting['model.name']}{layers} {text(setting['model.widths'])}"
 
 

@@ -25,7 +25,8 @@ def evaluate(
         batches: splits and batches from a source's `test_batches`.
 
     Returns:
-        "test_loss" in nats, "test_accuracy" from 0 to 1, "test_examples": number of images.
+        "test_loss" (in nats, with the loss "softmax"), "test_accuracy" from 0 to 1,
+        "test_examples": number of images.
     """
     sums = {"loss": 0.0, "correct": 0, "examples": 0}
 

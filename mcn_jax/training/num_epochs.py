@@ -6,6 +6,7 @@ import shlex
 from mcn_jax.config import Config
 from mcn_jax.errors import InputError
 from mcn_jax.layers.table import LAYERS
+from mcn_jax.models import stem_conv
 from mcn_jax.training.optim import OPEN_ENDED
 from mcn_jax.training.phases import quantizes
 from mcn_jax.workdirs.checkpoint import saved_steps
@@ -48,12 +49,13 @@ def check_num_epochs(
             f" --config.num_epochs={more}{binary_at_once}; or train again in another --workdir with"
             f" --config.optimizer.schedule={' or '.join(OPEN_ENDED)}, which can be continued"
         )
-    if LAYERS[config.model.conv].advance is not None:
-        raise InputError(
-            f"{changed}, which would change the layers of config.model.conv={config.model.conv!r}:"
-            " they depend on the share of the training that is done; train again in another"
-            " --workdir"
-        )
+    for field, name in (("conv", config.model.conv), ("stem_conv", stem_conv(config.model))):
+        if LAYERS[name].advance is not None and quantizes(config):
+            raise InputError(
+                f"{changed}, which would change the layers of config.model.{field}={name!r}: they"
+                " depend on the share of the training that is done; train again in another"
+                " --workdir"
+            )
     last_step = max(saved_steps(workdir / "checkpoints"), default=0)
     begun = -(-last_step // steps_per_epoch)
     if config.num_epochs < begun:

@@ -128,11 +128,16 @@ def warm_start(config: Config, state: TrainState, image_shape: tuple[int, int, i
             and not any(layer.family.refresh for layer in plan if layer.name in random)
             and checkpoints.holds(step, state.layer_state)
         )
-        parts = {"params": state.params, "batch_stats": state.batch_stats}
-        if keeps_centers:
-            parts |= state.layer_state
+        parts = {"params": state.params, "batch_stats": state.batch_stats, **state.layer_state}
         leaves = traverse_util.flatten_dict(parts, sep="/")
-        wanted = {name: leaf for name, leaf in leaves.items() if not _layer_in(random, name)}
+        recomputed = [layer.name for layer in plan if layer.family.refresh and not keeps_centers]
+        states = tuple(f"{collection}/" for collection in state.layer_state)
+        wanted = {
+            name: leaf
+            for name, leaf in leaves.items()
+            if not _layer_in(random, name)
+            and not (name.startswith(states) and _layer_in(recomputed, name))
+        }
         remedy = (
             "start from a run with the same config.model and images of the same size and channels,"
             " or train the first stage again"
@@ -158,9 +163,7 @@ def warm_start(config: Config, state: TrainState, image_shape: tuple[int, int, i
             state,
             params=tree["params"],
             batch_stats=tree.get("batch_stats", {}),
-            layer_state={name: tree[name] for name in state.layer_state}
-            if keeps_centers
-            else state.layer_state,
+            layer_state={name: tree[name] for name in state.layer_state},
         ),
         keeps_centers=keeps_centers,
         description={

@@ -121,3 +121,11 @@ def test_bad_options_are_refused_in_one_line(field, value, range_):
     config = network_config(**{field: value})
     with pytest.raises(InputError, match=rf"config.model.{field}={value} must lie in {range_}"):
         checks.validate(config)
+
+
+def test_a_density_that_leaves_no_anchor_is_refused():
+    config = network_config(lbc_density=0.001)
+    message = r"lbc_density=0.001 leaves no anchor of conv_1, which has 432 places; raise it"
+    with pytest.raises(InputError, match=message):
+        checks.validate_for_data(config, (32, 32, 3), None)
+    assert lbc.num_nonzero((1, 1, 10, 10), 0.29) == 29
