@@ -347,7 +347,7 @@ def written(model, path, tensors=None, **changes):
         ({"network__name": "lbcnn", "network__conv": "lbc", "network__quantized": False,
           "network__widths": [16], "network__depth": 1, "network__lbc_ratio": 1024.0,
           "images__height": 2048, "images__width": 2048},
-         "the bytes of a layer's output=274877906944 does not lie"),
+         "the bytes of a layer's output=1099511627776 does not lie"),
         ({"network__layout": "cifar"}, "network.layout='cifar' must be one of cifar10, svhn"),
         ({"network__dense_features": 2**20}, "its tensor dense_1/kernel is float32"),
         ({"network__dense_features": 2**40}, "network.dense_features=1099511627776 does not lie"),
@@ -477,7 +477,7 @@ def test_an_absurd_network_is_refused_at_once(conv):
     shape = {"height": 2048, "width": 2048, "channels": 3}
     images = InputImages(**shape, mean=(0.5,) * 3, std=(0.2,) * 3)
     begin = time.monotonic()
-    depths = {"simple_cnn": 11, "wide_resnet": 4, "nin": 8, "maxout": 3, "convnet": 11}
+    depths = {"simple_cnn": 11, "wide_resnet": 4, "nin": 8, "maxout": 3, "convnet": 11, "lbcnn": 1}
     assert set(depths) == set(models.MODELS)
     for name, width in (*((name, 1) for name in depths), ("simple_cnn", 2**20)):
         widths = [width] * depths[name]
