@@ -232,6 +232,7 @@ def one_bit_family(
     *,
     per_filter: bool = False,
     scale_leaf: str = SCALES,
+    options: tuple[str, ...] = (),
     **fields: Any,
 ) -> Family:
     """Makes the family of a module.
@@ -242,19 +243,21 @@ def one_bit_family(
         group: group of the latent filters in the optimizer.
         per_filter: see `one_bit_file.pack`.
         scale_leaf: likewise.
+        options: attributes of the module that are fields of `BinarizeConfig`.
         **fields: fields of `Family` that differ from those of one-bit weights.
     """
     rule = module.rule
     has_progress = rule in one_bit.STANDARDIZED
+    options += ("estimator",) if has_progress else ()
 
     def make(config: Config, quantized: bool) -> Callable[..., nn.Module]:
         return functools.partial(
             module,
             planes=config.model.planes,
             binarized=quantized,
-            estimator=config.binarize.estimator,
             dtype=jnp.dtype(config.dtype),
             param_dtype=jnp.dtype(config.param_dtype),
+            **{name: getattr(config.binarize, name) for name in options},
         )
 
     if has_progress:

@@ -110,23 +110,13 @@ class SignKernelConv(KernelConv):
 
 
 def _family(module: type[SignConv], kind: str, **fields: Any) -> Family:
-    def make(config: Config, quantized: bool) -> Callable[..., nn.Module]:
-        return functools.partial(
-            module,
-            planes=config.model.planes,
-            binarized=quantized,
-            k_gradient=config.binarize.k_gradient,
-            dtype=jnp.dtype(config.dtype),
-            param_dtype=jnp.dtype(config.param_dtype),
-        )
-
     def deployed(config: Config, quantized: bool) -> Callable[..., nn.Module]:
         return functools.partial(
             SignKernelConv, planes=config.model.planes, quantized=quantized, has_k=module.has_k
         )
 
-    fields |= {"make": make, "deployed": deployed, "follows_relu": False, "takes_signs": True}
-    return one_bit_family(module, kind, **fields)
+    fields |= {"deployed": deployed, "follows_relu": False, "takes_signs": True}
+    return one_bit_family(module, kind, options=("k_gradient",), **fields)
 
 
 # Names for config.model.conv.

@@ -73,6 +73,14 @@ def test_k_gets_a_gradient_only_if_asked():
         assert bool(jnp.any(jnp.where(outside, gradient, 0) != 0)) == k_gradient
 
 
+def test_the_config_says_whether_k_gets_a_gradient():
+    for k_gradient in (False, True):
+        config = network_config("xnor")
+        binarize = dataclasses.replace(config.binarize, k_gradient=k_gradient)
+        make = FAMILIES["xnor"].make(dataclasses.replace(config, binarize=binarize), True)
+        assert make(out_maps=1).k_gradient == k_gradient
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_quantization_the_input_is_clipped(kind):
     module, variables, x = layer_of(kind, binarized=False)

@@ -155,6 +155,12 @@ def test_irnet_by_hand():
     assert np.abs(gradient).max() > 0.1
 
 
+def test_irnet_without_centring_keeps_the_signs_of_the_weights():
+    w = one_filter([1, 3, 5, 7])
+    np.testing.assert_array_equal(np.sign(one_bit.irnet(w)).ravel(), [-1, -1, 1, 1])
+    np.testing.assert_array_equal(np.sign(one_bit.irnet(w, center=False)).ravel(), [1, 1, 1, 1])
+
+
 @pytest.mark.parametrize(("progress", "t", "k"), [(0, 0.1, 10), (0.5, 1, 1), (1, 10, 1)])
 def test_the_sharpness_of_ede(progress, t, k):
     found = one_bit.ede(jnp.asarray(float(progress)))
