@@ -47,10 +47,12 @@ def reconstruct(filters, m):
 
 
 def padding_of(size, taps, stride, padding):
-    """Returns (padding before, output size) of one axis, with TensorFlow's rule for SAME."""
+    """Returns (padding before, output size) of one axis, with TensorFlow's rule for SAME and PyTorch's for CENTERED."""
     if padding == "VALID":
         return 0, (size - taps) // stride + 1
     out = -(-size // stride)
+    if padding == "CENTERED":
+        return taps // 2, out
     return max((out - 1) * stride + taps - size, 0) // 2, out
 
 

@@ -40,7 +40,7 @@ class MCConv(nn.Module):
         planes: K, channels per feature map.
         kernel_size: W, odd, in pixels.
         strides: step in y and x, in pixels.
-        padding: "SAME" or "VALID".
+        padding: a name in `mcn_jax.ops.convolution.PADDINGS`.
         binarized: False convolves with the latent filters themselves (U-MCN).
         num_centers: U; a filter takes ceil(log2 U) bits per weight.
         m_gradient: "binary" or "latent", the two readings of Eq. 16.
