@@ -47,7 +47,10 @@ def reconstruct(filters, m):
 
 
 def padding_of(size, taps, stride, padding):
-    """Returns (padding before, output size) of one axis, with TensorFlow's rule for SAME and PyTorch's for CENTERED."""
+    """Returns (padding before, output size) of one axis.
+
+    The rule for SAME is TensorFlow's, the one for CENTERED is PyTorch's.
+    """
     if padding == "VALID":
         return 0, (size - taps) // stride + 1
     out = -(-size // stride)

@@ -315,6 +315,7 @@ MCCONV = Family(
     multiply_adds=_multiply_adds,
     quantizes=True,
     takes_planes=True,
+    pointwise=False,
     methods=("MCN", "U-MCN"),
     options=("model.planes", "model.input_planes", "binarize.num_centers"),
     check=_check,
