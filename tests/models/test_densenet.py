@@ -1,11 +1,13 @@
 """Tests densely connected networks: counts, layers, values against numpy, and errors."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from exported import CLASSES, random_model
+from mcn_jax import export
 from mcn_jax.config import Config, DataConfig, ModelConfig
 from mcn_jax.errors import InputError
 from mcn_jax.layers.batch_norm import BATCH_NORM
@@ -14,7 +16,9 @@ from mcn_jax.layers.table import LAYERS
 from mcn_jax.models import make_model
 from mcn_jax.models.plan import plan_of
 from mcn_jax.training.checks import validate, validate_for_data
+from mcn_jax.training.run import train_and_evaluate
 from numpy_layers import convolved, normed, pooled
+from small_runs import digits_config
 
 BLOCKS = (6, 12, 24, 16)
 
@@ -139,3 +143,19 @@ def test_images_must_be_large_enough_for_every_stage():
     validate_for_data(densenet(), (8, 9, 3), None)
     with pytest.raises(InputError, match="too many stages for images of 7 pixels"):
         validate_for_data(densenet(), (7, 9, 3), None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("conv", "planes"), [("mcconv", 4), ("bwn", 2)])
+def test_it_learns_digits_and_its_files_agree(conv, planes, data_dir, tmp_path, one_device):
+    model = ModelConfig(
+        name="densenet", conv=conv, planes=planes, head="linear", widths=(8,), blocks=(2, 2),
+        growth=4,
+    )  # fmt: skip
+    train_and_evaluate(digits_config(data_dir, model=model, num_epochs=16), tmp_path / "run")
+    accuracy = json.loads((tmp_path / "run" / "result.json").read_text())["final_test_accuracy"]
+    assert accuracy > 0.9
+    result = export.export(tmp_path / "run", tmp_path / "out", "float32", {})
+    for file in ("model.safetensors", "model.onnx"):
+        assert result[file]["accuracy"] == accuracy
+        assert result[file]["difference"] <= 1e-4

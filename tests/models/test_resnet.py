@@ -1,6 +1,7 @@
 """Tests residual networks: counts, layers, values against numpy, and errors."""
 
 import dataclasses
+import json
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from exported import CLASSES, random_model
+from mcn_jax import export
 from mcn_jax.config import Config, DataConfig, ModelConfig
 from mcn_jax.errors import InputError
 from mcn_jax.layers.batch_norm import BATCH_NORM, BatchNorm
@@ -18,7 +20,9 @@ from mcn_jax.layers.table import LAYERS
 from mcn_jax.models import make_model
 from mcn_jax.models.plan import plan_of
 from mcn_jax.training.checks import validate
+from mcn_jax.training.run import train_and_evaluate
 from numpy_layers import convolved, normed
+from small_runs import digits_config
 
 WIDE = (64, 64, 128, 256, 512)
 
@@ -246,3 +250,23 @@ def test_errors_name_the_value(fields, message):
     validate(config)
     with pytest.raises(InputError, match=rf"^config\.model\.{message}"):
         validate(dataclasses.replace(config, model=dataclasses.replace(config.model, **fields)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("conv", "pointwise", "planes"), [("mcconv", "conv", 4), ("bwn", "bwn", 2)]
+)
+def test_it_learns_digits_and_its_files_agree(
+    conv, pointwise, planes, data_dir, tmp_path, one_device
+):
+    model = ModelConfig(
+        name="resnet", conv=conv, pointwise=pointwise, planes=planes, head="linear",
+        widths=(8, 8, 16), blocks=(1, 1),
+    )  # fmt: skip
+    train_and_evaluate(digits_config(data_dir, model=model, num_epochs=16), tmp_path / "run")
+    accuracy = json.loads((tmp_path / "run" / "result.json").read_text())["final_test_accuracy"]
+    assert accuracy > 0.9
+    result = export.export(tmp_path / "run", tmp_path / "out", "float32", {})
+    for file in ("model.safetensors", "model.onnx"):
+        assert result[file]["accuracy"] == accuracy
+        assert result[file]["difference"] <= 1e-4
