@@ -140,7 +140,7 @@ class OptimizerConfig:
     schedule_epochs: tuple[int, ...] = (60, 120, 160)  # "step": epochs at which the rates drop
     schedule_factor: float = 0.2  # "step": factor of each drop, in (0, 1]
     schedule_final: float = 0.01  # "exponential": share of the rates that is left after the last
-    #                               epoch, in (0, 1]; every epoch has the same factor
+    #                               epoch, in (0, 1]; each epoch lowers them by the same factor
     warmup_epochs: int = 0  # epochs over which the rates rise linearly from zero
 
     @property
