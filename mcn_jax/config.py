@@ -89,8 +89,7 @@ class ModelConfig:
     input_planes: str = "copy"  # "copy", "first" or "rgbx", see mcn_jax.layers.planes
     pooling: str = "strided"  # how images are halved, a name in mcn_jax.layers.pooling.POOLINGS
     head: str = "dense"  # a name in mcn_jax.models.heads.HEADS (paper: "dense")
-    dense_features: int = 1024  # heads "dense", "dense_batch_norm" and "maxout": width of their
-    #                             hidden layers (Fig. 8)
+    dense_features: int = 1024  # width of the hidden layers of the head, if it has any (Fig. 8)
     dropout_rate: float = 0.5  # heads "dense" and "maxout": dropout before the last layer; nin:
     #                            after its first two stages; lbcnn: after pooling; in [0, 1)
     lbc_ratio: float = 1.0  # lbc: anchor filters per output channel
@@ -140,6 +139,8 @@ class OptimizerConfig:
     schedule: str = "step"  # a name in mcn_jax.training.optim.SCHEDULES; scales both rates
     schedule_epochs: tuple[int, ...] = (60, 120, 160)  # "step": epochs at which the rates drop
     schedule_factor: float = 0.2  # "step": factor of each drop, in (0, 1]
+    schedule_final: float = 0.01  # "exponential": share of the rates that is left after the last
+    #                               epoch, in (0, 1]; each epoch lowers them by the same factor
     warmup_epochs: int = 0  # epochs over which the rates rise linearly from zero
 
     @property

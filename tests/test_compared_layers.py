@@ -6,9 +6,10 @@ import json
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from mcn_jax import export, inspect_checkpoint, parallel, report
-from mcn_jax.config import BinarizeConfig, ModelConfig
+from mcn_jax.config import BinarizeConfig, LossConfig, ModelConfig, OptimizerConfig
 from mcn_jax.errors import InputError
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.ops import one_bit
@@ -82,7 +83,11 @@ def test_its_files_agree_with_its_checkpoint(run, kind, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_it_resumes_bit_for_bit(kind, data_dir, tmp_path, monkeypatch, one_device):
-    config = config_of(kind, data_dir)
+    check_resuming(config_of(kind, data_dir), tmp_path, monkeypatch)
+
+
+def check_resuming(config, tmp_path, monkeypatch):
+    """Checks that a run that stops after its first epoch ends as an uninterrupted run does."""
     train_and_evaluate(config, tmp_path / "whole")
     save = Checkpoints.save
 
@@ -104,6 +109,87 @@ def test_it_resumes_bit_for_bit(kind, data_dir, tmp_path, monkeypatch, one_devic
         records.append(without_times(read_metrics(tmp_path / name / "metrics.jsonl")))
     assert digests[0] == digests[1]
     assert records[0] == records[1]
+
+
+# Layers of systems with one-bit dense layers, and their heads.
+DENSE = {"binaryconnect": "one_bit_dense", "bnn": "one_bit_dense", "xnor": "one_bit_hidden"}
+
+
+def dense_config(kind, data_dir, num_epochs):
+    """Returns the config of a small network of BinaryConnect, BNN or XNOR-Net and its recipe."""
+    is_xnor = kind == "xnor"
+    model = ModelConfig(
+        name="convnet", conv=kind, stem_conv="conv" if is_xnor else "", planes=1,
+        widths=(16, 16, 32), head=DENSE[kind], dense_features=64,
+    )  # fmt: skip
+    return dataclasses.replace(
+        digits_config(data_dir, num_epochs=num_epochs),
+        model=model,
+        binarize=BinarizeConfig(start_epoch=0),
+        loss=LossConfig(data="softmax" if is_xnor else "squared_hinge"),
+        optimizer=OptimizerConfig(
+            name="adam", learning_rate=0.01 if is_xnor else 0.003, weight_decay=0.0,
+            schedule="exponential",
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=DENSE)
+def dense_run(request, shared_run, data_dir):
+    """Returns (kind, work directory of a run of 8 epochs on one device)."""
+    kind = request.param
+    return kind, shared_run(f"dense_{kind}", dense_config(kind, data_dir, num_epochs=8))
+
+
+@pytest.mark.slow
+def test_one_bit_dense_layers_learn_digits(dense_run):
+    kind, run = dense_run
+    result = json.loads((run / "result.json").read_text())
+    # One-bit activations cost more than one-bit weights in a network this narrow.
+    assert result["final_test_accuracy"] > (0.85 if LAYERS[kind].takes_signs else 0.95)
+    weights = 9 * (16 + 16 * 16 + 16 * 16 + 16 * 16 + 16 * 32 + 32 * 32)
+    stem_bits = 31 * 9 * 16 if kind == "xnor" else 0
+    assert result["filter_bits"] == weights + stem_bits
+    records = read_metrics(run / "metrics.jsonl")
+    [last] = [r for r in records if r["kind"] == "health" and r["epoch"] == 7]
+    for name in ("dense_1", "dense_2"):
+        assert 0 < last[f"{name}/flip_ratio"] < 0.5
+    assert ("dense_3/flip_ratio" in last) == (kind != "xnor")
+
+
+@pytest.mark.slow
+def test_files_of_one_bit_dense_layers_agree_with_the_checkpoint(dense_run, tmp_path):
+    kind, run = dense_run
+    result = export.export(run, tmp_path / "out", "float32", {})
+    accuracy = json.loads((run / "result.json").read_text())["final_test_accuracy"]
+    for file in ("model.safetensors", "model.onnx"):
+        assert result[file]["accuracy"] == accuracy
+        assert result[file]["difference"] < 1e-4
+    tensors = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    # Digits have 32x32 pixels, halved three times.
+    weights = {"dense_1": 4 * 4 * 32 * 64, "dense_2": 64 * 64, "dense_3": 64 * 10}
+    if kind == "xnor":
+        assert tensors["dense_3/kernel"].shape == (64, 10)
+        del weights["dense_3"]
+    for name, count in weights.items():
+        assert tensors[f"{name}/bits"].nbytes == count // 8
+        assert tensors[f"{name}/scales"].size == (64 if kind == "xnor" else 1)
+        assert f"{name}/kernel" not in tensors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DENSE)
+def test_one_bit_dense_layers_resume_bit_for_bit(kind, data_dir, tmp_path, monkeypatch, one_device):
+    check_resuming(dense_config(kind, data_dir, num_epochs=2), tmp_path, monkeypatch)
+
+
+def test_the_rates_of_an_exponential_schedule_depend_on_the_number_of_epochs(tmp_path):
+    config = dense_config("bnn", "", num_epochs=2)
+    message = r"config.optimizer.schedule='exponential'; when it has ended, start another run"
+    with pytest.raises(InputError, match=message):
+        check_num_epochs(
+            tmp_path, config, dataclasses.replace(config, num_epochs=3), STEPS_PER_EPOCH
+        )
 
 
 @pytest.mark.slow

@@ -190,6 +190,14 @@ def test_what_is_not_a_group_of_fields_is_named():
             "config.optimizer.schedule_epochs=(2, 1) must increase",
         ),
         (
+            Config(optimizer=OptimizerConfig(schedule_final=0.0)),
+            "config.optimizer.schedule_final=0.0 must lie in (0, 1]",
+        ),
+        (
+            Config(optimizer=OptimizerConfig(schedule_final=1.5)),
+            "config.optimizer.schedule_final=1.5 must lie in (0, 1]",
+        ),
+        (
             Config(num_epochs=10),
             "config.binarize.start_epoch=10 leaves none of the 10 epochs for binary filters",
         ),

@@ -15,6 +15,7 @@ from mcn_jax.config import Config, flatten, from_config_dict, load_config_file
 from mcn_jax.data.batches import Batch, Split
 from mcn_jax.data.facts import DATASETS
 from mcn_jax.errors import InputError
+from mcn_jax.models.plan import plan_of, specs
 from mcn_jax.training.checks import validate
 from mcn_jax.training.phases import quantizes
 from mcn_jax.training.state import create_state
@@ -108,6 +109,23 @@ DERIVED = {
             "model.head": "conv", "binarize.start_epoch": 0, **COSINE,
         },
     ),
+    "bnn_cifar10": (
+        "binaryconnect_cifar10",
+        {
+            "model.conv": "bnn", "optimizer.learning_rate": 0.001,
+            "optimizer.schedule_final": 3e-7 / 0.001,
+        },
+    ),
+    "irnet_cifar10": (
+        "cifar10",
+        {
+            "num_epochs": 400, "model.name": "resnet", "model.conv": "irnet",
+            "model.stem_conv": "conv", "model.widths": (16, 16, 32, 64), "model.blocks": (3, 3, 3),
+            "model.shortcut": "zeros", "model.planes": 1, "model.head": "linear",
+            "binarize.start_epoch": 0, "optimizer.weight_decay": 1e-4,
+            "optimizer.warmup_epochs": 0, **COSINE,
+        },
+    ),
 }  # fmt: skip
 
 
@@ -176,7 +194,7 @@ class Network(NamedTuple):
 
     Attributes:
         channels: of the last convolution.
-        weights: number of filter weights after the first layer.
+        weights: number of filter weights after the first layer, without dense layers.
     """
 
     channels: int
@@ -195,7 +213,7 @@ def network(model, shape):
     filters = {
         jax.tree_util.keystr(path): leaf.size
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
-        if leaf.ndim == 4
+        if leaf.ndim == 4 and not path[0].key.startswith("dense")
     }
     first = next(
         path for start in ("['stem']", "['conv_1']") for path in filters if path.startswith(start)
@@ -326,12 +344,12 @@ def test_a_derived_config_changes_of_its_base_what_is_stated_here_and_no_more(na
 CPU = [name for name in NAMES if name.endswith("_cpu")]
 CONTINUED = ["figure5_lambda_cpu"]  # binary from the start, after a float run
 # Networks of other authors, which MCN is compared with.
-OTHER_NETWORKS = {
-    "nin", "maxout", "binaryconnect_cifar10", "lbcnn", "mcdonnell_cifar10", "resnet101",
-    "resnet110", "resnet18_mcn",
+OTHER_RECIPES = {
+    "mcdonnell_cifar10", "binaryconnect_cifar10", "bnn_cifar10", "xnor_cifar10", "irnet_cifar10",
+    "resnet18_mcn",
 }  # fmt: skip
-OTHER_RECIPES = {"mcdonnell_cifar10", "resnet18_mcn"}
-ONE_BIT = {"binaryconnect_cifar10", "convnet_mnist_cpu"}  # binary from the start, as their authors'
+OTHER_NETWORKS = {"nin", "maxout", "lbcnn", "resnet101", "resnet110", *OTHER_RECIPES}
+ONE_BIT = {"convnet_mnist_cpu"}  # binary from the start, as their authors'
 BOOK = "cifar10_20_16_16_32_64"
 FULL = {  # full configs with other names
     "book_cpu": BOOK, "figure7_cpu": BOOK, "maxout_mnist_cpu": "maxout",
@@ -395,7 +413,6 @@ def test_other_networks_have_their_printed_width_and_the_recipe_of_cifar10(name)
     widths, features = {
         "nin": ((192, 160, 96, 192, 192, 192, 192, 192), None),
         "maxout": ((96, 192, 192), 500),
-        "binaryconnect_cifar10": ((128, 256, 512), 1024),
         "lbcnn": ((384,), 512),
         "resnet101": ((64, 64, 128, 256, 512), None),
         "resnet110": ((16, 16, 32, 64), None),
@@ -403,11 +420,93 @@ def test_other_networks_have_their_printed_width_and_the_recipe_of_cifar10(name)
     config, base = load(name), load("cifar10")
     assert (config.model.planes, config.model.widths) == (1, widths)
     assert features in (None, config.model.dense_features)
-    decay = 0.0 if name in ONE_BIT else base.optimizer.latent_weight_decay
-    assert config.optimizer == dataclasses.replace(base.optimizer, latent_weight_decay=decay)
+    assert config.optimizer == base.optimizer
     assert config.data == base.data
     assert (config.batch_size, config.num_epochs) == (base.batch_size, base.num_epochs)
-    assert (config.binarize.start_epoch == 0) == (name in ONE_BIT)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        (
+            "binaryconnect_cifar10",
+            {
+                "num_epochs": 500, "batch_size": 50, "data.train_split": "train[:45000]",
+                "data.crop_padding": 0, "data.flip": False, "loss.data": "squared_hinge",
+                "optimizer.name": "adam", "optimizer.learning_rate": 0.003,
+                "optimizer.schedule": "exponential", "optimizer.weight_decay": 0.0,
+                "optimizer.warmup_epochs": 0, "model.head": "one_bit_dense",
+                "model.widths": (128, 256, 512), "model.dense_features": 1024,
+            },
+        ),
+        (
+            "bnn_cifar10",
+            {
+                "num_epochs": 500, "batch_size": 50, "data.train_split": "train[:45000]",
+                "data.crop_padding": 0, "data.flip": False, "loss.data": "squared_hinge",
+                "optimizer.name": "adam", "optimizer.learning_rate": 0.001,
+                "optimizer.schedule": "exponential", "optimizer.weight_decay": 0.0,
+                "optimizer.warmup_epochs": 0, "model.head": "one_bit_dense",
+                "model.widths": (128, 256, 512), "model.dense_features": 1024,
+            },
+        ),
+        (
+            "xnor_cifar10",
+            {
+                "num_epochs": 320, "optimizer.name": "adam", "optimizer.learning_rate": 0.01,
+                "optimizer.schedule": "step", "optimizer.schedule_epochs": (120, 200, 240, 280),
+                "optimizer.schedule_factor": 0.1, "optimizer.weight_decay": 1e-5,
+                "optimizer.warmup_epochs": 0, "model.head": "one_bit_hidden",
+                "model.stem_conv": "conv", "model.widths": (128, 256, 512),
+                "model.dense_features": 1024,
+            },
+        ),
+        (
+            "irnet_cifar10",
+            {
+                "num_epochs": 400, "batch_size": 128, "optimizer.name": "sgd",
+                "optimizer.learning_rate": 0.1, "optimizer.momentum": 0.9,
+                "optimizer.schedule": "cosine", "optimizer.weight_decay": 1e-4,
+                "model.name": "resnet", "model.stem_conv": "conv",
+                "model.widths": (16, 16, 32, 64), "model.blocks": (3, 3, 3),
+                "model.preactivation": False, "binarize.estimator": "",
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_recipes_that_other_authors_print(name, recipe):
+    config = load(name)
+    found = flatten(config)
+    assert {field: found[field] for field in recipe} == recipe
+    assert (config.model.planes, config.binarize.start_epoch) == (1, 0)
+    assert config.optimizer.decay_of_latents == config.optimizer.weight_decay
+    if config.optimizer.schedule == "exponential":
+        last = config.optimizer.learning_rate * config.optimizer.schedule_final
+        assert last == pytest.approx({"binaryconnect": 2e-6, "bnn": 3e-7}[config.model.conv])
+
+
+@pytest.mark.parametrize(
+    ("name", "convolutions", "dense"),
+    [
+        ("binaryconnect_cifar10", 4_574_592, 9_447_424),
+        ("bnn_cifar10", 4_574_592, 9_447_424),
+        # Without the float first and last layers.
+        ("xnor_cifar10", 4_574_592 - 9 * 3 * 128, 9_447_424 - 1024 * 10),
+        ("irnet_cifar10", 9 * (6 * 16 * 16 + 16 * 32 + 5 * 32 * 32 + 32 * 64 + 5 * 64 * 64), 0),
+    ],
+)
+def test_one_bit_weights_of_other_authors(name, convolutions, dense):
+    config = load(name)
+    layers = plan_of(config, 10, (32, 32, 3))
+    bits = {"filters": 0, "dense layers": 0}
+    for tensor, held in specs(layers, config, quantized=True).items():
+        if tensor.endswith("/bits"):
+            bits[held.part] += held.bits
+    assert bits == {"filters": convolutions, "dense layers": dense}
+    if name == "irnet_cifar10":
+        assert convolutions == 267_264
+    if dense == 9_447_424:
+        assert convolutions + dense == 14_022_016
 
 
 def test_a_config_file_that_is_absent_or_has_no_config_is_named(tmp_path):

@@ -307,7 +307,8 @@ def _most_filter_bytes(plan: Plan) -> int:
     convolutions = [layer for layer in plan if layer.family.filters is not None]
     sizes = [math.prod(shape) for layer in convolutions for shape in layer.params.values()]
     sizes += [
-        layer.family.multiply_adds(layer)["direct"] // layer.out_pixels for layer in convolutions
+        max(layer.family.multiply_adds(layer).values()) // layer.out_pixels
+        for layer in convolutions
     ]
     return 4 * max(sizes)
 

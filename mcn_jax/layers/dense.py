@@ -10,6 +10,7 @@ import numpy as np
 from mcn_jax.config import Config
 from mcn_jax.errors import InputError
 from mcn_jax.layers.family import (
+    DENSE_LAYERS,
     OFFSETS,
     WEIGHTS,
     Family,
@@ -20,7 +21,6 @@ from mcn_jax.layers.family import (
 )
 
 FORMATS = ("float32", "float16", "int8")  # how a kernel may be stored
-PART = "dense layers"
 
 
 def recode(stored: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
@@ -71,11 +71,11 @@ def _spec(
         )
     weights = int(np.prod(shape, dtype=object))
     bits = weights * 8 * np.dtype(dtype).itemsize
-    tensors = {"kernel": Tensor(dtype, shape, PART, bits, weights)}
+    tensors = {"kernel": Tensor(dtype, shape, DENSE_LAYERS, bits, weights)}
     if "bias" in layer.params:
-        tensors["bias"] = float32_tensor(layer.params["bias"], PART)
+        tensors["bias"] = float32_tensor(layer.params["bias"], DENSE_LAYERS)
     if dtype == "int8":
-        tensors["kernel_scale"] = Tensor("float32", shape[1:], PART, 32 * shape[1], 0)
+        tensors["kernel_scale"] = Tensor("float32", shape[1:], DENSE_LAYERS, 32 * shape[1], 0)
     return tensors
 
 

@@ -44,7 +44,8 @@ WEIGHTS = Group(name="kernels")
 OFFSETS = Group(name="biases_and_batch_norm", decay=None)
 
 
-FILTERS = "filters"  # `Tensor.part` of the filters of convolutions
+# `Tensor.part` of the filters of convolutions, and of the weights of dense layers.
+FILTERS, DENSE_LAYERS = "filters", "dense layers"
 
 
 class Tensor(NamedTuple):
@@ -53,8 +54,8 @@ class Tensor(NamedTuple):
     Attributes:
         dtype: dtype of the array in the file.
         shape: shape of the array in the file.
-        part: the part of the model it counts towards: `FILTERS`, or another name such as "dense
-            layers".
+        part: the part of the model it counts towards: `FILTERS`, `DENSE_LAYERS`, or another name
+            such as "scales".
         bits: size in bits, without the padding of the last byte.
         weights: number of float32 weights of the network that it represents.
     """
@@ -243,7 +244,7 @@ class Family:
         deployed: like `make`, for the inference module, whose parameters `unpack` returns. It has
             the same name, and so the same path, as the trained module.
         multiply_adds: layer -> {"direct": n, ...}, multiply-adds of one image by form of
-            computation. "direct" is a convolution with a plain kernel.
+            computation. "direct" is a convolution with a plain kernel, "dense" a dense layer.
         inner_shapes: layer -> shapes of one image inside the layer, without the image axis, for
             layers that compute more than their output. They bound the memory of untrusted files.
         filters: leaf name of the parameter that holds the filters.
@@ -254,6 +255,9 @@ class Family:
         takes_signs: whether the layer takes the signs of its input. A network passes
             `signs_input=False` to its first convolution, which takes the image. Both modules have
             this attribute.
+        has_dense: whether heads may have dense layers of this family. Such a layer is a 1x1
+            convolution of a single pixel, with one plane. `spec` counts its weights as
+            `DENSE_LAYERS`, and `multiply_adds` has "dense" in place of "direct".
         takes_planes: whether the input consists of maps of K planes, so the image is expanded.
         methods: names of its networks in tables, with and without quantized weights. None stands
             for the name in the config, or for the architecture's title if it does not quantize.
@@ -305,6 +309,7 @@ class Family:
     pointwise: bool = True
     follows_relu: bool = True
     takes_signs: bool = False
+    has_dense: bool = False
     takes_planes: bool = False
     methods: tuple[str, str] | None = None
     options: tuple[str, ...] = ("model.planes",)

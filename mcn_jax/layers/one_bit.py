@@ -38,6 +38,8 @@ CENTRED = Group(
 class OneBitConv(nn.Module):
     """Convolution whose filters are a sign times a scale, without bias.
 
+    With `kernel_size` 1 and an input of a single pixel it is a dense layer.
+
     Parameter: `latent_kernel` [W, W, C, O]. The rules of IR-Net and ReCU also have `progress` in
     the collection "progress", a scalar: the share of the training that is done.
 
@@ -200,6 +202,11 @@ def _health_sums(rule: str, before: Leaves, p: Leaves, s: Leaves) -> dict[str, j
     }
 
 
+def _multiply_adds(layer: PlannedLayer) -> dict[str, int]:
+    counts = kernel_multiply_adds(layer)
+    return {"dense": counts["direct"]} if one_bit_file.is_dense(layer) else counts
+
+
 def _advance(s: Leaves, progress: jax.Array) -> dict[str, jax.Array]:
     del s
     return {"progress": progress}
@@ -273,9 +280,10 @@ def one_bit_family(
         spec=functools.partial(one_bit_file.spec, scale_leaf, per_filter),
         make=make,
         deployed=kernel_conv,
-        multiply_adds=kernel_multiply_adds,
+        multiply_adds=_multiply_adds,
         filters=LATENT,
         quantizes=True,
+        has_dense=True,
         methods=(rule, f"{rule}, float"),
         compared=(LATENT,),
         health=functools.partial(_health, rule),

@@ -10,6 +10,7 @@ import numpy as np
 from mcn_jax.config import Config
 from mcn_jax.errors import InputError
 from mcn_jax.layers.family import (
+    DENSE_LAYERS,
     FILTERS,
     NO_VALUES,
     Cell,
@@ -74,6 +75,11 @@ def scales_of(stored: Mapping[str, Any]) -> Any:
     return stored[SCALES]
 
 
+def is_dense(layer: PlannedLayer) -> bool:
+    """Returns whether a layer is a dense one: a 1x1 convolution of a single pixel."""
+    return layer.params[LATENT][:2] == layer.in_shape[:-1] == (1, 1)
+
+
 def spec(
     scale_leaf: str,
     per_filter: bool,
@@ -85,12 +91,13 @@ def spec(
     """Describes the tensors that `pack` returns."""
     del config, dtypes
     shape = layer.params[LATENT]
+    part = DENSE_LAYERS if is_dense(layer) else FILTERS
     if not quantized:
-        return {LATENT: float32_tensor(shape, FILTERS)}
+        return {LATENT: float32_tensor(shape, part)}
     weights, count = int(np.prod(shape, dtype=object)), shape[-1] if per_filter else 1
     dtype, bits = ("int8", 8) if scale_leaf == EXPONENTS else ("float32", 32)
     return {
-        "bits": Tensor("uint8", packing.packed_shape(shape, 2), FILTERS, weights, weights),
+        "bits": Tensor("uint8", packing.packed_shape(shape, 2), part, weights, weights),
         scale_leaf: Tensor(dtype, (count,), "scales", bits * count, 0),
     }
 

@@ -140,6 +140,14 @@ def check(config: Config) -> None:
         family.check(config)
     if min(model.widths, default=1) < 1:
         raise InputError(f"config.model.widths={model.widths} must each be at least 1 feature map")
+    with_dense = ", ".join(name for name, family in LAYERS.items() if family.has_dense)
+    require(
+        LAYERS[model.conv].has_dense or not HEADS[model.head].of_family,
+        "model.head",
+        model.head,
+        f"needs config.model.conv to be one of {with_dense}, not {model.conv!r}; or set"
+        " config.model.head=dense_batch_norm for float32 dense layers",
+    )
     architecture = MODELS[model.name]
     of_one_pixel = ", ".join(name for name, family in LAYERS.items() if family.pointwise)
     require(

@@ -21,7 +21,8 @@ class Outputs(NamedTuple):
     Attributes:
         logits: [N, classes].
         features: [N, Y, X, C], the last convolution's output after batch norm and ReLU, before
-            pooling. The center loss is computed from them.
+            pooling. The center loss is computed from them. Without a ReLU before the head, they
+            are not rectified, and pooled if batch norm follows pooling.
     """
 
     logits: jax.Array
@@ -44,10 +45,11 @@ class Classifier(nn.Module):
         first_conv: makes the first convolution, which takes the image; None takes `conv`.
         pointwise_conv: makes convolutions of 1x1 pixels, for networks that have them; None makes
             ordinary ones.
-        relu: whether a ReLU precedes every other convolution. The head always follows a ReLU.
+        relu: whether a ReLU precedes every other convolution. The head follows a ReLU, too, unless
+            it begins with a layer of this kind, see `Head.of_family`.
         pooling: how images are halved, a name in `POOLINGS`.
         head: from features to logits, a name in `HEADS`.
-        dense_features: head "dense": width of the hidden layer.
+        dense_features: width of the hidden layers of a head that has any.
         dropout_rate: share of elements that dropout sets to zero; head and subclass say where.
         axis_name: name of the mapped axis over which batch statistics are averaged, or None.
         deployed: whether the network is for inference from a file. Batch norm is then an affine map
@@ -94,6 +96,8 @@ class Classifier(nn.Module):
             num_classes=self.num_classes,
             dense_features=self.dense_features,
             vector=self.vector,
+            conv=self.conv,
+            relu=self.relu,
             batch_norm=batch_norm,
             deployed=self.deployed,
             dropout=dropout,
@@ -140,6 +144,11 @@ class Classifier(nn.Module):
     def stem_conv(self) -> Callable[..., nn.Module]:
         """Makes the first convolution."""
         return self.conv if self.first_conv is None else self.first_conv
+
+    @property
+    def relu_before_head(self) -> bool:
+        """Whether a ReLU precedes the head."""
+        return self.relu or not HEADS[self.head].of_family
 
     @property
     def pointwise(self) -> Callable[..., nn.Module]:

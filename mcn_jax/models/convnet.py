@@ -1,8 +1,8 @@
 """The VGG-like network of BinaryConnect, BNN and XNOR-Net.
 
 Courbariaux et al. 2015 write it as 2x128C3-P2-2x256C3-P2-2x512C3-P2-1024-1024-10 for CIFAR-10. With
-`widths` (128, 256, 512), `planes` 1 and the head "dense_batch_norm" it is this network. For SVHN
-they halve the widths of the convolutions.
+`widths` (128, 256, 512), `planes` 1 and the head "one_bit_dense" it is this network. For SVHN they
+halve the widths of the convolutions. With the head "dense_batch_norm" the dense layers are float.
 """
 
 from collections.abc import Callable
@@ -22,10 +22,8 @@ class ConvNet(Classifier):
 
     The order is that of the authors' programs: convolution, pooling after the second layer of a
     stage, batch norm, ReLU. So `Outputs.features` are pooled. Layers that take signs have no ReLU
-    before them.
-
-    Only convolutions are of the chosen layer family. Dense layers are ordinary ones, although
-    BinaryConnect, BNN and XNOR-Net have one-bit weights in them, too.
+    before them. With such layers the order is also that of XNOR-Net's blocks: batch norm, sign,
+    convolution, pooling.
 
     `widths` are the output maps of each stage. For the other attributes see `Classifier`.
     """
@@ -42,11 +40,12 @@ class ConvNet(Classifier):
         del dropout
         layers = CONVOLUTIONS * len(self.widths)
         for layer in range(1, layers + 1):
+            relu = self.relu_before_head if layer == layers else self.relu
             conv = self.stem_conv if layer == 1 else self.conv
             x = conv(self.widths[(layer - 1) // CONVOLUTIONS], name=f"conv_{layer}")(x)
             if layer % CONVOLUTIONS == 0:
                 x = self.halving.after_layer(x)
-            x = batch_norm(name=f"batch_norm_{layer}", relu=self.relu or layer == layers)(x)
+            x = batch_norm(name=f"batch_norm_{layer}", relu=relu)(x)
         return x, x
 
     def vector(self, maps: jax.Array) -> jax.Array:

@@ -66,7 +66,7 @@ class DenseNet(Classifier):
                 x = self.pointwise(maps, kernel_size=1, name=f"transition_{stage}")(x)
                 rows, columns = (size // WINDOW * WINDOW for size in x.shape[1:3])
                 x = average_pool(x[:, :rows, :columns], WINDOW)
-        x = batch_norm(name="batch_norm", relu=True)(x)
+        x = batch_norm(name="batch_norm", relu=self.relu_before_head)(x)
         return x, x
 
     def vector(self, maps: jax.Array) -> jax.Array:

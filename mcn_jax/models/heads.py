@@ -21,6 +21,8 @@ class HeadContext(NamedTuple):
         num_classes: number of logits.
         dense_features: see `ModelConfig`.
         vector: maps [N, Y, X, C] -> [N, F], the input of a dense layer.
+        conv: makes a convolution of the network's layer family from its number of output maps.
+        relu: whether a ReLU precedes these convolutions.
         batch_norm: makes a batch norm from its name.
         deployed: whether the network is for inference from a file.
         dropout: maps [N, ...] to the same with dropout, in training.
@@ -31,6 +33,8 @@ class HeadContext(NamedTuple):
     num_classes: int
     dense_features: int
     vector: Callable[[jax.Array], jax.Array]
+    conv: Callable[..., nn.Module]
+    relu: bool
     batch_norm: Callable[..., nn.Module]
     deployed: bool
     dropout: Callable[[jax.Array], jax.Array]
@@ -82,6 +86,36 @@ def _dense_batch_norm(context: HeadContext, maps: jax.Array) -> jax.Array:
     return x
 
 
+def _one_bit_dense(context: HeadContext, maps: jax.Array) -> jax.Array:
+    """BinaryConnect's and BNN's head: like "dense_batch_norm", of the network's layer family."""
+    x = _hidden_layers(context, maps, last_relu=context.relu)
+    x = _dense_of_family(context, context.num_classes, "dense_3")(x)
+    return context.batch_norm(name="batch_norm_dense_3", relu=False)(x)
+
+
+def _one_bit_hidden(context: HeadContext, maps: jax.Array) -> jax.Array:
+    """XNOR-Net's head: only the two hidden layers are of the network's layer family."""
+    x = _hidden_layers(context, maps, last_relu=True)
+    return _dense_layer(context, context.num_classes, "dense_3")(x)
+
+
+def _hidden_layers(context: HeadContext, maps: jax.Array, *, last_relu: bool) -> jax.Array:
+    """Two dense layers of the network's layer family, with batch norm and perhaps ReLU."""
+    x = context.vector(maps)
+    for layer, relu in ((1, context.relu), (2, last_relu)):
+        x = _dense_of_family(context, context.dense_features, f"dense_{layer}")(x)
+        x = context.batch_norm(name=f"batch_norm_dense_{layer}", relu=relu)(x)
+    return x
+
+
+def _dense_of_family(
+    context: HeadContext, features: int, name: str
+) -> Callable[[jax.Array], jax.Array]:
+    """Makes a dense layer [N, F] -> [N, features]: a 1x1 convolution of a single pixel."""
+    conv = context.conv(features, planes=1, kernel_size=1, name=name)
+    return lambda x: conv(x.reshape(x.shape[0], 1, 1, -1)).reshape(x.shape[0], features)
+
+
 def _maxout(context: HeadContext, maps: jax.Array) -> jax.Array:
     """Maxout's head: dense layer, maximum over five pieces of each unit, dropout, dense layer."""
     pieces = _dense_layer(context, context.dense_features * DENSE_PIECES, "dense_1")
@@ -121,10 +155,13 @@ class Head:
         apply: (context, maps [N, Y, X, C]) -> logits [N, classes]. It is called inside the
             network's `__call__`, so its layers become submodules of the network.
         options: fields of `ModelConfig` that a model file must store.
+        of_family: whether its first layer is of the network's layer family, see `Family.has_dense`.
+            If no ReLU precedes the family's layers, then no ReLU precedes the head.
     """
 
     apply: Callable[[HeadContext, jax.Array], jax.Array]
     options: tuple[str, ...] = ()
+    of_family: bool = False
 
 
 HEADS = {
@@ -133,5 +170,7 @@ HEADS = {
     "conv": Head(apply=_conv),
     "conv_relu": Head(apply=_conv_relu),
     "dense_batch_norm": Head(apply=_dense_batch_norm, options=("dense_features",)),
+    "one_bit_dense": Head(apply=_one_bit_dense, options=("dense_features",), of_family=True),
+    "one_bit_hidden": Head(apply=_one_bit_hidden, options=("dense_features",), of_family=True),
     "maxout": Head(apply=_maxout, options=("dense_features",)),
 }

@@ -112,7 +112,7 @@ class ResNet(Classifier):
                 name = f"stage_{stage}_block_{block}"
                 x = make(width=width, strides=strides, planes=self.planes, name=name)(x)
         if self.preactivation:
-            x = batch_norm(name="batch_norm", relu=True)(x)
+            x = batch_norm(name="batch_norm", relu=self.relu_before_head)(x)
         return x, x
 
     def vector(self, maps: jax.Array) -> jax.Array:

@@ -32,11 +32,12 @@ class SimpleCNN(Classifier):
             conv = self.stem_conv if layer == 1 else self.conv
             norm = f"batch_norm_{layer}"
             x = conv(width, name=f"conv_{layer}")(x)
-            if self.relu or layer == len(self.widths):
+            relu = self.relu_before_head if layer == len(self.widths) else self.relu
+            if relu:
                 features = batch_norm(name=norm, relu=True)(x)
                 x = self.halving.after_layer(features)
             else:
-                x = batch_norm(name=norm, relu=False)(self.halving.after_layer(x))
+                features = x = batch_norm(name=norm, relu=False)(self.halving.after_layer(x))
         return features, x
 
     def vector(self, maps: jax.Array) -> jax.Array:

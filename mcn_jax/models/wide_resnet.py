@@ -75,7 +75,7 @@ class WideResNet(Classifier):
                     relu=self.relu,
                     name=f"stage_{stage}_block_{block}",
                 )(x)
-        features = batch_norm(name="batch_norm", relu=True)(x)
+        features = batch_norm(name="batch_norm", relu=self.relu_before_head)(x)
         return features, features
 
     def vector(self, maps: jax.Array) -> jax.Array:

@@ -29,7 +29,7 @@ def tables(description: dict[str, Any]) -> list[rich.table.Table]:
     columns = fact_columns(description["layers"])
     facts = rich.table.Table(_layer_column(), *columns)
     for record in description["layers"]:
-        adds = [record.get(f"multiply_adds_{form}") for form in FORMS]
+        adds = multiply_adds(record)
         costs.add_row(
             record["layer"],
             "x".join(map(str, record["shape"])),
@@ -50,6 +50,12 @@ def tables(description: dict[str, Any]) -> list[rich.table.Table]:
         costs.add_row(name, smaller, f"{float32 // 32:,}", f"{bits:,}", *shown)
     costs.add_row("on disk", f"{totals['file_bytes']:,} bytes")
     return [costs, facts] if facts.row_count else [costs]
+
+
+def multiply_adds(record: Mapping[str, Any]) -> list[int | None]:
+    """Returns a layer's multiply-adds as a plain layer, and in factored form."""
+    plain = record.get("multiply_adds_direct", record.get("multiply_adds_dense"))
+    return [plain, record.get("multiply_adds_factored")]
 
 
 def _layer_column() -> Column:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from mcn_jax.errors import InputError
-from mcn_jax.layers.family import FILTERS, PlannedLayer
+from mcn_jax.layers.family import DENSE_LAYERS, FILTERS, PlannedLayer
 from mcn_jax.models.plan import specs
 from mcn_jax.reports.inspected import Inspected
 
@@ -17,12 +17,13 @@ def describe(inspected: Inspected) -> dict[str, Any]:
         "path": the path of the network.
         "layers": one record per layer, quantizable layers first. It has "layer", "kind", "shape",
             "weights", "bits" (of its weights in a model file) and "float32_bits". Convolutions also
-            have "multiply_adds_direct" and other forms, for one image. `Family.facts` adds more.
+            have "multiply_adds_direct" and other forms, for one image. Dense layers with one-bit
+            weights have "multiply_adds_dense". `Family.facts` adds more.
         "totals": over all layers.
             "filter_bits" and "float32_filter_bits" are the bits of all convolutions.
             "bits" and "float32_bits" are the bits of everything.
             "multiply_adds_direct" and "multiply_adds_factored" are sums over the convolutions that
-            have the form, for one image.
+            have the form, for one image. Dense layers are not counted, even with one-bit weights.
             "file_bytes" is the size of the file, or of all files of the checkpoint.
     """
     dtypes = {name: tensor.dtype.name for name, tensor in inspected.stored.items()}
@@ -53,7 +54,7 @@ def _record(inspected: Inspected, layer: PlannedLayer) -> dict[str, Any]:
     tensors = list(spec.values())
     shape = max(layer.params.values(), key=np.prod)
     if layer.family.filters is not None:
-        tensors = [tensor for tensor in tensors if tensor.part == FILTERS]
+        tensors = [tensor for tensor in tensors if tensor.part in (FILTERS, DENSE_LAYERS)]
         shape = layer.params[layer.family.filters]
     adds = layer.family.multiply_adds(layer)
     return {

@@ -15,6 +15,7 @@ from mcn_jax.reports.inspection_tables import (
     change_columns,
     fact_cells,
     fact_columns,
+    multiply_adds,
     short,
 )
 from mcn_jax.workdirs.files import of_kind
@@ -153,8 +154,7 @@ def _layers(
             _number(record["weights"]),
             _number(record["bits"]),
         ]
-        for form in ("direct", "factored"):
-            adds = record.get(f"multiply_adds_{form}")
+        for adds in multiply_adds(record):
             row.append(("", -1) if adds is None else (short(adds), adds))
         row += fact_cells(record, columns)
         rows.append(row)

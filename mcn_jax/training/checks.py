@@ -48,7 +48,9 @@ def validate(config: Config, num_devices: int = 1) -> None:
         require(flat[name] >= 0, name, flat[name], "must not be negative")
     for name in ("model.dropout_rate", "optimizer.momentum"):
         require(0 <= flat[name] < 1, name, flat[name], "must lie in [0, 1)")
-    for name in ("loss.center_loss_rate", "optimizer.schedule_factor"):
+    for name in (
+        "loss.center_loss_rate", "optimizer.schedule_factor", "optimizer.schedule_final"
+    ):  # fmt: skip
         require(0 < flat[name] <= 1, name, flat[name], "must lie in (0, 1]")
     decay = config.optimizer.latent_weight_decay
     holds = decay >= 0 or decay == SAME

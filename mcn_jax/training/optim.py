@@ -50,12 +50,22 @@ def _cosine_schedule(config: OptimizerConfig, steps_per_epoch: int, num_epochs: 
     return lambda step: 0.5 * (1 + jnp.cos(math.pi * jnp.minimum(step / total, 1.0)))
 
 
+def _exponential_schedule(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int):
+    final = config.schedule_final
+    return lambda step: final ** jnp.minimum(step // steps_per_epoch / num_epochs, 1.0)
+
+
 def _constant_schedule(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int):
     del config, steps_per_epoch, num_epochs
     return optax.constant_schedule(1.0)
 
 
-SCHEDULES = {"step": _step_schedule, "cosine": _cosine_schedule, "constant": _constant_schedule}
+SCHEDULES = {
+    "step": _step_schedule,
+    "cosine": _cosine_schedule,
+    "exponential": _exponential_schedule,
+    "constant": _constant_schedule,
+}
 OPEN_ENDED = ("step", "constant")  # schedules that do not depend on num_epochs
 
 

@@ -127,6 +127,21 @@ NETWORKS = {
     "convnet, signs after a CNN": {
         "name": "convnet", "conv": "xnor", "stem_conv": "conv", "head": "dense_batch_norm",
     },
+    "convnet, one-bit dense layers": {
+        "name": "convnet", "conv": "binaryconnect", "head": "one_bit_dense", "size": (12, 20),
+    },
+    "convnet, dense layers of signs": {"name": "convnet", "conv": "bnn", "head": "one_bit_dense"},
+    "convnet, float dense layers of signs": {
+        "name": "convnet", "conv": "bnn", "head": "one_bit_dense", "num_centers": 0,
+    },
+    "convnet, float last layer": {
+        "name": "convnet", "conv": "xnor", "stem_conv": "conv", "head": "one_bit_hidden",
+        "planes": 1,
+    },
+    "wide_resnet, one-bit dense layers": {
+        "name": "wide_resnet", "conv": "irnet", "head": "one_bit_dense", "channels": 3,
+    },
+    "simple_cnn, dense layers of signs": {"conv": "xnor", "head": "one_bit_dense", "planes": 2},
 }  # fmt: skip
 # Networks that version 0.1 could write; it had no choice of a head.
 OF_0_1 = [
@@ -201,6 +216,21 @@ def test_a_weight_takes_a_bit():
     bits = [tensor for name, tensor in model.tensors.items() if name.endswith("/bits")]
     assert [tensor.shape for tensor in bits] == [(1, 9 * 4 * 20 // 8), (1, 9 * 80 * 40 // 8)]
     assert {tensor.dtype.name for tensor in bits} == {"uint8"}
+
+
+def test_a_weight_of_a_dense_layer_takes_a_bit():
+    model, variables, _ = random_model(name="convnet", conv="binaryconnect", head="one_bit_dense")
+    sizes = {"dense_1": 4 * 4 * 3 * 4 * 16, "dense_2": 16 * 16, "dense_3": 16 * CLASSES}
+    for name, weights in sizes.items():
+        latent = variables["params"][name]["latent_kernel"]
+        assert latent.size == weights
+        tensors = {n: t for n, t in model.tensors.items() if n.startswith(f"{name}/")}
+        assert set(tensors) == {f"{name}/bits", f"{name}/scales"}
+        assert tensors[f"{name}/bits"].nbytes == weights // 8
+        signs = np.unpackbits(tensors[f"{name}/bits"], bitorder="little")
+        np.testing.assert_array_equal(signs, latent.ravel() >= 0)
+        scale = np.sqrt(1.5 / sum(latent.shape[2:]))
+        np.testing.assert_allclose(tensors[f"{name}/scales"], [scale], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("dense", "most"), [("float16", 2e-3), ("int8", 3e-2)])
@@ -514,6 +544,24 @@ def test_an_absurd_network_is_refused_at_once(conv):
         with pytest.raises(InputError):
             network_from_json(fields, images, 2**20, MAX_TENSORS, 10)
     assert time.monotonic() - begin < 60  # 4 seconds measured
+
+
+def test_one_bit_dense_layers_are_bounded():
+    """A kernel takes 32 times the memory of its bits."""
+    images = InputImages(height=16, width=16, channels=1, mean=(0.5,), std=(0.2,))
+    fields = {
+        "name": "convnet", "conv": "bnn", "widths": [2, 3], "planes": 1, "head": "one_bit_dense",
+        "dense_features": 8192, "quantized": True,
+    }  # fmt: skip
+    assert MAX_LAYER_BYTES == 4 * 8192**2
+    assert network_from_json(fields, images, 5, 100, 10**8).config.model.dense_features == 8192
+    fields["dense_features"] = 8193
+    message = rf"the bytes of a layer's filters={4 * 8193**2} does not lie in"
+    with pytest.raises(InputError, match=message):
+        network_from_json(fields, images, 5, 100, 10**8)
+    fields |= {"conv": "conv", "dense_features": 8}
+    with pytest.raises(InputError, match=r"network.head='one_bit_dense' needs"):
+        network_from_json(fields, images, 5, 100, 10**8)
 
 
 def test_the_deepest_network_has_no_more_tensors_than_a_file_may_have():

@@ -48,6 +48,8 @@ NETWORKS = {
     "nin": {"name": "nin", "head": "conv_relu", "size": (13, 20), "channels": 3, "planes": 2},
     "maxout": {"name": "maxout", "num_centers": 0, "conv": "conv", "head": "maxout"},
     "convnet": {"name": "convnet", "conv": "xnor", "head": "dense_batch_norm", "dense": "int8"},
+    "one_bit_hidden_int8": {"conv": "xnor", "head": "one_bit_hidden", "dense": "int8"},
+    "one_bit_dense": {"name": "convnet", "conv": "bnn", "head": "one_bit_dense"},
     "wrn": {"name": "wide_resnet", "num_centers": 0, "conv": "conv", "planes": 4},
 }
 

@@ -6,15 +6,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mcn_jax.config import BinarizeConfig, Config, ModelConfig, OptimizerConfig
 from mcn_jax.errors import InputError
+from mcn_jax.layers.family import PlannedLayer
 from mcn_jax.layers.one_bit import FAMILIES
 from mcn_jax.models.plan import filter_bits, plan_of, plan_of_module, specs
 from mcn_jax.ops import one_bit
 from mcn_jax.ops.convolution import convolve
 from mcn_jax.training import checks, optim
+from small_runs import planned
 
 RULES = sorted(FAMILIES)
 
@@ -84,6 +87,57 @@ def test_a_layer_stores_its_bits_and_scales(rule, scale_bits):
     assert [(t.part, t.bits) for t in tensors] == [
         ("filters", 9 * 5 * 6), ("scales", scale_bits),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("taps", "in_shape", "part", "form"),
+    [
+        ((1, 1), (1, 1, 5), "dense layers", "dense"),
+        ((1, 1), (2, 1, 5), "filters", "direct"),
+        ((3, 3), (1, 1, 5), "filters", "direct"),
+    ],
+)
+@pytest.mark.parametrize("quantized", [True, False])
+def test_a_dense_layer_is_a_1x1_convolution_of_a_single_pixel(
+    taps, in_shape, part, form, quantized
+):
+    layer = PlannedLayer(
+        name="layer", family=FAMILIES["bwn"], params={"latent_kernel": (*taps, 5, 7)}, state={},
+        in_shape=in_shape, out_shape=(*in_shape[:2], 7),
+    )  # fmt: skip
+    weights = taps[0] * taps[1] * 5 * 7
+    first, *scales = layer.family.spec(layer, network_config("bwn"), quantized, {}).values()
+    assert (first.part, first.weights) == (part, weights)
+    assert first.bits == weights * (1 if quantized else 32)
+    assert [(t.part, t.bits) for t in scales] == ([("scales", 32 * 7)] if quantized else [])
+    assert layer.family.multiply_adds(layer) == {form: weights * in_shape[0]}
+
+
+def test_a_step_of_a_dense_layer_of_binaryconnect_by_hand():
+    """y = x @ (H sign(w)), the gradient of w is that of the signs, and w stays in [-H, H]."""
+    scale = 0.5  # sqrt(1.5 / (2 + 4))
+    module = FAMILIES["binaryconnect"].module(out_maps=4, kernel_size=1)
+    latent = jnp.array([[0.3, -0.4, 0.0, 0.5], [-0.1, 0.2, -0.5, -0.2]])
+    params = {"latent_kernel": latent[None, None]}
+    x = jnp.array([[1.0, 2.0], [-3.0, 0.5]])
+
+    def output(params):
+        return module.apply({"params": params}, x.reshape(2, 1, 1, 2)).reshape(2, 4)
+
+    signs = np.array([[1, -1, 1, 1], [-1, 1, -1, -1]])
+    np.testing.assert_allclose(output(params), scale * np.asarray(x) @ signs, rtol=1e-6)
+    weights = np.array([[1.0, 0.0, 2.0, -1.0], [0.0, 1.0, 0.0, 0.5]])
+    gradient = jax.grad(lambda params: jnp.sum(output(params) * weights))(params)
+    by_hand = np.array([[1, -3, 2, -2.5], [2, 0.5, 4, -1.75]])  # x.T @ weights
+    np.testing.assert_allclose(gradient["latent_kernel"][0, 0], by_hand, rtol=1e-6)
+    config = OptimizerConfig(learning_rate=0.1, momentum=0.0, weight_decay=0.0, schedule="constant")
+    plan = (planned("dense", FAMILIES["binaryconnect"], **params),)
+    optimizer = optim.make_optimizer(config, 10, 1, plan)
+    tree = {"dense": params}
+    updates, _ = optimizer.update({"dense": gradient}, optimizer.init(tree), tree)
+    moved = optax.apply_updates(tree, updates)["dense"]["latent_kernel"][0, 0]
+    expected = [[0.2, -0.1, -0.2, 0.5], [-0.3, 0.15, -0.5, -0.025]]  # 0.75 and -0.9 are clipped
+    np.testing.assert_allclose(moved, expected, atol=1e-6)
 
 
 def test_a_negative_scale_is_refused():

@@ -19,7 +19,7 @@ from mcn_jax.layers.dense import DENSE
 from mcn_jax.layers.sign_conv import SignConv
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.models import make_model
-from mcn_jax.models.plan import filter_bits, plan_of
+from mcn_jax.models.plan import filter_bits, plan_of, specs
 from mcn_jax.training.checks import validate
 from mcn_jax.training.run import train_and_evaluate
 from numpy_layers import convolved, normed, pooled
@@ -33,6 +33,10 @@ CONV_WEIGHTS = 9 * (
     3 * 128 + 128 * 128 + 128 * 256 + 256 * 256 + 256 * 512 + 512 * 512
 )  # fmt: skip
 DENSE_WEIGHTS = 4 * 4 * 512 * 1024 + 1024 * 1024 + 1024 * 10
+
+
+ONE_BIT = dataclasses.replace(PAPER, head="one_bit_dense")
+DENSE_NAMES = ("dense_1", "dense_2", "dense_3")
 
 
 def plan(model=PAPER):
@@ -60,6 +64,46 @@ def test_the_weights_are_those_of_the_paper():
 def test_filters_take_a_bit_per_weight():
     config = Config(model=PAPER)
     assert filter_bits(plan(), config, quantized=True) == (4_574_592, 32 * 4_574_592)
+
+
+@pytest.mark.parametrize("conv", ["binaryconnect", "bnn"])
+def test_all_weights_take_a_bit(conv):
+    model = dataclasses.replace(ONE_BIT, conv=conv)
+    layers = plan(model)
+    weights = {
+        layer.name: int(np.prod(layer.params["latent_kernel"]))
+        for layer in layers
+        if layer.family is LAYERS[conv]
+    }
+    convolutions, dense = 4_574_592, 8_388_608 + 1_048_576 + 10_240
+    assert sum(weights.values()) == convolutions + dense == 14_022_016
+    assert [weights[name] for name in DENSE_NAMES] == [8_388_608, 1_048_576, 10_240]
+    assert {layer.family for layer in layers} == {LAYERS[conv], BATCH_NORM}
+    tensors = specs(layers, Config(model=model), quantized=True)
+    bits = dict.fromkeys(("filters", "dense layers", "scales", "batch norm"), 0)
+    for tensor in tensors.values():
+        bits[tensor.part] += tensor.bits
+    # Nine scales. Filters are those of convolutions alone.
+    outputs = 2 * (128 + 256 + 512) + 1024 + 1024 + 10
+    assert list(bits.values()) == [convolutions, dense, 9 * 32, 32 * 2 * outputs]
+    assert tensors["dense_1/bits"].shape == (1, 1_048_576)  # bytes
+    config = Config(model=model)
+    assert filter_bits(layers, config, quantized=True) == (convolutions, 32 * convolutions)
+    assert [LAYERS[conv].multiply_adds(layer) for layer in layers if layer.name in DENSE_NAMES] == [
+        {"dense": 8_388_608}, {"dense": 1_048_576}, {"dense": 10_240},
+    ]  # fmt: skip
+
+
+def test_xnor_net_has_a_float_first_and_last_layer():
+    layers = plan(
+        dataclasses.replace(ONE_BIT, conv="xnor", stem_conv="conv", head="one_bit_hidden")
+    )
+    families = {layer.name: layer.family for layer in layers if layer.family is not BATCH_NORM}
+    assert families.pop("conv_1") is CONV
+    assert families.pop("dense_3") is DENSE
+    assert list(families) == [*(f"conv_{n}" for n in range(2, 7)), "dense_1", "dense_2"]
+    assert set(families.values()) == {LAYERS["xnor"]}
+    assert "batch_norm_dense_3" not in {layer.name for layer in layers}
 
 
 def test_the_multiply_adds_are_those_of_the_paper():
@@ -146,12 +190,18 @@ def variables_of(module, variables, images):
     return variables
 
 
-@pytest.mark.parametrize("conv", ["bnn", "xnor"])
-def test_signs_follow_batch_norm_without_relu(conv):
-    model = dataclasses.replace(PAPER, conv=conv, widths=(4, 8), dense_features=8)
+@pytest.mark.parametrize(
+    ("conv", "head"),
+    [
+        ("bnn", "dense_batch_norm"), ("xnor", "dense_batch_norm"), ("bnn", "one_bit_dense"),
+        ("xnor", "one_bit_hidden"),
+    ],
+)  # fmt: skip
+def test_signs_follow_batch_norm_without_relu(conv, head):
+    model = dataclasses.replace(PAPER, conv=conv, widths=(4, 8), dense_features=32, head=head)
     config = Config(model=model, binarize=BinarizeConfig(start_epoch=0))
     network = make_model(config, 10, quantized=True)
-    images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+    images = jax.random.normal(jax.random.key(0), (32, 16, 16, 3))
     variables = network.init(jax.random.key(1), images)
     taken, relus = {}, {}
 
@@ -165,13 +215,28 @@ def test_signs_follow_batch_norm_without_relu(conv):
 
     with nn.intercept_methods(note):
         network.apply(variables, images, train=True, mutable=["batch_stats"])
-    assert [signs for signs, _ in taken.values()] == [False, True, True, True]
+    dense = {"dense_batch_norm": (), "one_bit_hidden": DENSE_NAMES[:2]}.get(head, DENSE_NAMES)
+    assert list(taken) == ["conv_1", "conv_2", "conv_3", "conv_4", *dense]
     np.testing.assert_array_equal(taken["conv_1"][1], images)
-    for name in ("conv_2", "conv_3", "conv_4"):
-        assert 0.3 < np.mean(taken[name][1] < 0) < 0.7, name
+    assert not taken.pop("conv_1")[0]
+    for name, (takes_signs, x) in taken.items():
+        assert takes_signs, name
+        assert 0.3 < np.mean(x < 0) < 0.7, name
+    before_head = {
+        "dense_batch_norm": {
+            "batch_norm_4": True, "batch_norm_dense_1": True, "batch_norm_dense_2": True,
+            "batch_norm_dense_3": False,
+        },
+        "one_bit_dense": {
+            "batch_norm_4": False, "batch_norm_dense_1": False, "batch_norm_dense_2": False,
+            "batch_norm_dense_3": False,
+        },
+        "one_bit_hidden": {
+            "batch_norm_4": False, "batch_norm_dense_1": False, "batch_norm_dense_2": True,
+        },
+    }[head]  # fmt: skip
     assert relus == {
-        "batch_norm_1": False, "batch_norm_2": False, "batch_norm_3": False, "batch_norm_4": True,
-        "batch_norm_dense_1": True, "batch_norm_dense_2": True, "batch_norm_dense_3": False,
+        "batch_norm_1": False, "batch_norm_2": False, "batch_norm_3": False, **before_head
     }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Tests the heads, alone and in both networks."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,14 +9,19 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from mcn_jax import models
 from mcn_jax.config import Config, ModelConfig
 from mcn_jax.data.batches import Batch
+from mcn_jax.errors import InputError
+from mcn_jax.layers.table import LAYERS
 from mcn_jax.models import Classifier, make_model
 from mcn_jax.models.heads import HEADS, example_dropout
 from mcn_jax.training.steps import train_step
 from small_runs import digits_config, random_split, step_arguments
 
 CLASSES = 5
+FREE = [name for name, head in HEADS.items() if not head.of_family]
+OF_FAMILY = [name for name, head in HEADS.items() if head.of_family]
 CLASS_MAPS = {
     "head/conv/kernel": (1, 1, 12, CLASSES),
     "batch_norm_head/scale": (CLASSES,),
@@ -35,8 +41,13 @@ def model_config(**fields):
     # Features have 3 maps of 4 planes. The simple CNN pools them afterwards.
     [("simple_cnn", (8, 8, 12), 4 * 4 * 12), ("wide_resnet", (4, 4, 12), 12)],
 )
-@pytest.mark.parametrize("conv", ["mcconv", "conv"])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("conv", "head"),
+    [
+        *((conv, head) for conv in ("mcconv", "conv") for head in FREE),
+        *(("binaryconnect", head) for head in OF_FAMILY),
+    ],
+)
 def test_shapes(head, conv, name, features, vector):
     config = Config(model=model_config(name=name, conv=conv, head=head))
     model = make_model(config, CLASSES, quantized=True)
@@ -64,6 +75,21 @@ def test_shapes(head, conv, name, features, vector):
             "batch_norm_dense_2/scale": (7,), "batch_norm_dense_2/bias": (7,),
             "dense_3/kernel": (7, CLASSES),
             "batch_norm_dense_3/scale": (CLASSES,), "batch_norm_dense_3/bias": (CLASSES,),
+        },
+        "one_bit_dense": {
+            "dense_1/latent_kernel": (1, 1, vector, 7),
+            "batch_norm_dense_1/scale": (7,), "batch_norm_dense_1/bias": (7,),
+            "dense_2/latent_kernel": (1, 1, 7, 7),
+            "batch_norm_dense_2/scale": (7,), "batch_norm_dense_2/bias": (7,),
+            "dense_3/latent_kernel": (1, 1, 7, CLASSES),
+            "batch_norm_dense_3/scale": (CLASSES,), "batch_norm_dense_3/bias": (CLASSES,),
+        },
+        "one_bit_hidden": {
+            "dense_1/latent_kernel": (1, 1, vector, 7),
+            "batch_norm_dense_1/scale": (7,), "batch_norm_dense_1/bias": (7,),
+            "dense_2/latent_kernel": (1, 1, 7, 7),
+            "batch_norm_dense_2/scale": (7,), "batch_norm_dense_2/bias": (7,),
+            "dense_3/kernel": (7, CLASSES), "dense_3/bias": (CLASSES,),
         },
         "maxout": {
             "dense_1/kernel": (vector, 5 * 7), "dense_1/bias": (5 * 7,),
@@ -128,7 +154,7 @@ def expected_logits(head, variables, maps, statistics):
 
 
 @pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", FREE)
 def test_values_are_those_of_numpy(head, train):
     maps = np.random.default_rng(1).normal(size=(3, 2, 4, 6))
     with jax.enable_x64(True):
@@ -156,6 +182,81 @@ def test_values_are_those_of_numpy(head, train):
         np.testing.assert_allclose(found, moved, rtol=1e-6)
 
 
+def taken(conv, x):
+    """Returns what a dense layer of this kind multiplies by its signs."""
+    return x if conv == "binaryconnect" else np.where(x >= 0, 1.0, -1.0)
+
+
+def scales_of(conv, latent):
+    """Returns the scale of each output of a dense layer, for weights [inputs, outputs]."""
+    inputs, outputs = latent.shape
+    if conv == "binaryconnect":
+        return np.full(outputs, np.sqrt(1.5 / (inputs + outputs)))
+    return np.full(outputs, inputs**-0.5) if conv == "bnn" else np.abs(latent).mean(0)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("conv", ["binaryconnect", "bnn", "xnor"])
+@pytest.mark.parametrize("head", OF_FAMILY)
+def test_one_bit_dense_layers_are_those_of_numpy(head, conv, train):
+    """Dense layer, batch norm, then ReLU, or the signs that the next layer takes."""
+    maps = np.random.default_rng(1).normal(size=(3, 2, 4, 6))
+    maps[0, 0, 0, 0] = 0.0  # its sign is +1
+    relu = LAYERS[conv].follows_relu
+    with jax.enable_x64(True):
+        make = functools.partial(LAYERS[conv].module, planes=4, param_dtype=jnp.float64)
+        model = Bare(
+            conv=make, relu=relu, widths=(), num_classes=CLASSES, input_planes=None, head=head,
+            dense_features=7, dtype=jnp.float64, param_dtype=jnp.float64,
+        )  # fmt: skip
+        variables = drawn(model, maps)
+        outputs, _ = model.apply(variables, maps, train=train, mutable=["batch_stats"])
+    params, x = variables["params"], maps.reshape(3, -1)
+    for layer in (1, 2, 3):
+        name = f"dense_{layer}"
+        if head == "one_bit_hidden" and layer == 3:
+            x = np.maximum(x, 0) @ params[name]["kernel"] + params[name]["bias"]
+            break
+        latent = params[name]["latent_kernel"][0, 0]
+        product = taken(conv, x) @ np.where(latent >= 0, 1, -1) * scales_of(conv, latent)
+        x = product * np.abs(x).mean(1, keepdims=True) if conv == "xnor" else product
+        norm = params[f"batch_norm_{name}"]
+        statistics = variables["batch_stats"][f"batch_norm_{name}"]
+        mean = x.mean(0) if train else statistics["mean"]
+        variance = x.var(0) if train else statistics["var"]
+        x = (x - mean) / np.sqrt(variance + 1e-5) * norm["scale"] + norm["bias"]
+        x = np.maximum(x, 0) if relu and layer < 3 else x
+    np.testing.assert_allclose(outputs.logits, x, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "features"), [("simple_cnn", (4, 4)), ("wide_resnet", (4, 4))])
+def test_no_relu_precedes_dense_layers_that_take_signs(name, features):
+    config = Config(model=model_config(name=name, conv="bnn", head="one_bit_dense"))
+    network = make_model(config, CLASSES, quantized=True)
+    images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+    variables = network.init(jax.random.key(1), images)
+    outputs, _ = network.apply(variables, images, train=True, mutable=["batch_stats"])
+    assert outputs.features.shape == (4, *features, 12)
+    assert 0.3 < np.mean(np.asarray(outputs.features) < 0) < 0.7
+    ordinary = dataclasses.replace(config.model, head="linear")
+    network = make_model(Config(model=ordinary), CLASSES, quantized=True)
+    variables = network.init(jax.random.key(1), images)
+    outputs, _ = network.apply(variables, images, train=True, mutable=["batch_stats"])
+    assert np.min(outputs.features) == 0
+
+
+@pytest.mark.parametrize("conv", ["mcconv", "conv", "lbc"])
+@pytest.mark.parametrize("head", OF_FAMILY)
+def test_layers_that_are_no_dense_ones_are_refused(head, conv):
+    message = (
+        rf"config\.model\.head='{head}' needs config\.model\.conv to be one of binaryconnect, .*bnn"
+        rf".*, not '{conv}'; or set config\.model\.head=dense_batch_norm"
+    )
+    with pytest.raises(InputError, match=message):
+        models.check(Config(model=model_config(conv=conv, head=head, planes=1)))
+    models.check(Config(model=model_config(conv="bnn", head=head, planes=1)))
+
+
 @pytest.mark.parametrize(
     ("head", "name"),
     [
@@ -166,7 +267,8 @@ def test_values_are_those_of_numpy(head, train):
     ],
 )
 def test_a_training_step_moves_every_parameter(head, name):
-    config = digits_config(model=model_config(name=name, head=head))
+    conv = "binaryconnect" if head in OF_FAMILY else "mcconv"
+    config = digits_config(model=model_config(name=name, conv=conv, head=head))
     state, arguments = step_arguments(config, quantized=True)
     step = jax.jit(functools.partial(train_step, **arguments))
     split, rows = random_split(), np.arange(32, dtype=np.int32)

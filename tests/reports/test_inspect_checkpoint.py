@@ -129,6 +129,37 @@ def test_heads_are_counted(head, layers, bits, tmp_path):
         assert last["weights"] == 4 * 4 * 12 * 5 + 5
 
 
+def test_one_bit_dense_layers_are_dense_layers(tmp_path, capsys, monkeypatch):
+    model, _, _ = random_model(
+        name="convnet", conv="binaryconnect", head="one_bit_dense", planes=1, widths=(2, 4)
+    )
+    write_model(model, tmp_path / "model.safetensors")
+    description = describe(inspect(tmp_path / "model.safetensors"))
+    layers = {record["layer"]: record for record in description["layers"]}
+    # Images have 16x16 pixels, halved twice.
+    weights = {"dense_1": 4 * 4 * 4 * 16, "dense_2": 16 * 16, "dense_3": 16 * 5}
+    for name, count in weights.items():
+        record = layers[name]
+        assert (record["kind"], record["shape"][:2]) == ("BinaryConnect", [1, 1])
+        assert (record["weights"], record["bits"]) == (count, count)
+        assert record["multiply_adds_dense"] == count
+        assert "multiply_adds_direct" not in record
+    totals = description["totals"]
+    filters = 9 * (2 + 2 * 2 + 2 * 4 + 4 * 4)
+    assert totals["filter_bits"] == filters
+    direct = 9 * (256 * 2 + 256 * 2 * 2 + 64 * 2 * 4 + 64 * 4 * 4)
+    assert totals["multiply_adds_direct"] == direct
+    norms = 32 * 2 * (2 + 2 + 4 + 4 + 16 + 16 + 5)
+    assert totals["bits"] == filters + sum(weights.values()) + 7 * 32 + norms
+    monkeypatch.setenv("COLUMNS", "200")
+    main([str(tmp_path / "model.safetensors")])
+    [line] = [row for row in capsys.readouterr().out.splitlines() if "1x1x64x16" in row]
+    assert line.count("1,024") == 2
+    assert "1.0k" in line
+    main([str(tmp_path / "model.safetensors"), "--html", str(tmp_path / "page.html")])
+    assert 'data-key="1024">1.0k<' in (tmp_path / "page.html").read_text()
+
+
 def test_comparison_of_two_checkpoints(report_runs):
     workdir = report_runs["seed_0"]
     first, last = (inspect(workdir / "checkpoints" / step) for step in ("44", "88"))

@@ -189,13 +189,34 @@ def test_adadelta_moves_m_and_keeps_it_non_negative():
         ("step", {0: 1, 19: 1, 20: 0.2, 29: 0.2, 30: 0.04, 99: 0.04}),
         ("cosine", {0: 1, 25: 0.5 + 0.25 * 2**0.5, 50: 0.5, 100: 0}),
         ("constant", {0: 1, 99: 1}),
+        # 10^-1/10 = 0.7943282 in each epoch; a tenth is left after the tenth.
+        ("exponential", {0: 1, 9: 1, 10: 0.7943282, 19: 0.7943282, 20: 0.6309573, 50: 10**-0.5,
+                         99: 0.1258925, 100: 0.1, 150: 0.1}),
     ],
-)
+)  # fmt: skip
 def test_schedules(schedule, expected):
-    config = OptimizerConfig(schedule=schedule, schedule_epochs=(2, 3), schedule_factor=0.2)
+    config = OptimizerConfig(
+        schedule=schedule, schedule_epochs=(2, 3), schedule_factor=0.2, schedule_final=0.1
+    )
     scale = optim.rate_scale(config, steps_per_epoch=10, num_epochs=10)
     for step, value in expected.items():
         np.testing.assert_allclose(scale(step), value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0.003, 2e-6), (0.001, 3e-7)])
+def test_the_exponential_rates_of_binaryconnect_and_bnn(first, last):
+    """As in the authors' programs: rate *= (last / first)^(1 / epochs) after each epoch."""
+    config = OptimizerConfig(
+        learning_rate=first, schedule="exponential", schedule_final=last / first
+    )
+    rate = optim.learning_rate(config, steps_per_epoch=900, num_epochs=500)
+    expected = first
+    for epoch in range(501):
+        if epoch % 100 == 0:
+            steps = jnp.asarray([900 * epoch, 900 * epoch + 899])
+            np.testing.assert_allclose(jax.jit(rate)(steps[0]), expected, rtol=2e-5)
+            np.testing.assert_allclose(rate(int(steps[1])), expected, rtol=2e-5)
+        expected *= (last / first) ** (1 / 500)
 
 
 def test_warmup_rises_linearly():
