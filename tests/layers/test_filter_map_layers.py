@@ -248,9 +248,8 @@ def test_maps_have_a_rate_and_a_decay_of_their_own(kind):
 
 
 def test_a_map_with_fewer_rows_than_columns_trains():
-    _, layer, p, _, x = layer_of(
-        "filter_map", channels=48, out_maps=12, planes=1, samples=(2, 3, 2)
-    )
+    sizes = {"channels": 48, "out_maps": 12, "planes": 1, "strides": 1, "samples": (2, 3, 2)}
+    network, layer, p, _, x = layer_of("filter_map", **sizes)
     assert p["filter_map"].shape == (4, 6, 48)
     assert geometry_of(layer).samples == (2, 3, 2)
     target = jnp.sin(jnp.arange(2 * 7 * 8 * 12.0)).reshape(2, 7, 8, 12)
