@@ -115,8 +115,9 @@ def _why_unfit(geometry: Geometry, outputs: int) -> str:
 def samples_for(outputs: int, channels: int, kernel: tuple[int, int]) -> tuple[int, int, int]:
     """Returns (K1, K2, K3) of a layer, by a rule that continues the paper's Table 1.
 
-    The table itself has (2, 3, 2) for 12 filters, where the rule gives (3, 2, 2). K3 is 2 up to 32 filters, 4 up to 256 and 8 above, lowered to a power of two that divides both K
-    and C. K1 >= K2 are the factors of K / K3 that are nearest to each other.
+    K3 is 2 up to 32 filters, 4 up to 256 and 8 above, lowered to a power of two that divides both K
+    and C. K1 >= K2 are the factors of K / K3 that are nearest to each other. The table itself has
+    (2, 3, 2) for 12 filters, where the rule gives (3, 2, 2).
 
     Args:
         outputs: K.
