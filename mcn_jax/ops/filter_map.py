@@ -35,9 +35,10 @@ from mcn_jax.ops.convolution import DIMENSIONS, convolve
 GRADIENTS = ("mean", "sum")
 STEP = 2  # x and y
 # "auto" takes the circulant form on a CPU if input and output have at least this many channels. In
-# such layers of a ResNet, benchmarks/filter_map.py measured 0.3 to 0.5 of the direct form's time in
-# float32, forward and with gradients. With 64 channels the forward pass alone may take longer, and
-# a DenseNet's layers of 32 filters take longer on small images. Other dtypes are not measured.
+# such layers of a ResNet it took 0.33 to 0.52 of the direct form's time with gradients, and 0.27 to
+# 0.57 forward: medians of benchmarks/filter_map.py in float32, on two busy cores. With 64 channels
+# the forward pass alone may take longer, and a DenseNet's layers of 32 filters take longer on small
+# images. Other dtypes are not measured.
 WIDE = 128
 FEW_FILTERS, MANY_FILTERS = 32, 256  # the limits of K3 in `samples_for`
 
