@@ -65,12 +65,23 @@ class ModelConfig:
     name: str = "simple_cnn"  # a name in mcn_jax.models.MODELS
     conv: str = "mcconv"  # a name in mcn_jax.layers.table.LAYERS; "conv": widths * planes channels
     stem_conv: str = ""  # a name in LAYERS for the first convolution; "" takes conv
+    pointwise: str = "conv"  # nin, resnet, densenet: a name in LAYERS for 1x1 convolutions
     widths: tuple[int, ...] = (20, 40, 80, 160)  # output feature maps of each layer (Fig. 8);
     #                                              wide_resnet: of the stem and three stages; nin:
     #                                              of its 8 layers; maxout: of its 3 layers;
-    #                                              convnet: of each stage; lbcnn: of all layers
+    #                                              convnet: of each stage; lbcnn: of all layers;
+    #                                              resnet: of the stem and of each stage; densenet:
+    #                                              of the stem
     depth: int = 20  # wide_resnet: layers, 6n + 2 or 6n + 4; the paper has 20, 28 and 34; lbcnn:
     #                  number of modules
+    blocks: tuple[int, ...] = (2, 2, 2, 2)  # resnet, densenet: blocks of each stage
+    block: str = "basic"  # resnet: "basic", or "bottleneck" with 1x1 convolutions around each 3x3
+    shortcut: str = (
+        "projection"  # resnet: where shapes differ, "projection" (option B of He et al.)
+    )
+    #                               or "zeros" (option A)
+    preactivation: bool = False  # resnet: batch norm and ReLU before each convolution, not after
+    growth: int = 32  # densenet: maps that each block appends
     stem: str = "cifar"  # wide_resnet: "cifar", or "imagenet", which divides height and width by 4
     layout: str = "cifar10"  # maxout: its kernels, pooling and pieces, a name in
     #                          mcn_jax.models.maxout.LAYOUTS

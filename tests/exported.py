@@ -37,6 +37,10 @@ def random_model(num_centers=2, channels=1, size=(16, 16), image_size=0, dense="
         fields = {"depth": 8} | fields | {"widths": (1, 2, 2, 3)}
     if fields.get("name") == "nin":
         fields |= {"widths": (4, 3, 3, 4, 3, 3, 4, 4)}
+    if fields.get("name") == "resnet":
+        fields = {"blocks": (2, 1)} | fields | {"widths": (2, 2, 3)}
+    if fields.get("name") == "densenet":
+        fields = {"blocks": (2, 1), "growth": 2} | fields | {"widths": (3,)}
     if fields.get("name") == "maxout":
         fields |= {"widths": (3, 2, 2)}
     quantized = num_centers > 0

@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def convolved(x, kernel, pads):
+def convolved(x, kernel, pads, strides=1):
     """Cross-correlates [N, Y, X, C] with [W, W, C, O] after padding each side by (low, high)."""
     size = len(kernel)
     x = np.pad(np.asarray(x, np.float64), ((0, 0), pads, pads, (0, 0)))
@@ -13,11 +13,11 @@ def convolved(x, kernel, pads):
             np.stack(
                 [
                     np.tensordot(x[:, i : i + size, j : j + size], np.asarray(kernel), 3)
-                    for j in range(columns)
+                    for j in range(0, columns, strides)
                 ],
                 axis=1,
             )
-            for i in range(rows)
+            for i in range(0, rows, strides)
         ],
         axis=1,
     )

@@ -47,10 +47,15 @@ def reconstruct(filters, m):
 
 
 def padding_of(size, taps, stride, padding):
-    """Returns (padding before, output size) of one axis, with TensorFlow's rule for SAME."""
+    """Returns (padding before, output size) of one axis.
+
+    The rule for SAME is TensorFlow's, the one for CENTERED is PyTorch's.
+    """
     if padding == "VALID":
         return 0, (size - taps) // stride + 1
     out = -(-size // stride)
+    if padding == "CENTERED":
+        return taps // 2, out
     return max((out - 1) * stride + taps - size, 0) // 2, out
 
 

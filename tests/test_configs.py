@@ -166,7 +166,9 @@ def image_shape(config):
 def shallow(config):
     """Returns a config with one block per stage, because tracing 34 similar layers is slow."""
     depth = {2: 8, 4: 10}[config.model.depth % 6]
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, depth=depth))
+    blocks = (1,) * len(config.model.blocks)
+    model = dataclasses.replace(config.model, depth=depth, blocks=blocks)
+    return dataclasses.replace(config, model=model)
 
 
 class Network(NamedTuple):
@@ -231,6 +233,12 @@ def test_it_is_valid_and_its_step_fits_together(name):
     config = load(name)
     validate(config)
     check_step(shallow(config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lbcnn", "cifar10", "resnet101", "resnet110"])
+def test_a_step_of_a_deep_network_fits_together(name):
+    check_step(load(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -318,8 +326,11 @@ def test_a_derived_config_changes_of_its_base_what_is_stated_here_and_no_more(na
 CPU = [name for name in NAMES if name.endswith("_cpu")]
 CONTINUED = ["figure5_lambda_cpu"]  # binary from the start, after a float run
 # Networks of other authors, which MCN is compared with.
-OTHER_NETWORKS = {"nin", "maxout", "binaryconnect_cifar10", "lbcnn", "mcdonnell_cifar10"}
-OTHER_RECIPES = {"mcdonnell_cifar10"}
+OTHER_NETWORKS = {
+    "nin", "maxout", "binaryconnect_cifar10", "lbcnn", "mcdonnell_cifar10", "resnet101",
+    "resnet110", "resnet18_mcn",
+}  # fmt: skip
+OTHER_RECIPES = {"mcdonnell_cifar10", "resnet18_mcn"}
 ONE_BIT = {"binaryconnect_cifar10", "convnet_mnist_cpu"}  # binary from the start, as their authors'
 BOOK = "cifar10_20_16_16_32_64"
 FULL = {  # full configs with other names
@@ -386,6 +397,8 @@ def test_other_networks_have_their_printed_width_and_the_recipe_of_cifar10(name)
         "maxout": ((96, 192, 192), 500),
         "binaryconnect_cifar10": ((128, 256, 512), 1024),
         "lbcnn": ((384,), 512),
+        "resnet101": ((64, 64, 128, 256, 512), None),
+        "resnet110": ((16, 16, 32, 64), None),
     }[name]
     config, base = load(name), load("cifar10")
     assert (config.model.planes, config.model.widths) == (1, widths)

@@ -30,8 +30,11 @@ from mcn_jax.ops.packing import MAX_CENTERS
 # The most that a file may request.
 MAX_SIZE, MAX_PLANES, MAX_CLASSES, MAX_NAME = 2048, 64, 2**20, 300
 MAX_DEPTH, MAX_TENSORS = 200, 1_024  # a network of depth 200 has 1,001 tensors
+MAX_STAGES, BLOCK_TENSORS = 8, 6  # a block has two convolutions and two batch norms, or more
 MAX_LAYER_BYTES = 2**28  # for a layer's input or output of one image, and for its filters
 BASE_FIELDS = ("model.name", "model.conv", "model.widths", "model.pooling", "model.head")
+
+OPTIONAL_FIELDS = ("stem_conv", "pointwise")  # of ModelConfig; a header has them unless default
 
 
 class Network(NamedTuple):
@@ -62,11 +65,14 @@ class Network(NamedTuple):
 
 def _fields(model: ModelConfig) -> tuple[str, ...]:
     """Returns the config fields that a header must have."""
+    kinds = models.convolution_kinds(model)
     own = [*models.MODELS[model.name].options, *HEADS[model.head].options]
-    options = LAYERS[model.conv].options
-    if model.stem_conv:
-        own.append("stem_conv")
-        options = tuple(dict.fromkeys((*options, *LAYERS[model.stem_conv].options)))
+    own += [
+        name
+        for name in OPTIONAL_FIELDS
+        if name in kinds and getattr(model, name) != getattr(ModelConfig, name)
+    ]
+    options = dict.fromkeys(name for kind in kinds.values() for name in LAYERS[kind].options)
     return (*BASE_FIELDS, *(f"model.{name}" for name in own), *options)
 
 
@@ -75,7 +81,8 @@ def _known_fields() -> dict[str, str]:
     options = [f"model.{name}" for model in models.MODELS.values() for name in model.options]
     options += [f"model.{name}" for head in HEADS.values() for name in head.options]
     options += [name for family in LAYERS.values() for name in family.options]
-    parts = (name.partition(".") for name in (*BASE_FIELDS, "model.stem_conv", *options))
+    options += [f"model.{name}" for name in OPTIONAL_FIELDS]
+    parts = (name.partition(".") for name in (*BASE_FIELDS, *options))
     return {field: group for group, _, field in parts}
 
 
@@ -211,16 +218,16 @@ def network_from_json(
     _limit("the number of tensors", tensors, 1, MAX_TENSORS)
     _limit("the number of classes", classes, 1, MAX_CLASSES)
     network = _network(values, tensors)
-    model, family = network.config.model, LAYERS[network.config.model.conv]
-    first = LAYERS[models.stem_conv(model)]
-    if network.quantized and not (family.quantizes or first.quantizes):
+    model = network.config.model
+    kinds = models.convolution_kinds(model).values()
+    if network.quantized and not any(LAYERS[kind].quantizes for kind in kinds):
         raise InputError(
             f"network.conv={model.conv} does not support quantized weights, but the file has them"
         )
     height, width, channels = images.shape
     with _named_as_here():
         models.MODELS[model.name].check_image_size(model, height, width)
-        if first.takes_planes:
+        if LAYERS[models.stem_conv(model)].takes_planes:
             check_input(model.input_planes, channels, model.planes, "the file")
     with _named_as_here():
         plan = network.plan(classes, images.shape)
@@ -259,6 +266,11 @@ def _network(values: Any, tensors: int) -> Network:
     _limit("network.planes", model.planes, 1, MAX_PLANES)
     _limit("network.depth", model.depth, 0, MAX_DEPTH)
     _limit("the number of network.widths", len(model.widths), 1, tensors)
+    if "blocks" in values:
+        _limit("the number of network.blocks", len(model.blocks), 1, MAX_STAGES)
+        _limit("the sum of network.blocks", sum(model.blocks), 1, tensors // BLOCK_TENSORS)
+        _limit("the least of network.blocks", min(model.blocks), 1, tensors)
+    _limit("network.growth", model.growth, 1, 2**20)
     for size in model.widths:
         _limit("network.widths", size, 1, 2**20)
     _limit("network.dense_features", model.dense_features, 1, 2**20)

@@ -250,6 +250,8 @@ class Family:
             layers that compute more than their output. They bound the memory of untrusted files.
         filters: leaf name of the parameter that holds the filters.
         quantizes: whether the family can be trained with quantized weights.
+        pointwise: whether the family can be chosen for convolutions of 1x1 pixels, as
+            `model.pointwise`.
         follows_relu: whether a network applies a ReLU before the layer.
         takes_signs: whether the layer takes the signs of its input. A network passes
             `signs_input=False` to its first convolution, which takes the image. Both modules have
@@ -302,6 +304,7 @@ class Family:
     inner_shapes: Callable[[PlannedLayer], list[tuple[int, ...]]] = no_shapes
     filters: str | None = None
     quantizes: bool = False
+    pointwise: bool = True
     follows_relu: bool = True
     takes_signs: bool = False
     takes_planes: bool = False

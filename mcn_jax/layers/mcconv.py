@@ -40,7 +40,7 @@ class MCConv(nn.Module):
         planes: K, channels per feature map.
         kernel_size: W, odd, in pixels.
         strides: step in y and x, in pixels.
-        padding: "SAME" or "VALID".
+        padding: a name in `mcn_jax.ops.convolution.PADDINGS`.
         binarized: False convolves with the latent filters themselves (U-MCN).
         num_centers: U; a filter takes ceil(log2 U) bits per weight.
         m_gradient: "binary" or "latent", the two readings of Eq. 16.
@@ -315,6 +315,7 @@ MCCONV = Family(
     multiply_adds=_multiply_adds,
     quantizes=True,
     takes_planes=True,
+    pointwise=False,
     methods=("MCN", "U-MCN"),
     options=("model.planes", "model.input_planes", "binarize.num_centers"),
     check=_check,

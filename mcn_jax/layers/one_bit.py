@@ -48,7 +48,7 @@ class OneBitConv(nn.Module):
         planes: channels per output map.
         kernel_size: W, in pixels.
         strides: step in y and x, in pixels.
-        padding: "SAME" or "VALID".
+        padding: a name in `mcn_jax.ops.convolution.PADDINGS`.
         binarized: False convolves with the latent filters themselves.
         estimator: IR-Net and ReCU: derivative of the sign, a name in
             `mcn_jax.ops.one_bit.ESTIMATORS`; "" takes that of the layer's authors.

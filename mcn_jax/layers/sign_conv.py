@@ -115,7 +115,7 @@ def _family(module: type[SignConv], kind: str, **fields: Any) -> Family:
             SignKernelConv, planes=config.model.planes, quantized=quantized, has_k=module.has_k
         )
 
-    fields |= {"deployed": deployed, "follows_relu": False, "takes_signs": True}
+    fields |= {"deployed": deployed, "follows_relu": False, "takes_signs": True, "pointwise": False}
     return one_bit_family(module, kind, options=("k_gradient",), **fields)
 
 

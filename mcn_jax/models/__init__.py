@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 
@@ -11,19 +11,21 @@ from mcn_jax.errors import InputError, require, require_one_of
 from mcn_jax.layers.planes import INPUT_PLANES
 from mcn_jax.layers.pooling import POOLINGS
 from mcn_jax.layers.table import LAYERS
-from mcn_jax.models import convnet, lbcnn, maxout, nin, simple_cnn, wide_resnet
+from mcn_jax.models import convnet, densenet, lbcnn, maxout, nin, resnet, simple_cnn, wide_resnet
 from mcn_jax.models.classifier import Classifier, Outputs
 from mcn_jax.models.convnet import ConvNet
+from mcn_jax.models.densenet import DenseNet
 from mcn_jax.models.heads import HEADS
 from mcn_jax.models.lbcnn import LBCNN
 from mcn_jax.models.maxout import LAYOUTS, Maxout
 from mcn_jax.models.nin import NetworkInNetwork
+from mcn_jax.models.resnet import ResNet
 from mcn_jax.models.simple_cnn import SimpleCNN
 from mcn_jax.models.wide_resnet import STEMS, WideResNet
 
 __all__ = [
-    "LBCNN", "MODELS", "Classifier", "ConvNet", "Maxout", "NetworkInNetwork", "Outputs",
-    "SimpleCNN", "WideResNet", "make_model",
+    "LBCNN", "MODELS", "Classifier", "ConvNet", "DenseNet", "Maxout", "NetworkInNetwork", "Outputs",
+    "ResNet", "SimpleCNN", "WideResNet", "convolution_kinds", "make_model",
 ]  # fmt: skip
 
 
@@ -35,6 +37,8 @@ class Architecture:
         module: class of the network.
         title: name in tables if its convolutions are ordinary ones.
         options: fields of `ModelConfig` that it takes in addition to those of every `Classifier`.
+        has_pointwise: whether it has convolutions of 1x1 pixels, which `model.pointwise` chooses.
+        shown: fields of `ModelConfig` that tell its depth in tables, each with its unit.
         check: ModelConfig -> None; raises InputError unless the network can be built.
         check_image_size: (ModelConfig, height, width) -> None; raises InputError unless the network
             can take images of this size.
@@ -44,6 +48,8 @@ class Architecture:
     module: type[Classifier]
     title: str
     options: tuple[str, ...] = ()
+    has_pointwise: bool = False
+    shown: Mapping[str, str] = dataclasses.field(default_factory=dict)
     check: Callable[[ModelConfig], None]
     check_image_size: Callable[[ModelConfig, int, int], None]
     takes_signs: bool = True
@@ -60,12 +66,14 @@ MODELS = {
         module=WideResNet,
         title="WRN",
         options=("depth", "stem"),
+        shown={"depth": "layers"},
         check=wide_resnet.check,
         check_image_size=wide_resnet.check_image_size,
     ),
     "nin": Architecture(
         module=NetworkInNetwork,
         title="NIN",
+        has_pointwise=True,
         check=nin.check,
         check_image_size=nin.check_image_size,
         takes_signs=False,
@@ -88,8 +96,27 @@ MODELS = {
         module=LBCNN,
         title="LBCNN with ordinary convolutions",
         options=("depth",),
+        shown={"depth": "modules"},
         check=lbcnn.check,
         check_image_size=lbcnn.check_image_size,
+    ),
+    "resnet": Architecture(
+        module=ResNet,
+        title="ResNet",
+        options=("blocks", "block", "shortcut", "preactivation"),
+        has_pointwise=True,
+        shown={"blocks": "blocks"},
+        check=resnet.check,
+        check_image_size=resnet.check_image_size,
+    ),
+    "densenet": Architecture(
+        module=DenseNet,
+        title="DenseNet",
+        options=("blocks", "growth"),
+        has_pointwise=True,
+        shown={"blocks": "blocks"},
+        check=densenet.check,
+        check_image_size=densenet.check_image_size,
     ),
 }
 
@@ -101,6 +128,7 @@ def check(config: Config) -> None:
         ("model.name", model.name, MODELS),
         ("model.conv", model.conv, LAYERS),
         ("model.stem_conv", stem_conv(model), LAYERS),
+        ("model.pointwise", model.pointwise, LAYERS),
         ("model.stem", model.stem, STEMS),
         ("model.layout", model.layout, LAYOUTS),
         ("model.input_planes", model.input_planes, INPUT_PLANES),
@@ -113,6 +141,13 @@ def check(config: Config) -> None:
     if min(model.widths, default=1) < 1:
         raise InputError(f"config.model.widths={model.widths} must each be at least 1 feature map")
     architecture = MODELS[model.name]
+    of_one_pixel = ", ".join(name for name, family in LAYERS.items() if family.pointwise)
+    require(
+        LAYERS[model.pointwise].pointwise,
+        "model.pointwise",
+        model.pointwise,
+        f"cannot be used for convolutions of 1x1 pixels; it must be one of {of_one_pixel}",
+    )
     with_signs = ", ".join(name for name, other in MODELS.items() if other.takes_signs)
     require(
         architecture.takes_signs or not LAYERS[model.conv].takes_signs,
@@ -127,6 +162,14 @@ def check(config: Config) -> None:
 def stem_conv(model: ModelConfig) -> str:
     """Returns the name in `LAYERS` of the first convolution."""
     return model.stem_conv or model.conv
+
+
+def convolution_kinds(model: ModelConfig) -> dict[str, str]:
+    """Returns {field of ModelConfig: name in LAYERS} for all convolutions of a network."""
+    kinds = {"conv": model.conv, "stem_conv": stem_conv(model)}
+    if MODELS[model.name].has_pointwise:
+        kinds["pointwise"] = model.pointwise
+    return kinds
 
 
 def make_model(
@@ -152,19 +195,20 @@ def make_model(
     """
     model = config.model
     architecture = MODELS[model.name]
-    family, first = LAYERS[model.conv], LAYERS[stem_conv(model)]
-    made = []
-    for one in (family, first):
-        make = one.deployed if deployed else one.make
+    makers = {}
+    for field, name in convolution_kinds(model).items():
+        make = LAYERS[name].deployed if deployed else LAYERS[name].make
         if make is None:
-            raise ValueError(f"the layer family {one.kind!r} cannot be chosen for a network")
-        made.append(make(config, quantized))
-    conv, first_conv = made
+            raise ValueError(f"the layer family {name!r} cannot be chosen for a network")
+        makers[field] = make(config, quantized)
+    family, first = LAYERS[model.conv], LAYERS[stem_conv(model)]
+    first_conv = makers["stem_conv"]
     if first.takes_signs:
         first_conv = functools.partial(first_conv, signs_input=False)
     return architecture.module(
-        conv=conv,
+        conv=makers["conv"],
         first_conv=first_conv if model.stem_conv or first.takes_signs else None,
+        pointwise_conv=makers.get("pointwise"),
         relu=family.follows_relu,
         widths=model.widths,
         num_classes=num_classes,

@@ -42,6 +42,8 @@ class Classifier(nn.Module):
         input_planes: how the image is expanded to maps of K planes, see `expand_input`; None keeps
             the image, for ordinary convolutions.
         first_conv: makes the first convolution, which takes the image; None takes `conv`.
+        pointwise_conv: makes convolutions of 1x1 pixels, for networks that have them; None makes
+            ordinary ones.
         relu: whether a ReLU precedes every other convolution. The head always follows a ReLU.
         pooling: how images are halved, a name in `POOLINGS`.
         head: from features to logits, a name in `HEADS`.
@@ -60,6 +62,7 @@ class Classifier(nn.Module):
     planes: int = 4
     input_planes: str | None = "copy"
     first_conv: Callable[..., nn.Module] | None = None
+    pointwise_conv: Callable[..., nn.Module] | None = None
     relu: bool = True
     pooling: str = "strided"
     head: str = "dense"
@@ -139,8 +142,10 @@ class Classifier(nn.Module):
         return self.conv if self.first_conv is None else self.first_conv
 
     @property
-    def ordinary_conv(self) -> Callable[..., nn.Module]:
-        """Makes an ordinary convolution, whatever `conv` is."""
+    def pointwise(self) -> Callable[..., nn.Module]:
+        """Makes a convolution of 1x1 pixels, if it is called with `kernel_size` 1."""
+        if self.pointwise_conv is not None:
+            return self.pointwise_conv
         make = ordinary_conv(deployed=self.deployed, dtype=self.dtype, param_dtype=self.param_dtype)
         return functools.partial(make, planes=self.planes)
 

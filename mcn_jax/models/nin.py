@@ -44,9 +44,10 @@ class NetworkInNetwork(Classifier):
     Batch norm and ReLU follow each convolution. The first two stages end with pooling over windows
     of 3x3 pixels with stride 2, and with dropout.
 
-    Only the spatial convolutions are of the chosen layer family. Those of 1x1 pixels are ordinary
-    ones: an M-filter of a single tap "does not propagate any M-filter information" (Wang et al.
-    2018, Sec. 3.1). A head with dense layers takes the global average of the maps.
+    Only the spatial convolutions are of the chosen layer family. Those of 1x1 pixels are of
+    `model.pointwise`, by default ordinary ones: an M-filter of a single tap "does not propagate any
+    M-filter information" (Wang et al. 2018, Sec. 3.1). A head with dense layers takes the global
+    average of the maps.
 
     `widths` are the output maps of the eight convolutions. The head "conv_relu" adds the ninth. For
     the other attributes see `Classifier`.
@@ -65,7 +66,7 @@ class NetworkInNetwork(Classifier):
         for number, stage in enumerate(STAGES, start=1):
             for kernel_size in stage.kernel_sizes:
                 layer += 1
-                conv = self.ordinary_conv if kernel_size == 1 else self.conv
+                conv = self.pointwise if kernel_size == 1 else self.conv
                 conv = self.stem_conv if layer == 1 else conv
                 name = f"conv_{layer}"
                 x = conv(self.widths[layer - 1], kernel_size=kernel_size, name=name)(x)

@@ -15,6 +15,9 @@ DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # many channels as pixels. There it took no more time or memory than the product of patches,
 # measured in float32 with AVX-512.
 MANY_CHANNELS = 128
+# "CENTERED" pads W // 2 zeros on each side, as most PyTorch programs do. With "SAME" and stride 2,
+# XLA pads images of an even size by one zero less on the low side.
+PADDINGS = ("SAME", "VALID", "CENTERED")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,8 +41,7 @@ def pads_and_out_size(
         strides: as given to `convolve`.
         padding: as given to `convolve`.
     """
-    found = lax.padtype_to_pads(size, kernel_size, strides, padding)
-    pads = [(int(low), int(high)) for low, high in found]
+    pads = explicit_pads(size, kernel_size, strides, padding)
     out_size = (
         (pixels + low + high - taps) // stride + 1
         for pixels, (low, high), taps, stride in zip(size, pads, kernel_size, strides, strict=True)
@@ -47,11 +49,23 @@ def pads_and_out_size(
     return pads, tuple(out_size)
 
 
+def explicit_pads(
+    size: tuple[int, ...], kernel_size: tuple[int, ...], strides: tuple[int, int], padding: str
+) -> list[tuple[int, int]]:
+    """Returns the low and high padding in y and x; the arguments are as in `pads_and_out_size`."""
+    if padding == "CENTERED":
+        return [(taps // 2, taps // 2) for taps in kernel_size]
+    found = lax.padtype_to_pads(size, kernel_size, strides, padding)
+    return [(int(low), int(high)) for low, high in found]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(
     features: jax.Array, filters: jax.Array, strides: tuple[int, int], padding: str
 ) -> jax.Array:
     """Cross-correlates [N, Y, X, C] with filters [W, W, C, O], in the dtype of the features.
+
+    `padding` is a name in `PADDINGS`.
 
     The gradient of the filters is `filter_gradient`, in the dtype of the filters.
     """
@@ -87,7 +101,7 @@ def _convolve(
         features,
         filters.astype(features.dtype),
         window_strides=strides,
-        padding=padding,
+        padding=explicit_pads(features.shape[1:3], filters.shape[:2], strides, padding),
         dimension_numbers=DIMENSIONS,
     )
 
@@ -143,7 +157,7 @@ def _filter_gradient_by_patches(
 ) -> jax.Array:
     n, _, _, channels = features.shape
     _, height, width, outputs = cotangent.shape
-    pads = lax.padtype_to_pads(features.shape[1:3], kernel_size, strides, padding)
+    pads = explicit_pads(features.shape[1:3], kernel_size, strides, padding)
     taps = math.prod(kernel_size)
     image_bytes = height * width * taps * channels * features.dtype.itemsize
     chunk = images_at_a_time(n, image_bytes)

@@ -36,7 +36,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from mcn_jax.ops.chunks import images_at_a_time, scan_chunks
-from mcn_jax.ops.convolution import ConvSpec
+from mcn_jax.ops.convolution import ConvSpec, explicit_pads
 
 
 class _Tap(NamedTuple):
@@ -203,7 +203,7 @@ def _gradients_of_products(
 def _taps(
     size: tuple[int, ...], kernel_size: tuple[int, ...], strides: tuple[int, int], padding: str
 ) -> _Taps:
-    pads = lax.padtype_to_pads(size, kernel_size, strides, padding)
+    pads = explicit_pads(size, kernel_size, strides, padding)
     out_size, lines = [], []
     for pixels, kernel, stride, (low, high) in zip(size, kernel_size, strides, pads, strict=True):
         out_size.append((pixels + low + high - kernel) // stride + 1)

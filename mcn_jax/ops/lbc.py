@@ -79,7 +79,7 @@ def local_binary_convolution(
         kernel: [1, 1, M, O].
         bias: [O].
         strides: strides of the convolution with the anchors, in y and x.
-        padding: "SAME" or "VALID", likewise.
+        padding: as given to `convolve`.
 
     Returns:
         [N, Y', X', O].

@@ -21,7 +21,7 @@ from jax import lax
 
 from mcn_jax.ops import factored, native
 from mcn_jax.ops.binarize import nearest_center
-from mcn_jax.ops.convolution import ConvSpec, convolve
+from mcn_jax.ops.convolution import PADDINGS, ConvSpec, convolve
 from mcn_jax.ops.fastest import (
     UNMEASURED,
     Shape,
@@ -35,7 +35,6 @@ from mcn_jax.ops.modulate import reconstructed_filters
 Residuals = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array | None]
 # With fewer channels, computing the products again takes less time than reading them.
 CHANNELS_TO_SAVE = 256
-PADDINGS = ("SAME", "VALID")
 M_GRADIENTS = ("binary", "latent")
 
 
@@ -232,7 +231,7 @@ def mcconv(
         centers: [U], sorted, or None.
         m_filters: M, [W, W, K].
         strides: steps in y and x, in pixels.
-        padding: "SAME" or "VALID".
+        padding: "SAME", "VALID" or "CENTERED", see `mcn_jax.ops.convolution`.
         m_gradient: "binary" or "latent".
         form: a name in `FORMS`; all forms compute the same function. "auto" takes the form that was
             fastest at the most similar measured shape, see `mcn_jax.ops.fastest`. "native" is

@@ -314,7 +314,7 @@ def activation_scales(x: jax.Array, kernel_size: int, strides: int, padding: str
         x: [N, Y, X, C].
         kernel_size: W, in pixels.
         strides: step of the convolution in y and x.
-        padding: "SAME" or "VALID", as of the convolution.
+        padding: as of the convolution.
 
     Returns:
         [N, Y', X', 1], the pixels of the convolution's output.

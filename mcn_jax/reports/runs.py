@@ -21,7 +21,8 @@ IGNORED = ("seed", *RESUMABLE_CHANGES)
 PLACES = ("init_from", "data.wnids_file")
 # Fields that the columns method, data and network show.
 ALWAYS_SHOWN = (
-    "data.name", "model.name", "model.widths", "model.depth", "model.conv", "binarize.enabled",
+    "data.name", "model.name", "model.widths", "model.depth", "model.blocks", "model.conv",
+    "binarize.enabled",
 )  # fmt: skip
 SHORT_NAMES = {
     "loss.theta": "theta", "loss.center_loss_weight": "lambda", "binarize.num_centers": "centers",
@@ -234,9 +235,10 @@ def method(setting: Mapping[str, Any]) -> str:
 
 def network(setting: Mapping[str, Any]) -> str:
     """Returns a name such as "simple_cnn 5-10-20-40" or "wide_resnet 20 layers 16-16-32-64"."""
-    what = {"wide_resnet": "layers", "lbcnn": "modules"}.get(str(setting["model.name"]))
-    layers = f" {setting['model.depth']} {what}" if what else ""
-    return f"{setting['model.name']}{layers} {text(setting['model.widths'])}"
+    architecture = MODELS.get(setting["model.name"])
+    shown = architecture.shown if architecture is not None else {}
+    depths = [f"{text(setting[f'model.{field}'])} {unit}" for field, unit in shown.items()]
+    return " ".join([str(setting["model.name"]), *depths, text(setting["model.widths"])])
 
 
 def _shown(setting: Mapping[str, Any]) -> tuple[str, str, str]:

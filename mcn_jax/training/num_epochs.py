@@ -6,7 +6,7 @@ import shlex
 from mcn_jax.config import Config
 from mcn_jax.errors import InputError
 from mcn_jax.layers.table import LAYERS
-from mcn_jax.models import stem_conv
+from mcn_jax.models import convolution_kinds
 from mcn_jax.training.optim import OPEN_ENDED
 from mcn_jax.training.phases import quantizes
 from mcn_jax.workdirs.checkpoint import saved_steps
@@ -49,7 +49,7 @@ def check_num_epochs(
             f" --config.num_epochs={more}{binary_at_once}; or train again in another --workdir with"
             f" --config.optimizer.schedule={' or '.join(OPEN_ENDED)}, which can be continued"
         )
-    for field, name in (("conv", config.model.conv), ("stem_conv", stem_conv(config.model))):
+    for field, name in convolution_kinds(config.model).items():
         if LAYERS[name].advance is not None and quantizes(config):
             raise InputError(
                 f"{changed}, which would change the layers of config.model.{field}={name!r}: they"

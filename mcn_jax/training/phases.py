@@ -2,13 +2,13 @@
 
 from mcn_jax.config import Config
 from mcn_jax.layers.table import LAYERS
-from mcn_jax.models import stem_conv
+from mcn_jax.models import convolution_kinds
 
 
 def quantizes(config: Config) -> bool:
     """Returns whether the fully trained model has quantized weights."""
-    families = (LAYERS[config.model.conv], LAYERS[stem_conv(config.model)])
-    return config.binarize.enabled and any(family.quantizes for family in families)
+    kinds = convolution_kinds(config.model).values()
+    return config.binarize.enabled and any(LAYERS[kind].quantizes for kind in kinds)
 
 
 def quantized_in(config: Config, epoch: int) -> bool:

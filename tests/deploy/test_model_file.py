@@ -41,6 +41,7 @@ from mcn_jax.layers.table import LAYERS
 from mcn_jax.models.heads import HEADS
 from mcn_jax.models.maxout import LAYOUTS
 from mcn_jax.models.plan import specs
+from mcn_jax.models.resnet import BLOCKS, SHORTCUTS
 from mcn_jax.models.wide_resnet import STEMS, blocks_per_stage
 
 # All layers but MCconv and the ordinary convolution.
@@ -108,6 +109,26 @@ NETWORKS = {
     "maxout": {"name": "maxout", "num_centers": 0, "conv": "conv", "head": "maxout"},
     "maxout, svhn": {"name": "maxout", "layout": "svhn", "head": "maxout", "num_centers": 4},
     "maxout, mnist": {"name": "maxout", "layout": "mnist", "conv": "bwn", "head": "linear"},
+    "resnet": {"name": "resnet", "head": "linear", "channels": 3},
+    "resnet, one-bit 1x1": {
+        "name": "resnet", "conv": "bwn", "pointwise": "mcdonnell", "planes": 1, "size": (13, 20),
+        "channels": 3,
+    },
+    "resnet, bottleneck": {
+        "name": "resnet", "block": "bottleneck", "head": "linear", "preactivation": True,
+        "num_centers": 3,
+    },
+    "resnet, zeros": {
+        "name": "resnet", "conv": "conv", "shortcut": "zeros", "num_centers": 0, "head": "linear",
+    },
+    "resnet, signs": {
+        "name": "resnet", "conv": "bnn", "preactivation": True, "head": "linear", "channels": 3,
+    },
+    "densenet": {"name": "densenet", "head": "linear", "size": (13, 20), "channels": 3},
+    "densenet, one-bit 1x1": {
+        "name": "densenet", "conv": "irnet", "pointwise": "irnet", "growth": 3, "channels": 3,
+    },
+    "nin, one-bit 1x1": {"name": "nin", "pointwise": "bwn", "head": "linear"},
     "convnet": {"name": "convnet", "head": "dense_batch_norm", "channels": 3},
     "convnet, signs": {"name": "convnet", "conv": "bnn", "head": "linear", "size": (12, 20)},
     "convnet, signs after a CNN": {
@@ -158,6 +179,7 @@ def test_every_choice_of_a_network_is_among_those_that_are_exported():
     default = ModelConfig()
     for field, table in (
         ("name", models.MODELS), ("conv", LAYERS), ("stem", STEMS), ("layout", LAYOUTS),
+        ("block", BLOCKS), ("shortcut", SHORTCUTS),
         ("input_planes", INPUT_PLANES), ("pooling", POOLINGS), ("head", HEADS),
     ):  # fmt: skip
         tested = {fields.get(field, getattr(default, field)) for fields in NETWORKS.values()}
@@ -339,7 +361,7 @@ def written(model, path, tensors=None, **changes):
         ({"network__quantized": 1}, "network.quantized=1 must be true or false"),
         ({"network__quantized": False}, "its tensor conv_1/latent_filters is missing"),
         ({"network__head": "x" * 1000}, "network.head='x+ is too long for a name"),
-        ({"network__name": "resnet"}, "network.name='resnet' must be one of simple_cnn"),
+        ({"network__name": "vgg"}, "network.name='vgg' must be one of simple_cnn"),
         ({"network__name": ["simple_cnn"]}, r"network.name=\['simple_cnn'\] must be of type str"),
         ({"network__planes": 65}, "network.planes=65 does not lie in 1..64"),
         ({"network__planes": True}, "network.planes=True must be of type int"),
@@ -526,14 +548,18 @@ def test_an_absurd_network_is_refused_at_once(conv):
     shape = {"height": 2048, "width": 2048, "channels": 3}
     images = InputImages(**shape, mean=(0.5,) * 3, std=(0.2,) * 3)
     begin = time.monotonic()
-    depths = {"simple_cnn": 11, "wide_resnet": 4, "nin": 8, "maxout": 3, "convnet": 11, "lbcnn": 1}
+    depths = {
+        "simple_cnn": 11, "wide_resnet": 4, "nin": 8, "maxout": 3, "convnet": 11, "lbcnn": 1,
+        "resnet": 3, "densenet": 1,
+    }  # fmt: skip
+    blocks = {"resnet": [56, 57], "densenet": [113]}
     assert set(depths) == set(models.MODELS)
     for name, width in (*((name, 1) for name in depths), ("simple_cnn", 2**20)):
         widths = [width] * depths[name]
         fields = {
             "name": name, "conv": conv, "widths": widths, "depth": MAX_DEPTH, "planes": 64,
             "dense_features": 2**20, "head": "dense", "quantized": False,
-        }  # fmt: skip
+        } | ({"blocks": blocks[name]} if name in blocks else {})  # fmt: skip
         with pytest.raises(InputError):
             network_from_json(fields, images, 2**20, MAX_TENSORS, 10)
     assert time.monotonic() - begin < 60  # 4 seconds measured

@@ -166,7 +166,7 @@ def test_binary_filters_and_bits_of_a_model():
 
 @pytest.mark.parametrize(
     ("strides", "padding", "size"),
-    [(1, "SAME", 3), (2, "SAME", 3), (1, "VALID", 5), (1, "SAME", 1)],
+    [(1, "SAME", 3), (2, "SAME", 3), (1, "VALID", 5), (1, "SAME", 1), (2, "CENTERED", 3)],
 )
 def test_a_convolution_with_a_kernel_from_a_file_is_the_trained_one(strides, padding, size):
     arguments = {"out_maps": 3, "kernel_size": size, "strides": strides, "padding": padding}
@@ -174,8 +174,9 @@ def test_a_convolution_with_a_kernel_from_a_file_is_the_trained_one(strides, pad
     kernel = variables["params"]["conv"]["kernel"]
     found = KernelConv(**arguments).apply({"params": {"kernel": kernel}}, images())
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    if padding == "SAME":
-        reference = paper.correlate(np.asarray(images(), np.float64), np.asarray(kernel), strides)
+    if padding != "VALID":
+        features, kernel = np.asarray(images(), np.float64), np.asarray(kernel)
+        reference = paper.correlate(features, kernel, strides, padding)
         np.testing.assert_allclose(found, reference, rtol=1e-4, atol=1e-4)
 
 

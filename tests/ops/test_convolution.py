@@ -16,6 +16,8 @@ def written_out(features, cotangent, taps, strides, padding):
     if padding == "SAME":
         for axis, (size, out) in enumerate(((height, out_height), (width, out_width))):
             low[axis] = max((out - 1) * strides[axis] + taps - size, 0) // 2
+    if padding == "CENTERED":
+        low = [taps // 2, taps // 2]
     gradient = np.zeros((taps, taps, channels, outputs))
     for i in range(taps):
         for j in range(taps):
@@ -38,6 +40,8 @@ def written_out(features, cotangent, taps, strides, padding):
         ((2, 6, 7, 3), 5, (1, 1), "VALID"),
         ((5, 4, 4, 2), 1, (1, 1), "SAME"),
         ((2, 4, 4, 128), 3, (1, 1), "SAME"),
+        ((2, 8, 7, 4), 3, (2, 2), "CENTERED"),
+        ((2, 8, 7, 2), 5, (3, 1), "CENTERED"),
     ],
 )
 def test_filter_gradient(shape, taps, strides, padding, images_a_chunk, monkeypatch):

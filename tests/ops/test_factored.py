@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcn_jax.ops import chunks, factored
+from mcn_jax.ops.convolution import PADDINGS
 from mcn_jax.ops.mcconv import mcconv
 
 CENTERS = np.array([-0.4, 0.7])
@@ -50,7 +51,7 @@ def distance(a, b):
     planes=st.sampled_from([1, 2, 4, 8]),
     taps=st.sampled_from([1, 3, 5]),
     strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    padding=st.sampled_from(["SAME", "VALID"]),
+    padding=st.sampled_from(PADDINGS),
     m_gradient=st.sampled_from(["binary", "latent"]),
     images_a_chunk=st.integers(1, 5),
 )
@@ -83,7 +84,7 @@ def cut_batches(most, patch):
 
 def every_kind(test):
     """Parametrizes a test over K, stride and padding."""
-    test = pytest.mark.parametrize("padding", ["SAME", "VALID"])(test)
+    test = pytest.mark.parametrize("padding", PADDINGS)(test)
     test = pytest.mark.parametrize("strides", [(1, 1), (2, 2)])(test)
     return pytest.mark.parametrize("planes", [1, 2, 4, 8])(test)
 
@@ -123,7 +124,7 @@ def test_it_is_the_direct_form_in_float32(planes, strides, padding):
     out_maps=st.integers(2, 4),
     planes=st.sampled_from([1, 2, 4, 8]),
     strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    padding=st.sampled_from(["SAME", "VALID"]),
+    padding=st.sampled_from(PADDINGS),
 )
 def test_it_is_the_direct_form_in_float32_for_any_shape(
     seed, images, size, in_maps, out_maps, planes, strides, padding

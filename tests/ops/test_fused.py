@@ -16,6 +16,7 @@ CASES = {
     "stride 2": (3, 3, 6, 17, 2, (7, 6), {"strides": (2, 2), "m_gradient": "latent"}),
     "unequal strides": (3, 4, 5, 3, 3, (4, 11), {"strides": (1, 2)}),
     "5x5": (5, 1, 18, 2, 1, (6, 8), {"strides": (2, 1), "padding": "VALID"}),
+    "centered": (3, 4, 5, 3, 2, (6, 8), {"strides": (2, 2), "padding": "CENTERED"}),
     "1x1": (1, 4, 1, 18, 3, (5, 7), {"strides": (3, 2), "m_gradient": "latent"}),
 }
 

@@ -47,6 +47,7 @@ def cotangent_of(output):
     [
         (3, 1, "SAME", 4),
         (3, 2, "SAME", 4),
+        (3, 2, "CENTERED", 4),
         (3, 1, "VALID", 2),
         (1, 1, "SAME", 4),
         (5, 2, "VALID", 1),
@@ -139,7 +140,7 @@ def test_bfloat16_features_with_float32_filters():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"padding": "FULL"}, "padding='FULL' must be one of SAME, VALID"),
+        ({"padding": "FULL"}, "padding='FULL' must be one of SAME, VALID, CENTERED"),
         ({"m_gradient": "exact"}, "m_gradient='exact' must be one of binary, latent"),
         ({"form": "fast"}, "form='fast' must be one of auto, direct, factored, native, pallas"),
         ({"taps": 2}, "filters of 2x2 taps must be square, .*odd"),

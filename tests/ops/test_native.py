@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from test_factored import distance, output_and_gradients, random_arrays
 
 from mcn_jax.ops import native, native_build
+from mcn_jax.ops.convolution import PADDINGS
 
 MCCONV = importlib.import_module("mcn_jax.ops.mcconv")  # the package has a function of this name
 HERE = pathlib.Path(__file__).parent
@@ -36,7 +37,7 @@ needs_kernel = pytest.mark.skipif(
     planes=st.sampled_from([1, 2, 4, 8]),
     taps=st.sampled_from([1, 3, 5]),
     strides=st.tuples(st.integers(1, 2), st.integers(1, 2)),
-    padding=st.sampled_from(["SAME", "VALID"]),
+    padding=st.sampled_from(PADDINGS),
     m_gradient=st.sampled_from(["binary", "latent"]),
     saves=st.booleans(),
 )
