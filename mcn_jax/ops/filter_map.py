@@ -30,7 +30,7 @@ import numpy as np
 from jax import lax
 
 from mcn_jax.ops import circulant
-from mcn_jax.ops.convolution import DIMENSIONS, convolve
+from mcn_jax.ops.convolution import DIMENSIONS, convolve, explicit_pads
 
 GRADIENTS = ("mean", "sum")
 STEP = 2  # x and y
@@ -260,8 +260,9 @@ def _circulant(spec: _Convolution, x: jax.Array, filter_map: jax.Array) -> jax.A
     def product(x: jax.Array, filter_map: jax.Array) -> jax.Array:
         # XLA's own gradient of so few filters takes no more time on a CPU than that of `convolve`.
         filters = cut_filters(filter_map, block).astype(x.dtype)
+        pads = explicit_pads(x.shape[1:3], block.kernel, spec.strides, spec.padding)
         return lax.conv_general_dilated(
-            x, filters, spec.strides, spec.padding, dimension_numbers=DIMENSIONS
+            x, filters, spec.strides, pads, dimension_numbers=DIMENSIONS
         )
 
     x_blocks, map_blocks = (jnp.split(array, shifts, axis=-1) for array in (x, filter_map))
@@ -341,7 +342,7 @@ def filter_map_convolution(
         filter_map: [K1*x, K2*y, C].
         geometry: of the layer.
         strides: steps of the convolution in y and x, in pixels.
-        padding: "SAME" or "VALID".
+        padding: a name in `mcn_jax.ops.convolution.PADDINGS`.
         gradient: "mean" or "sum" of the gradients of an element's occurrences in the filters.
         form: "direct" cuts the filters and convolves. "circulant" splits the channels in K3 blocks;
             the same result takes 1/2, 5/16 and 11/64 of the multiply-adds for K3 = 2, 4 and 8.

@@ -12,7 +12,7 @@ import pytest
 from mcn_jax.ops import filter_map as fm
 from mcn_jax.ops import one_bit
 from mcn_jax.ops.binarize import nearest_center
-from mcn_jax.ops.convolution import convolve
+from mcn_jax.ops.convolution import PADDINGS, convolve
 
 SQUARE = fm.Geometry((4, 4, 4), (3, 3), 64)  # of 64 filters and 64 channels
 
@@ -204,7 +204,7 @@ def test_the_step_of_the_filters_is_a_projection(samples):
         np.testing.assert_allclose(fm.cut_filters(jnp.asarray(again), geometry), step, atol=1e-12)
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
 @pytest.mark.parametrize("shifts", [1, 2, 4, 8])
 def test_the_circulant_form_computes_the_same(shifts, strides, padding):
