@@ -1,6 +1,6 @@
 """Runs a simple CNN with binary filters and a dense head from a model file, with NumPy alone.
 
-It reads MCconv, and the layers with one-bit weights and float activations.
+It reads MCconv, filter maps, and the layers with one-bit weights and float activations.
 
 Command: python read_model.py MODEL IMAGE.npy, with images [N, Y, X, C] uint8. The code follows
 docs/format.md and is a template for readers in other languages. It does not check the file, so use
@@ -31,6 +31,8 @@ def read(path):
 
 def kernel(header, tensors, layer):
     """Returns the kernel that a layer convolves with, [W, W, C, channels]."""
+    if f"{layer}/filter_map" in tensors:
+        return cut(header, tensors[f"{layer}/filter_map"], layer)
     shape = header["filter_shapes"][layer]
     bits = tensors[f"{layer}/bits"][..., None] >> np.arange(8, dtype="u1") & 1
     digits = bits.reshape(len(bits), -1)[:, : np.prod(shape)].astype(int)
@@ -39,8 +41,25 @@ def kernel(header, tensors, layer):
         exponents, scales = tensors.get(f"{layer}/exponents"), tensors.get(f"{layer}/scales")
         return (2 * codes - 1) * (scales if exponents is None else 2.0**exponents)
     filters = tensors[f"{layer}/centers"][codes]
+    if len(shape) == 3:  # of a filter map
+        return cut(header, filters, layer)
     m_filters = tensors[f"{layer}/m_filters"][:, :, None, None]
     return (filters[..., None] * m_filters).reshape(*shape[:3], -1)
+
+
+def cut(header, filter_map, layer):
+    """Returns the filters of 3x3 pixels that are windows of a filter map [2*K1, 2*K2, C]."""
+    network, (rows, columns, channels) = header["network"], filter_map.shape
+    count = network["widths"][int(layer.removeprefix("conv_")) - 1] * network["planes"]
+    k = np.arange(count)
+    k1, k2 = k // (columns // 2) % (rows // 2), k % (columns // 2)
+    k3, shifts = k // (rows * columns // 4), count // (rows * columns // 4)
+    y, x, c = np.ogrid[:3, :3, :channels]
+    return filter_map[
+        (2 * k1 + y[..., None]) % rows,
+        (2 * k2 + x[..., None]) % columns,
+        (channels // shifts * k3 + c[..., None]) % channels,
+    ]
 
 
 def dense(tensors, layer, x):

@@ -94,6 +94,8 @@ class ModelConfig:
     #                            after its first two stages; lbcnn: after pooling; in [0, 1)
     lbc_ratio: float = 1.0  # lbc: anchor filters per output channel
     lbc_density: float = 0.5  # lbc: share of the anchors that are not zero, in (0, 1]
+    filter_map_gradient: str = "mean"  # filter_map: gradient of an element of the map, the "mean"
+    #                                    (Eq. 1 of its paper) or the "sum" over its occurrences
     m_noise: float = 0.1  # standard deviation of the initial M around one; no source states it
 
 
@@ -102,7 +104,7 @@ class BinarizeConfig:
     """When and how latent filters are replaced by their k-means centers."""
 
     enabled: bool = True  # False trains float filters to the end (a U-MCN); no effect on layers
-    #                       without quantized weights, conv and lbc
+    #                       without quantized weights, conv, filter_map and lbc
     num_centers: int = 2  # U, k-means centers per layer, 2 to 256; ceil(log2 U) bits per weight
     start_epoch: int = 10  # epochs with float filters before quantized ones (paper: 10; the other
     #                        one-bit layers were published with 0)
@@ -133,6 +135,8 @@ class OptimizerConfig:
     name: str = "sgd"  # a name in mcn_jax.training.optim.OPTIMIZERS: "sgd", "adam", "adadelta"
     learning_rate: float = 0.1  # eta1, for all parameters except M (paper: 0.1)
     m_learning_rate: float = 0.01  # eta2, for the M-filters (paper: 0.01)
+    filter_map_rate_scale: float = 1.0  # learning rate of filter maps over learning_rate; the mean
+    #                                     gradient is several times shorter than the sum
     momentum: float = 0.9  # Nesterov, sgd only, in [0, 1)
     weight_decay: float = 5e-4  # L2 on latent filters and kernels; never on M, batch norm, biases
     latent_weight_decay: float = SAME  # L2 on latent filters; -1 takes weight_decay
@@ -142,6 +146,11 @@ class OptimizerConfig:
     schedule_final: float = 0.01  # "exponential": share of the rates that is left after the last
     #                               epoch, in (0, 1]; each epoch lowers them by the same factor
     warmup_epochs: int = 0  # epochs over which the rates rise linearly from zero
+
+    @property
+    def filter_map_rate(self) -> float:
+        """The learning rate of filter maps."""
+        return self.learning_rate * self.filter_map_rate_scale
 
     @property
     def decay_of_latents(self) -> float:

@@ -28,6 +28,9 @@ READER = pathlib.Path(__file__).parents[1] / "examples" / "read_model.py"
         {"conv": "mcdonnell", "channels": 3},
         {"conv": "bwn", "channels": 3, "dense": "int8"},
         {"conv": "irnet", "planes": 2},
+        {"conv": "filter_map", "num_centers": 0, "widths": (32, 40), "planes": 2, "channels": 3},
+        {"conv": "filter_map_sign", "widths": (32, 72), "planes": 1, "channels": 3},
+        {"conv": "filter_map_kmeans", "num_centers": 3, "channels": 3},
     ],
 )
 def test_the_numpy_reader_agrees(fields, tmp_path, monkeypatch):

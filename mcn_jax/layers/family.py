@@ -29,7 +29,7 @@ class Group:
 
     Attributes:
         name: name in checkpoints and in the output at the start of a run.
-        rate: field of `OptimizerConfig` with the learning rate.
+        rate: field or property of `OptimizerConfig` with the learning rate.
         decay: property of `OptimizerConfig` with the weight decay; None for no weight decay.
         projection: applied to each parameter after its update, such as `jnp.abs` (Eq. 15).
     """
@@ -118,6 +118,7 @@ class PlannedLayer:
         in_shape: shape of one image at the input, without the image axis.
         out_shape: shape of one image at the output, without the image axis.
         state_shapes: {leaf name: shape} of all other state.
+        kernel_size: height and width of a convolution's kernel in pixels; 0 for other layers.
     """
 
     name: str
@@ -127,6 +128,7 @@ class PlannedLayer:
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
     state_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    kernel_size: int = 0
 
     @property
     def path(self) -> tuple[str, ...]:

@@ -7,13 +7,16 @@ from mcn_jax.layers.batch_norm import BATCH_NORM
 from mcn_jax.layers.conv import CONV
 from mcn_jax.layers.dense import DENSE
 from mcn_jax.layers.family import Family, Group
+from mcn_jax.layers.filter_map import FAMILIES as FILTER_MAP
 from mcn_jax.layers.lbc import LBC
 from mcn_jax.layers.mcconv import MCCONV
 from mcn_jax.layers.one_bit import FAMILIES as ONE_BIT
 from mcn_jax.layers.sign_conv import FAMILIES as SIGN_CONV
 
 # Names for config.model.conv.
-LAYERS: dict[str, Family] = {"mcconv": MCCONV, "conv": CONV, **ONE_BIT, **SIGN_CONV, "lbc": LBC}
+LAYERS: dict[str, Family] = {
+    "mcconv": MCCONV, "conv": CONV, **ONE_BIT, **SIGN_CONV, "lbc": LBC, **FILTER_MAP,
+}  # fmt: skip
 
 # Includes groups that a network does not use, because checkpoints of version 0.1 hold the step
 # counters of all of them.

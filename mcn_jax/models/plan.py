@@ -74,9 +74,10 @@ def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan
         if family is None or context.method_name != "__call__" or inside:
             return call(*arguments, **keywords)
         x = arguments[0] if arguments else next(iter(keywords.values()))
-        calls[path] = [family, x.shape[1:], None]
+        kernel_size = getattr(context.module, "kernel_size", 0)
+        calls[path] = [family, kernel_size, x.shape[1:], None]
         output = call(*arguments, **keywords)
-        calls[path][2] = output.shape[1:]
+        calls[path][3] = output.shape[1:]
         return output
 
     def initialise() -> Any:
@@ -104,8 +105,9 @@ def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan
                 if collection != "params"
                 for leaf, shape in _leaves(tree, path).items()
             },
+            kernel_size=kernel_size,
         )
-        for path, (family, in_shape, out_shape) in calls.items()
+        for path, (family, kernel_size, in_shape, out_shape) in calls.items()
     )
     _check_all_owned(plan, variables["params"])
     return plan

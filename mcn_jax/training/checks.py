@@ -23,6 +23,7 @@ AT_LEAST_ONE = (
 NOT_NEGATIVE = (
     "seed", "model.m_noise", "loss.theta", "loss.center_loss_weight", "binarize.start_epoch",
     "binarize.refresh_epochs", "optimizer.learning_rate", "optimizer.m_learning_rate",
+    "optimizer.filter_map_rate_scale",
     "optimizer.weight_decay", "optimizer.warmup_epochs", "steps_per_dispatch",
     "checkpoint_every_steps",
 )  # fmt: skip

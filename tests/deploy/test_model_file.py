@@ -33,6 +33,7 @@ from mcn_jax.deploy.onnx import onnx_model, write_onnx
 from mcn_jax.deploy.predictor import logits_of, of_model, of_onnx, open_predictor
 from mcn_jax.errors import InputError
 from mcn_jax.layers import binary_filters
+from mcn_jax.layers.filter_map import FAMILIES as FILTER_MAP
 from mcn_jax.layers.mcconv_file import codes_of
 from mcn_jax.layers.planes import INPUT_PLANES
 from mcn_jax.layers.pooling import POOLINGS
@@ -75,8 +76,14 @@ NETWORKS = {
     "WRN, conv head": {"num_centers": 0, "conv": "conv", "name": "wide_resnet", "head": "conv"},
     **{kind: fields | {"channels": 3} for kind, fields in COMPARED.items()},
     **{
-        f"wide_resnet, {kind}": fields | {"name": "wide_resnet", "channels": 3, "planes": 2}
+        f"wide_resnet, {kind}": fields
+        | {"name": "wide_resnet", "channels": 3, "planes": 8 if kind in FILTER_MAP else 2}
         for kind, fields in COMPARED.items()
+    },
+    "filter map of bits, not yet quantized": {"conv": "filter_map_sign", "num_centers": 0},
+    "filter map, three centers": {"conv": "filter_map_kmeans", "num_centers": 3, "channels": 3},
+    "filter map, larger kernels": {
+        "name": "nin", "conv": "filter_map", "num_centers": 0, "channels": 3, "planes": 8,
     },
     "bwn, float": {"conv": "bwn", "num_centers": 0},
     "xnor, float": {"conv": "xnor", "num_centers": 0, "channels": 3},
@@ -523,6 +530,48 @@ def test_the_filters_that_are_convolved_with_are_bounded():
     assert network_from_json(fields, images, 5, 100, 10**9).config.model.widths == (2, 900)
 
 
+@pytest.mark.parametrize("conv", FILTER_MAP)
+def test_the_filters_of_a_filter_map_are_bounded(conv):
+    """A megabyte of bits would become 600 megabytes of filters."""
+    images = InputImages(height=8, width=8, channels=1, mean=(0.5,), std=(0.2,))
+    model = ModelConfig(conv=conv, widths=(2048, 8192), planes=1)
+    quantized = FILTER_MAP[conv].quantizes
+    fields = Network(Config(model=model), quantized).to_json()
+    num_bytes = 4 * 9 * 2048 * 8192
+    map_bits = (1 if quantized else 32) * 4 * 8192 // 8 * 2048
+    assert num_bytes > MAX_LAYER_BYTES > 50 * map_bits // 8 * (1 if quantized else 0)
+    with pytest.raises(InputError, match=f"the bytes of a layer's filters={num_bytes} does not"):
+        network_from_json(fields, images, 5, 100, 10**9)
+    fields["widths"] = [2048, 2048]
+    assert network_from_json(fields, images, 5, 100, 10**9).config.model.widths == (2048, 2048)
+
+
+@pytest.mark.parametrize("conv", FILTER_MAP)
+def test_a_filter_map_that_no_window_fits_into_is_refused_in_one_line(conv):
+    images = InputImages(height=8, width=8, channels=1, mean=(0.5,), std=(0.2,))
+    fields = Network(Config(model=ModelConfig(conv=conv)), False).to_json()
+    fields |= {"widths": [16, 1_048_573], "planes": 1}
+    with pytest.raises(InputError, match=r"^the layer conv_2: .* take \d+ or \d+ filters$"):
+        network_from_json(fields, images, 5, 100, 10**9)
+
+
+@pytest.mark.parametrize(("conv", "bits"), [("filter_map", 32), ("filter_map_sign", 1)])
+def test_files_hold_maps_and_not_filters(conv, bits, tmp_path):
+    """Graphs cut filters out of the map that they store; they describe that in 4 kB a layer."""
+    fields = {"planes": 1, "widths": (64, 64), "size": (4, 4), "head": "linear", "channels": 3}
+    model, _, _ = random_model(0 if bits == 32 else 2, conv=conv, **fields)
+    write_model(model, tmp_path / "model.safetensors")
+    write_onnx(model, tmp_path / "model.onnx")
+    elements = 16 * 16 * 3 + 8 * 8 * 64
+    maps = elements * bits // 8 + (2 * 8 if bits == 1 else 0)
+    rest = 4 * (2 * 2 * 64 + 64 * 5 + 5)  # batch norm and dense layer
+    assert sum(tensor.nbytes for tensor in model.tensors.values()) == maps + rest
+    size = (tmp_path / "model.safetensors").stat().st_size
+    text = struct.unpack("<Q", (tmp_path / "model.safetensors").read_bytes()[:8])[0]
+    assert size == 8 + text + maps + rest
+    assert (tmp_path / "model.onnx").stat().st_size < maps + rest + len(header(model)) + 2 * 4_000
+
+
 @pytest.mark.parametrize("conv", LAYERS)
 def test_an_absurd_network_is_refused_at_once(conv):
     """Planning needs little time and memory for any size."""
@@ -673,6 +722,7 @@ MUTATED = (
     ({"num_centers": 3}, True),
     ({"dense": "int8"}, False),
     ({"num_centers": 0, "conv": "conv", "head": "conv"}, False),
+    ({"num_centers": 3, "conv": "filter_map_kmeans"}, False),
 )
 
 
