@@ -1,6 +1,7 @@
 """Makes model files of random networks, for tests of readers."""
 
 import dataclasses
+import string
 
 import jax
 import numpy as np
@@ -12,6 +13,14 @@ from mcn_jax.deploy.model_file import Model, packed_tensors
 from mcn_jax.models.plan import plan_of
 
 CLASSES = 5
+# Fields of the networks that do not take two widths.
+TINY = {
+    "wide_resnet": {"depth": 8, "widths": (1, 2, 2, 3)},
+    "nin": {"widths": (4, 3, 3, 4, 3, 3, 4, 4)},
+    "maxout": {"widths": (3, 2, 2)},
+    "resnet": {"blocks": (2, 1), "widths": (2, 2, 3)},
+    "densenet": {"blocks": (2, 1), "growth": 2, "widths": (3,)},
+}
 
 
 def random_images(count, model):
@@ -21,7 +30,15 @@ def random_images(count, model):
     return np.random.default_rng(1).integers(0, 256, shape, np.uint8)
 
 
-def random_model(num_centers=2, channels=1, size=(16, 16), image_size=0, dense="float32", **fields):
+def random_model(
+    num_centers=2,
+    channels=1,
+    size=(16, 16),
+    image_size=0,
+    dense="float32",
+    classes=CLASSES,
+    **fields,
+):
     """Returns (model, variables of the network with its own batch norm, config), all random.
 
     Args:
@@ -30,28 +47,20 @@ def random_model(num_centers=2, channels=1, size=(16, 16), image_size=0, dense="
         size: of the images.
         image_size: as in `InputImages`.
         dense: storage format of dense kernels.
+        classes: number of logits, at most 26.
         **fields: fields of `ModelConfig`.
     """
-    fields = {"widths": (2, 3), "dense_features": 16} | fields
-    if fields.get("name") == "wide_resnet":
-        fields = {"depth": 8} | fields | {"widths": (1, 2, 2, 3)}
-    if fields.get("name") == "nin":
-        fields |= {"widths": (4, 3, 3, 4, 3, 3, 4, 4)}
-    if fields.get("name") == "resnet":
-        fields = {"blocks": (2, 1)} | fields | {"widths": (2, 2, 3)}
-    if fields.get("name") == "densenet":
-        fields = {"blocks": (2, 1), "growth": 2} | fields | {"widths": (3,)}
-    if fields.get("name") == "maxout":
-        fields |= {"widths": (3, 2, 2)}
+    tiny = TINY.get(fields.get("name"), {"widths": (2, 3)})
+    fields = {"dense_features": 16} | tiny | fields
     quantized = num_centers > 0
     config = Config(
         model=ModelConfig(**fields), binarize=BinarizeConfig(num_centers=num_centers or 2)
     )
-    module = models.make_model(config, CLASSES, quantized=quantized)
+    module = models.make_model(config, classes, quantized=quantized)
     height, width = size
     seen = (image_size, image_size) if image_size else size
     images = jax.ShapeDtypeStruct((1, *seen, channels), np.float32)
-    plan = plan_of(config, CLASSES, (*seen, channels))
+    plan = plan_of(config, classes, (*seen, channels))
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)
     generator = np.random.default_rng(0)
 
@@ -78,7 +87,7 @@ def random_model(num_centers=2, channels=1, size=(16, 16), image_size=0, dense="
             height=height, width=width, channels=channels, image_size=image_size,
             mean=(0.3, 0.4, 0.5)[:channels], std=(0.2, 0.3, 0.4)[:channels],
         ),
-        class_names=tuple("abcde"),
+        class_names=tuple(string.ascii_lowercase[:classes]),
         provenance={"config": dataclasses.asdict(config)},
         tensors=packed_tensors(variables, plan, quantized, dense),
     )  # fmt: skip

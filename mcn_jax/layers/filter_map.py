@@ -245,6 +245,7 @@ def _family(
         deployed=kernel_conv,
         multiply_adds=_multiply_adds,
         filters=MAP,
+        pointwise=False,
         methods=(name, name if quantizer is None else f"{name}, float"),
         check=_check,
         check_values=filter_map_file.check_values,
