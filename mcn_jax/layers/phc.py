@@ -94,8 +94,8 @@ class PHConv(nn.Module):
         nearest = " and ".join(str(maps) for maps in (below, below + step) if maps)
         raise InputError(
             f"config.model.phc_n={self.n} does not divide the {channels} {of} channels of"
-            f" {'/'.join(self.path) or 'a layer'}; with config.model.planes={self.planes}, the"
-            f" nearest numbers of feature maps are {nearest}"
+            f" {'/'.join(self.path) or 'a layer'}, with config.model.planes={self.planes} per map;"
+            f" the nearest valid numbers of maps: {nearest}"
         )
 
 

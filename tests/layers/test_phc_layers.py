@@ -146,19 +146,19 @@ def test_files_have_a_share_of_the_bytes_and_agree(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"widths": (64,)}, "the 64 output channels of conv_1; .*planes=1, .*are 63 and 66$"),
-        ({"widths": (63, 64)}, "the 64 output channels of conv_2; .*planes=1, .*are 63 and 66$"),
-        ({"widths": (2,)}, "the 2 output channels of conv_1; .* are 3$"),
+        ({"widths": (64,)}, "the 64 output channels of conv_1, .*planes=1 per map; .*: 63 and 66$"),
+        ({"widths": (63, 64)}, "the 64 output channels of conv_2, .*planes=1 per map; .*: 63 and 66$"),
+        ({"widths": (2,)}, "the 2 output channels of conv_1, .*: 3$"),
         (
             {"widths": (16,), "planes": 4},
-            "the 64 output channels of conv_1; .*planes=4, .*are 15 and 18$",
+            "the 64 output channels of conv_1, .*planes=4 per map; .*: 15 and 18$",
         ),
         (
             {"widths": (16, 30), "planes": 2, "stem_conv": "conv"},
-            "the 32 input channels of conv_2; .*planes=2, .* are 15 and 18$",
+            "the 32 input channels of conv_2, .*planes=2 per map; .*: 15 and 18$",
         ),
         # A hidden width of 1 or 3 channels is not an image.
-        ({"widths": (1, 3), "stem_conv": "conv"}, "the 1 input channels of conv_2; .* are 3$"),
+        ({"widths": (1, 3), "stem_conv": "conv"}, "the 1 input channels of conv_2, .*: 3$"),
     ],
 )
 def test_widths_that_n_does_not_divide_are_refused_with_the_nearest(fields, message):
@@ -240,7 +240,7 @@ def test_an_inspection_shows_the_rules_and_the_kernel():
     [
         # A kernel has n times the bytes of its filters.
         ({"widths": [64, 2**17]}, f"^the bytes of a layer's filters={36 * 2**23} does not lie"),
-        ({"phc_n": 3}, "^network.phc_n=3 does not divide the 64 output channels of conv_1; with"),
+        ({"phc_n": 3}, "^network.phc_n=3 does not divide the 64 output channels of conv_1, with"),
         ({"phc_n": 65}, r"^network.phc_n=65 must lie in 1\.\.64$"),
         ({"phc_n": 2.0}, "^network.phc_n=2.0 must be of type int$"),
     ],
