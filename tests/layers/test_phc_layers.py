@@ -146,16 +146,16 @@ def test_files_have_a_share_of_the_bytes_and_agree(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"widths": (64,)}, "the 64 output channels of conv_1, .*planes=1 per map; .*: 63 and 66$"),
-        ({"widths": (63, 64)}, "the 64 output channels of conv_2, .*planes=1 per map; .*: 63 and 66$"),
+        ({"widths": (64,)}, "the 64 output channels of conv_1, .*planes=1 .*: 63 and 66$"),
+        ({"widths": (63, 64)}, "the 64 output channels of conv_2, .*planes=1 .*: 63 and 66$"),
         ({"widths": (2,)}, "the 2 output channels of conv_1, .*: 3$"),
         (
             {"widths": (16,), "planes": 4},
-            "the 64 output channels of conv_1, .*planes=4 per map; .*: 15 and 18$",
+            "the 64 output channels of conv_1, .*planes=4 .*: 15 and 18$",
         ),
         (
             {"widths": (16, 30), "planes": 2, "stem_conv": "conv"},
-            "the 32 input channels of conv_2, .*planes=2 per map; .*: 15 and 18$",
+            "the 32 input channels of conv_2, .*planes=2 .*: 15 and 18$",
         ),
         # A hidden width of 1 or 3 channels is not an image.
         ({"widths": (1, 3), "stem_conv": "conv"}, "the 1 input channels of conv_2, .*: 3$"),
