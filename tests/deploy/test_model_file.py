@@ -107,6 +107,10 @@ NETWORKS = {
         "conv": "phc", "num_centers": 0, "phc_n": 4, "name": "wide_resnet", "channels": 3,
     },
     "phc stem": {"conv": "mcdonnell", "stem_conv": "phc", "channels": 3},
+    "phc, resnet": {
+        "name": "resnet", "conv": "phc", "pointwise": "phc", "num_centers": 0, "head": "linear",
+        "channels": 3,
+    },
     "phc after a CNN": {"conv": "phc", "stem_conv": "conv", "num_centers": 0, "name": "convnet"},
     "nin, odd size": {
         "name": "nin", "head": "conv_relu", "size": (13, 20), "channels": 3, "planes": 2,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 
 import flax.linen as nn
@@ -98,6 +99,22 @@ def test_a_network_counts_its_stored_weights(n, first):
     stem, second = phc_layers(config)
     assert PHC.multiply_adds(stem) == {"direct": 1024 * 9 * 3 * 12}
     assert PHC.multiply_adds(second) == {"direct": 256 * 9 * 12 * 24}
+
+
+@pytest.mark.parametrize(
+    ("widths", "n", "weights"),
+    [
+        ((60, 60, 120, 240, 516), 2, 5_450_906 - 4_680),
+        ((60, 60, 120, 240, 516), 3, 3_640_594 - 4_680),
+        ((60, 60, 120, 240, 516), 4, 2_736_258 - 4_680),
+        ((64, 64, 128, 256, 512), 2, 5_599_594 - 4_800),
+        ((64, 64, 128, 256, 512), 4, 2_810_762 - 4_800),
+    ],
+)
+def test_a_resnet_18_has_the_weights_of_the_authors_but_for_their_unused_biases(widths, n, weights):
+    fields = {"name": "resnet", "pointwise": "phc", "head": "linear"}
+    plan = plan_of(network_config(widths, phc_n=n, **fields), 10, (32, 32, 3))
+    assert sum(math.prod(shape) for layer in plan for shape in layer.params.values()) == weights
 
 
 def test_a_file_holds_rules_and_filters():
