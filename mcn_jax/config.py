@@ -96,6 +96,9 @@ class ModelConfig:
     lbc_density: float = 0.5  # lbc: share of the anchors that are not zero, in (0, 1]
     filter_map_gradient: str = "mean"  # filter_map: gradient of an element of the map, the "mean"
     #                                    (Eq. 1 of its paper) or the "sum" over its occurrences
+    phc_n: int = 2  # phc: number of rules and of filters, 1 to 64; it divides all channels but the
+    #                 image's, and the number of weights
+    phc_init: str = "he"  # phc: "he", or "reference" for the variance of the authors' program
     m_noise: float = 0.1  # standard deviation of the initial M around one; no source states it
 
 
@@ -104,7 +107,7 @@ class BinarizeConfig:
     """When and how latent filters are replaced by their k-means centers."""
 
     enabled: bool = True  # False trains float filters to the end (a U-MCN); no effect on layers
-    #                       without quantized weights, conv, filter_map and lbc
+    #                       without quantized weights: conv, filter_map, lbc and phc
     num_centers: int = 2  # U, k-means centers per layer, 2 to 256; ceil(log2 U) bits per weight
     start_epoch: int = 10  # epochs with float filters before quantized ones (paper: 10; the other
     #                        one-bit layers were published with 0)
@@ -138,7 +141,8 @@ class OptimizerConfig:
     filter_map_rate_scale: float = 1.0  # learning rate of filter maps over learning_rate; the mean
     #                                     gradient is several times shorter than the sum
     momentum: float = 0.9  # Nesterov, sgd only, in [0, 1)
-    weight_decay: float = 5e-4  # L2 on latent filters and kernels; never on M, batch norm, biases
+    weight_decay: float = 5e-4  # L2 on latent filters and kernels; never on M, batch norm,
+    #                             biases, and the rules of phc
     latent_weight_decay: float = SAME  # L2 on latent filters; -1 takes weight_decay
     schedule: str = "step"  # a name in mcn_jax.training.optim.SCHEDULES; scales both rates
     schedule_epochs: tuple[int, ...] = (60, 120, 160)  # "step": epochs at which the rates drop

@@ -260,6 +260,9 @@ class Family:
         has_dense: whether heads may have dense layers of this family. Such a layer is a 1x1
             convolution of a single pixel, with one plane. `spec` counts its weights as
             `DENSE_LAYERS`, and `multiply_adds` has "dense" in place of "direct".
+        pads_image: whether the layer takes channels in multiples of a number only. A network passes
+            `pads_input=True` to its first convolution, which takes an image of any number. Only the
+            module of `make` has this attribute.
         takes_planes: whether the input consists of maps of K planes, so the image is expanded.
         methods: names of its networks in tables, with and without quantized weights. None stands
             for the name in the config, or for the architecture's title if it does not quantize.
@@ -312,6 +315,7 @@ class Family:
     follows_relu: bool = True
     takes_signs: bool = False
     has_dense: bool = False
+    pads_image: bool = False
     takes_planes: bool = False
     methods: tuple[str, str] | None = None
     options: tuple[str, ...] = ("model.planes",)

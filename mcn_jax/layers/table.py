@@ -11,11 +11,13 @@ from mcn_jax.layers.filter_map import FAMILIES as FILTER_MAP
 from mcn_jax.layers.lbc import LBC
 from mcn_jax.layers.mcconv import MCCONV
 from mcn_jax.layers.one_bit import FAMILIES as ONE_BIT
+from mcn_jax.layers.phc import PHC
 from mcn_jax.layers.sign_conv import FAMILIES as SIGN_CONV
 
 # Names for config.model.conv.
 LAYERS: dict[str, Family] = {
     "mcconv": MCCONV, "conv": CONV, **ONE_BIT, **SIGN_CONV, "lbc": LBC, **FILTER_MAP,
+    "phc": PHC,
 }  # fmt: skip
 
 # Includes groups that a network does not use, because checkpoints of version 0.1 hold the step

@@ -213,9 +213,11 @@ def make_model(
     first_conv = makers["stem_conv"]
     if first.takes_signs:
         first_conv = functools.partial(first_conv, signs_input=False)
+    if first.pads_image and not deployed:
+        first_conv = functools.partial(first_conv, pads_input=True)
     return architecture.module(
         conv=makers["conv"],
-        first_conv=first_conv if model.stem_conv or first.takes_signs else None,
+        first_conv=first_conv,
         pointwise_conv=makers.get("pointwise"),
         relu=family.follows_relu,
         widths=model.widths,

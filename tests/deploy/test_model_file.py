@@ -102,6 +102,16 @@ NETWORKS = {
     },
     "lbcnn, MCN": {"name": "lbcnn", "widths": (4,), "depth": 2, "size": (16, 13)},
     "lbc, many anchors": {"conv": "lbc", "num_centers": 0, "lbc_ratio": 2.5, "channels": 3},
+    "phc of three": {"conv": "phc", "num_centers": 0, "phc_n": 3, "planes": 3, "channels": 3},
+    "phc of four, wide_resnet": {
+        "conv": "phc", "num_centers": 0, "phc_n": 4, "name": "wide_resnet", "channels": 3,
+    },
+    "phc stem": {"conv": "mcdonnell", "stem_conv": "phc", "channels": 3},
+    "phc, resnet": {
+        "name": "resnet", "conv": "phc", "pointwise": "phc", "num_centers": 0, "head": "linear",
+        "channels": 3,
+    },
+    "phc after a CNN": {"conv": "phc", "stem_conv": "conv", "num_centers": 0, "name": "convnet"},
     "nin, odd size": {
         "name": "nin", "head": "conv_relu", "size": (13, 20), "channels": 3, "planes": 2,
     },
@@ -407,6 +417,9 @@ def written(model, path, tensors=None, **changes):
           "network__widths": [16], "network__depth": 1, "network__lbc_ratio": 1024.0,
           "images__height": 2048, "images__width": 2048},
          "the bytes of a layer's output=1099511627776 does not lie"),
+        ({"network__conv": "phc", "network__quantized": False, "network__phc_n": 3},
+         "network.phc_n=3 does not divide the 8 output channels of conv_1, with"),
+        ({"network__phc_n": 0}, r"network.phc_n=0 must lie in 1\.\.64"),
         ({"network__layout": "cifar"}, "network.layout='cifar' must be one of cifar10, svhn"),
         ({"network__dense_features": 2**20}, "its tensor dense_1/kernel is float32"),
         ({"network__dense_features": 2**40}, "network.dense_features=1099511627776 does not lie"),
