@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import functools
+import math
 import pathlib
 import re
 from typing import NamedTuple
@@ -102,6 +103,16 @@ DERIVED = {
             "model.lbc_density": 0.5, "model.dense_features": 128, **COSINE,
         },
     ),
+    "filter_map_resnet34": ("filter_map_resnet18", {"model.blocks": (3, 4, 6, 3)}),
+    "filter_map_resnet50": (
+        "filter_map_resnet18", {"model.blocks": (3, 4, 6, 3), "model.block": "bottleneck"}
+    ),
+    "filter_map_densenet121": (
+        "filter_map_resnet18",
+        {"model.name": "densenet", "model.widths": (64,), "model.blocks": (6, 12, 24, 16)},
+    ),
+    "phc_resnet18_n3": ("phc_resnet18_n2", {"model.phc_n": 3}),
+    "phc_resnet18_n4": ("phc_resnet18_n2", {"model.phc_n": 4}),
     "mcdonnell_cifar10": (
         "cifar10",
         {
@@ -204,21 +215,16 @@ class Network(NamedTuple):
 @functools.cache
 def network(model, shape):
     """Returns the sizes for a model's config, without computing anything."""
-    module = models.make_model(Config(model=model), 10, quantized=True)
-    outputs, variables = jax.eval_shape(
-        module.init_with_output,
-        jax.random.key(0),
-        jax.ShapeDtypeStruct((1, *shape), "float32"),
+    config = Config(model=model)
+    module = models.make_model(config, 10, quantized=True)
+    images = jax.ShapeDtypeStruct((1, *shape), "float32")
+    outputs, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), images)
+    _, *others = (
+        layer.params[layer.family.filters]
+        for layer in plan_of(config, 10, shape)
+        if "direct" in layer.family.multiply_adds(layer) and layer.family.filters is not None
     )
-    filters = {
-        jax.tree_util.keystr(path): leaf.size
-        for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
-        if leaf.ndim == 4 and not path[0].key.startswith("dense")
-    }
-    first = next(
-        path for start in ("['stem']", "['conv_1']") for path in filters if path.startswith(start)
-    )
-    return Network(outputs.features.shape[-1], sum(filters.values()) - filters[first])
+    return Network(outputs.features.shape[-1], sum(map(math.prod, others)))
 
 
 @functools.cache
@@ -348,6 +354,7 @@ OTHER_RECIPES = {
     "mcdonnell_cifar10", "binaryconnect_cifar10", "bnn_cifar10", "xnor_cifar10", "irnet_cifar10",
     "resnet18_mcn",
 }  # fmt: skip
+OTHER_RECIPES |= {name for name in NAMES if name.startswith(("filter_map_", "phc_"))}
 OTHER_NETWORKS = {"nin", "maxout", "lbcnn", "resnet101", "resnet110", *OTHER_RECIPES}
 ONE_BIT = {"convnet_mnist_cpu"}  # binary from the start, as their authors'
 BOOK = "cifar10_20_16_16_32_64"

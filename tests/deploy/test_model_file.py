@@ -590,7 +590,7 @@ def test_an_absurd_network_is_refused_at_once(conv):
     """Planning needs little time and memory for any size."""
     shape = {"height": 2048, "width": 2048, "channels": 3}
     images = InputImages(**shape, mean=(0.5,) * 3, std=(0.2,) * 3)
-    begin = time.monotonic()
+    begin = time.process_time()
     depths = {
         "simple_cnn": 11, "wide_resnet": 4, "nin": 8, "maxout": 3, "convnet": 11, "lbcnn": 1,
         "resnet": 3, "densenet": 1,
@@ -605,7 +605,7 @@ def test_an_absurd_network_is_refused_at_once(conv):
         } | ({"blocks": blocks[name]} if name in blocks else {})  # fmt: skip
         with pytest.raises(InputError):
             network_from_json(fields, images, 2**20, MAX_TENSORS, 10)
-    assert time.monotonic() - begin < 60  # 4 seconds measured
+    assert time.process_time() - begin < 60  # of the processor; 6 measured
 
 
 def test_one_bit_dense_layers_are_bounded():
