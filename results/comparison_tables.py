@@ -51,20 +51,21 @@ class Other(NamedTuple):
     record: str = ""
 
 
-def _with_layer(system: str, conv: str) -> Other:
-    return Other(system, {"model.conv": conv, "binarize.start_epoch": 0})
+def _with_layers(*names: str) -> Other:
+    """A row of layers that store and compute the same."""
+    return Other(", ".join(names), {"model.conv": names[0], "binarize.start_epoch": 0})
 
 
 # Networks with the channels of the MCN of equal bits.
 EQUAL_CHANNELS = (
     Other("MCN", method="MCN", record=f"{SWEEP}/mcn_seed?"),
-    _with_layer("binaryconnect, mcdonnell, dorefa", "mcdonnell"),
-    _with_layer("bwn", "bwn"),
-    _with_layer("irnet, recu", "irnet"),
-    _with_layer("bnn", "bnn"),
-    _with_layer("xnor, xnor_without_k", "xnor"),
-    _with_layer("lbc", "lbc"),
-    _with_layer("conv (WRN)", "conv"),
+    _with_layers("binaryconnect", "mcdonnell", "dorefa"),
+    _with_layers("bwn", "bwn_exact", "bwn_paper", "bwn_released"),
+    _with_layers("irnet", "recu"),
+    _with_layers("bnn"),
+    _with_layers("xnor", "xnor_without_k"),
+    _with_layers("lbc"),
+    _with_layers("conv"),
 )
 
 # Networks of other authors, and those of the MCN paper and its book.

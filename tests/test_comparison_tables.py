@@ -96,6 +96,18 @@ def test_bnn_has_one_bit_activations_and_its_float_form_does_not():
     assert sizes(dataclasses.replace(network, epoch=epoch)).activation_bits == 32
 
 
+@pytest.mark.parametrize("row", EQUAL_CHANNELS[1:], ids=lambda row: row.system)
+def test_layers_of_one_row_have_the_same_sizes(row):
+    found = []
+    for name in row.system.split(", "):
+        fields = {**row.fields, "model.conv": name}
+        found.append(sizes(comparison_tables.planned_network(row._replace(fields=fields))))
+    for size in found:
+        # Files contain the name of the layer.
+        assert size.file_bytes == pytest.approx(found[0].file_bytes, abs=16)
+        assert size._replace(file_bytes=0) == found[0]._replace(file_bytes=0)
+
+
 @pytest.mark.parametrize("name", ["mcn", "umcn"])
 def test_the_bytes_are_those_of_the_exported_file(name, tmp_path):
     run = FIXTURES / name
