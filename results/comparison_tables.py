@@ -1,6 +1,6 @@
 """The tables of docs/comparison.md, made from records of runs and from plans of networks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from markdown_tables import Cells, Row, cells
@@ -219,6 +219,6 @@ def _size_cells(size: Sizes) -> tuple[str, ...]:
     )
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,7 +1,7 @@
 """What networks store and compute, from their plans and from the files that they would have."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,7 +58,7 @@ class Sizes(NamedTuple):
     activation_bits: int
 
 
-def network_of_record(record: Mapping[str, Any], metrics: list[dict[str, Any]]) -> Trained:
+def network_of_record(record: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> Trained:
     """The trained network of a record, without variables.
 
     Args:
@@ -90,14 +90,14 @@ def network_not_run(config: Config, data: Mapping[str, Any]) -> Trained:
 
 
 def _network(
-    config: Config, data: Mapping[str, Any], revision: str | None, epoch: dict[str, Any]
+    config: Config, data: Mapping[str, Any], revision: str | None, epoch: Mapping[str, Any]
 ) -> Trained:
     return Trained(
         workdir=pathlib.Path(),
         config=config,
         data=dict(data),
         git_revision=revision,
-        epoch=epoch,
+        epoch=dict(epoch),
         file_bytes=0,
         variables={},
     )
