@@ -1,16 +1,22 @@
 """The tables of docs/comparison.md, made from records of runs and from plans of networks."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from markdown_tables import Row, cells
-from record_files import config_record, stored_runs
+from markdown_tables import Cells, Row, cells
+from network_sizes import Sizes, network_not_run, network_of_record, sizes
+from record_files import RESULTS, config_record, has_run, stored_runs
 
-from mcn_jax.config import Config, from_saved_config
-from mcn_jax.data.facts import DATASETS
-from mcn_jax.layers.family import FILTERS
+from mcn_jax.config import (
+    Config,
+    from_config_dict,
+    from_saved_config,
+    load_config_file,
+    with_fields,
+)
 from mcn_jax.layers.table import LAYERS
-from mcn_jax.models.plan import Plan, plan_of, specs
-from mcn_jax.training.phases import quantizes
+from mcn_jax.reports.runs import method
+from mcn_jax.workdirs.trained import Trained
 
 SWEEP = "equal_bits"
 # Systems of equal filter bits at 4-4-8-16 maps, and the names of their runs in the sweep file.
@@ -19,88 +25,200 @@ SYSTEMS = (
     ("mcdonnell", "mcdonnell_seed?"),
 )
 
+SIZE_COLUMNS = (
+    "channels", "filter bits", "bits of M, centers, scales, anchors",
+    "bits of batch norm and dense layers", "all stored bits", "bytes of the file",
+    "multiply-adds: float x float", "float x ±1", "±1 x ±1", "bits of activations",
+)  # fmt: skip
+NOT_RUN = "not run"
 
-class Sizes(NamedTuple):
-    """What a network stores and computes.
+
+class Other(NamedTuple):
+    """A network that has no row among the systems of equal bits.
 
     Attributes:
-        filter_bits: bits of the filters of all convolutions.
-        scale_bits: bits of M, centers, scales, exponents and anchors.
-        other_bits: bits of batch norm and dense layers.
-        multiply_adds: of one image, as direct convolutions.
-        factored: the same, where MCconv shares products between planes.
-        activation_bits: bits of the inputs of all convolutions but the first.
+        system: its name in the table.
+        fields: fields of the config that differ from those of the base.
+        base: a file in configs/; "" takes the config of the MCN of equal bits.
+        method: as `mcn_jax.reports.runs.method` names it; needed if there is a record.
+        record: its runs, as in `Row`; empty if not run.
     """
 
-    filter_bits: int
-    scale_bits: int
-    other_bits: int
-    multiply_adds: int
-    factored: int
-    activation_bits: int
+    system: str
+    fields: Mapping[str, Any] = {}
+    base: str = ""
+    method: str = ""
+    record: str = ""
 
 
-def sizes(config: Config) -> Sizes:
-    """The sizes of the network of a config."""
-    facts = DATASETS[config.data.name]
-    height, width, channels = facts.image_shape
-    assert height
-    assert width
-    assert facts.classes
-    plan = plan_of(config, facts.classes, (height, width, channels))
-    tensors = specs(plan, config, quantizes(config)).values()
-    bits: dict[str, int] = {}
-    for tensor in tensors:
-        bits[tensor.part] = bits.get(tensor.part, 0) + tensor.bits
-    scales = sum(
-        bits.get(part, 0) for part in ("M-filters", "centers", "scales", "anchors", "biases")
-    )
-    takes_signs = LAYERS[config.model.conv].takes_signs and quantizes(config)
-    return Sizes(
-        filter_bits=bits[FILTERS],
-        scale_bits=scales,
-        other_bits=sum(bits.values()) - bits[FILTERS] - scales,
-        multiply_adds=_multiply_adds(plan, "direct"),
-        factored=_multiply_adds(plan, "factored"),
-        activation_bits=1 if takes_signs else 32,
-    )
+def _with_layers(*names: str) -> Other:
+    """A row of layers that store and compute the same."""
+    return Other(", ".join(names), {"model.conv": names[0], "binarize.start_epoch": 0})
 
 
-def _multiply_adds(plan: Plan, form: str) -> int:
-    """The multiply-adds of all layers that are counted; those without the form count as direct."""
-    counts = [layer.family.multiply_adds(layer) for layer in plan]
-    return sum(count.get(form, count.get("direct", 0)) for count in counts)
+# Networks with the channels of the MCN of equal bits.
+EQUAL_CHANNELS = (
+    Other("MCN", method="MCN", record=f"{SWEEP}/mcn_seed?"),
+    _with_layers("binaryconnect", "mcdonnell", "dorefa"),
+    _with_layers("bwn", "bwn_exact", "bwn_paper", "bwn_released"),
+    _with_layers("irnet", "recu"),
+    _with_layers("bnn"),
+    _with_layers("xnor", "xnor_without_k"),
+    _with_layers("lbc"),
+    _with_layers("conv"),
+)
+
+# Networks of other authors, and those of the MCN paper and its book.
+OWN_NETWORKS = (
+    Other("MCN, 34 layers", base="cifar10"),
+    Other(
+        "MCN, 20 layers",
+        base="cifar10_20_16_16_32_64",
+        method="MCN",
+        record="cifar10_20_200_epochs_mcn",
+    ),
+    Other("McDonnell, 20 layers", base="mcdonnell_cifar10"),
+    Other("BinaryConnect", base="binaryconnect_cifar10"),
+    Other("BNN", {"model.conv": "bnn"}, base="binaryconnect_cifar10"),
+    Other(
+        "XNOR-Net",
+        {"model.conv": "xnor", "model.stem_conv": "conv"},
+        base="binaryconnect_cifar10",
+    ),
+    Other("LBCNN", base="lbcnn"),
+    Other("NIN, BN", base="nin"),
+    Other("Maxout, BN", base="maxout"),
+)
+
+DIGITS = "digits_layers"
+RATES = ("0.1", "0.03")  # learning rates that were tried on validation images, in this order
 
 
-def _config(pattern: str) -> Config:
-    sweep, _, _ = pattern.partition("/")
-    first = stored_runs(pattern)[0].workdir.name
-    record: dict[str, Any] = config_record(f"{sweep}/{first}")
-    return from_saved_config(record["config"])
+def equal_bits_sizes_table() -> str:
+    """What the systems of equal filter bits store and compute."""
+    rows = []
+    for system, names in SYSTEMS:
+        network = recorded_network(f"{SWEEP}/{names}")
+        rows.append((system, *_size_cells(sizes(network))))
+    return _table(("system", *SIZE_COLUMNS), rows)
 
 
 def equal_bits_table() -> str:
-    """Systems of equal filter bits, in the same network and with the same recipe."""
-    lines = []
+    """The accuracies of the systems of equal filter bits, all with the same recipe."""
+    rows = []
     for system, names in SYSTEMS:
         pattern = f"{SWEEP}/{names}"
-        config = _config(pattern)
-        size, found = sizes(config), cells(Row("", system, record=pattern), root="../")
-        channels = "-".join(str(width * config.model.planes) for width in config.model.widths)
-        factored = f" ({size.factored / 1e6:.1f} M)" if size.factored != size.multiply_adds else ""
-        stored = size.filter_bits + size.scale_bits + size.other_bits
-        lines.append(
-            f"| {system} | {channels} | {size.filter_bits:,} | {size.scale_bits:,}"
-            f" | {size.other_bits:,} | {stored:,} | {size.multiply_adds / 1e6:.1f} M{factored}"
-            f" | {size.activation_bits} | {found.accuracy} | {found.epochs} | {found.revisions}"
-            f" | {found.links} |"
-        )
-    return "\n".join(
-        [
-            "| system | channels | filter bits | bits of M, centers, scales | bits of batch norm"
-            " and dense layer | all stored bits | multiply-adds (factored) | bits of activations"
-            " | test accuracy, % | epochs | revision | record |",
-            "|---|---|---|---|---|---|---|---|---|---|---|---|",
-            *lines,
-        ]
+        found, config = cells(Row("", system, record=pattern), root="../"), _config(pattern)
+        rate, start = config.optimizer.learning_rate, config.binarize.start_epoch
+        rows.append(
+            (system, found.accuracy, found.epochs, str(start), f"{rate:g}", found.revisions,
+             found.links)
+        )  # fmt: skip
+    header = ("system", "test accuracy, %", "epochs", "float epochs", "learning rate", "revision",
+              "record")  # fmt: skip
+    return _table(header, rows)
+
+
+def equal_channels_table() -> str:
+    """Networks of equal channels, most of which were not run."""
+    return _others_table("system", EQUAL_CHANNELS)
+
+
+def own_networks_table() -> str:
+    """The networks that other systems were published with, at their published sizes."""
+    return _others_table("network", OWN_NETWORKS)
+
+
+def _others_table(title: str, others: tuple[Other, ...]) -> str:
+    rows = []
+    for other in others:
+        network = recorded_network(other.record) if other.record else planned_network(other)
+        link = f" ([config](../configs/{other.base}.py))" if other.base else ""
+        accuracy = NOT_RUN
+        if other.record:
+            found = cells(Row("", other.method, record=other.record), root="../")
+            accuracy = f"{found.accuracy}, {found.epochs} epochs: {found.links}"
+        rows.append((f"{other.system}{link}", *_size_cells(sizes(network)), accuracy))
+    return _table((title, *SIZE_COLUMNS, "test accuracy, %"), rows)
+
+
+def digits_table() -> str:
+    """Every kind of layer on digits; a kind without records has a row, too."""
+    return _table(
+        ("layer", "channels", "filter bits", *(f"validation at {rate}, %" for rate in RATES),
+         "learning rate", "test accuracy, %", "revision", "record"),
+        [_digits_row(kind) for kind in LAYERS],
+    )  # fmt: skip
+
+
+def _digits_row(kind: str) -> tuple[str, ...]:
+    pattern = f"{DIGITS}/{kind}_seed?"
+    if not has_run(pattern):
+        return (f"`{kind}`", *5 * ("",), NOT_RUN, "", "")
+    config, found = _config(pattern), _cells_of(pattern)
+    trials = [validated(kind, rate) for rate in RATES]
+    return (
+        f"`{kind}`",
+        "-".join(str(width * config.model.planes) for width in config.model.widths),
+        found.filter_bits,
+        *(f"{100 * accuracy:.2f}" for accuracy in trials),
+        f"{config.optimizer.learning_rate:g}",
+        found.accuracy,
+        found.revisions,
+        found.links,
     )
+
+
+def validated(kind: str, rate: str) -> float:
+    """The accuracy of a layer on the validation images of digits, at one learning rate."""
+    [run] = stored_runs(f"{DIGITS}/{kind}_validation_{rate}")
+    assert run.result is not None
+    return float(run.result["final_test_accuracy"])
+
+
+def _cells_of(pattern: str) -> Cells:
+    return cells(Row("", method(stored_runs(pattern)[0].setting), record=pattern), root="../")
+
+
+def _config(pattern: str) -> Config:
+    return from_saved_config(_first_record(pattern)["config"])
+
+
+def _first_record(pattern: str) -> dict[str, Any]:
+    """The config.json of a run, or of the first of several."""
+    sweep, is_sweep, _ = pattern.partition("/")
+    name = stored_runs(pattern)[0].workdir.name
+    return config_record(f"{sweep}/{name}" if is_sweep else name)
+
+
+def recorded_network(pattern: str) -> Trained:
+    """The network of a run, or of the first of several."""
+    return network_of_record(_first_record(pattern), stored_runs(pattern)[0].records)
+
+
+def planned_network(other: Other) -> Trained:
+    """A network that was not run, on the data of the MCN of equal bits."""
+    base = EQUAL_CHANNELS[0].record
+    if other.base:
+        path = RESULTS.parent / "configs" / f"{other.base}.py"
+        config = from_config_dict(load_config_file(path))
+    else:
+        config = _config(base)
+    return network_not_run(with_fields(config, other.fields), _first_record(base)["data"])
+
+
+def _size_cells(size: Sizes) -> tuple[str, ...]:
+    stored = size.filter_bits + size.scale_bits + size.other_bits
+    adds = size.multiply_adds
+    numbers = (size.filter_bits, size.scale_bits, size.other_bits, stored, size.file_bytes)
+    return (
+        size.channels,
+        *(f"{number:,}" for number in numbers),
+        *(f"{count / 1e6:,.2f} M" if count >= 10_000 else str(count) for count in adds),
+        str(size.activation_bits),
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -31,6 +31,12 @@ def stored_runs(pattern: str) -> list[Run]:
     return found
 
 
+def has_run(pattern: str) -> bool:
+    """Whether a sweep has a run whose name matches, such as "digits/mcn_seed?"."""
+    path, run_names = _place(pattern)
+    return any(fnmatch.fnmatchcase(line["name"], run_names) for line in sweep_lines(path))
+
+
 def config_record(name: str) -> dict[str, Any]:
     """The config.json of a run."""
     path, run = _place(name)

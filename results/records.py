@@ -36,7 +36,13 @@ from benchmark_tables import (
     roofline_table,
     step_table,
 )
-from comparison_tables import equal_bits_table
+from comparison_tables import (
+    digits_table,
+    equal_bits_sizes_table,
+    equal_bits_table,
+    equal_channels_table,
+    own_networks_table,
+)
 from gpu_tables import h100_fused_table, h100_layer_table, h100_step_table
 from markdown_tables import all_results_table, exports_table, results_table, sweep_table
 
@@ -61,7 +67,13 @@ TABLES = {
     DOCS / "data.md": {"input": input_table},
     DOCS / "training.md": {"faults": faults_table},
     DOCS / "export.md": {"exports": exports_table},
-    DOCS / "comparison.md": {"equal bits": equal_bits_table},
+    DOCS / "comparison.md": {
+        "sizes at equal bits": equal_bits_sizes_table,
+        "equal bits": equal_bits_table,
+        "equal channels": equal_channels_table,
+        "own networks": own_networks_table,
+        "digits": digits_table,
+    },
     DOCS / "experiments.md": {
         "all results": all_results_table,
         "theta": lambda: sweep_table("figure5_cpu/theta_*", "theta"),

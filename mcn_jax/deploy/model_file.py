@@ -111,9 +111,26 @@ def model_of(trained: Trained, stored_shape: tuple[int | None, ...], dense: str)
             f" {trained.epoch['epoch'] + 1}; they start with epoch"
             f" {config.binarize.start_epoch + 1}"
         )
-    data = {name: getattr(config.data, name) for name in DATA_FIELDS}
-    model = Model(
-        network=Network(config, trained.binary),
+    tensors = packed_tensors(trained.variables, plan_of_trained(trained), trained.binary, dense)
+    model = described(trained, stored_shape, tensors)
+    # Never write a file that a reader would refuse.
+    _model(json.loads(header(model)), dict(model.tensors))
+    return model
+
+
+def described(
+    trained: Trained, stored_shape: tuple[int | None, ...], tensors: Mapping[str, np.ndarray]
+) -> Model:
+    """Returns the model file's content for a trained network whose tensors are already packed.
+
+    Args:
+        trained: from `read_trained`; its variables are not read.
+        stored_shape: as in `model_of`.
+        tensors: as `packed_tensors` returns them.
+    """
+    data = {name: getattr(trained.config.data, name) for name in DATA_FIELDS}
+    return Model(
+        network=Network(trained.config, trained.binary),
         images=images_of(trained, stored_shape),
         class_names=tuple(trained.data["class_names"]),
         provenance={
@@ -123,11 +140,8 @@ def model_of(trained: Trained, stored_shape: tuple[int | None, ...], dense: str)
             "git_revision": trained.git_revision,
             "data": data | {"full_name": trained.data["full_name"]},
         },
-        tensors=packed_tensors(trained.variables, plan_of_trained(trained), trained.binary, dense),
+        tensors=tensors,
     )
-    # Never write a file that a reader would refuse.
-    _model(json.loads(header(model)), dict(model.tensors))
-    return model
 
 
 def plan_of_trained(trained: Trained) -> Plan:
@@ -176,8 +190,13 @@ def packed_tensors(
 
 def write_model(model: Model, path: pathlib.Path) -> None:
     """Writes a model file atomically: a concurrent reader finds the old file or the new one."""
+    write_bytes_atomically(path, serialized(model))
+
+
+def serialized(model: Model) -> bytes:
+    """Returns the bytes of a model file."""
     tensors = {name: np.ascontiguousarray(value) for name, value in model.tensors.items()}
-    write_bytes_atomically(path, safetensors.numpy.save(tensors, metadata={KEY: header(model)}))
+    return safetensors.numpy.save(tensors, metadata={KEY: header(model)})
 
 
 def header(model: Model) -> str:
