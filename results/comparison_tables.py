@@ -65,6 +65,9 @@ EQUAL_CHANNELS = (
     _with_layers("bnn"),
     _with_layers("xnor", "xnor_without_k"),
     _with_layers("lbc"),
+    _with_layers("filter_map_sign"),
+    _with_layers("filter_map"),
+    _with_layers("phc"),
     _with_layers("conv"),
 )
 
@@ -79,15 +82,26 @@ OWN_NETWORKS = (
     ),
     Other("McDonnell, 20 layers", base="mcdonnell_cifar10"),
     Other("BinaryConnect", base="binaryconnect_cifar10"),
-    Other("BNN", {"model.conv": "bnn"}, base="binaryconnect_cifar10"),
-    Other(
-        "XNOR-Net",
-        {"model.conv": "xnor", "model.stem_conv": "conv"},
-        base="binaryconnect_cifar10",
-    ),
+    Other("BNN", base="bnn_cifar10"),
+    Other("XNOR-Net", base="xnor_cifar10"),
+    Other("IR-Net, ResNet-20", base="irnet_cifar10"),
     Other("LBCNN", base="lbcnn"),
     Other("NIN, BN", base="nin"),
     Other("Maxout, BN", base="maxout"),
+    Other("ResNet-101", base="resnet101"),
+    Other("ResNet-110", base="resnet110"),
+    Other("FilterMap, ResNet-18", base="filter_map_resnet18"),
+    Other(
+        "the same, one bit per element",
+        {"model.conv": "filter_map_sign", "model.pointwise": "mcdonnell"},
+        base="filter_map_resnet18",
+    ),
+    Other("FilterMap, ResNet-34", base="filter_map_resnet34"),
+    Other("FilterMap, ResNet-50", base="filter_map_resnet50"),
+    Other("FilterMap, DenseNet-121", base="filter_map_densenet121"),
+    Other("PHC, n = 2, ResNet-18", base="phc_resnet18_n2"),
+    Other("PHC, n = 3, ResNet-18", base="phc_resnet18_n3"),
+    Other("PHC, n = 4, ResNet-18", base="phc_resnet18_n4"),
 )
 
 DIGITS = "digits_layers"
@@ -214,7 +228,7 @@ def _size_cells(size: Sizes) -> tuple[str, ...]:
     return (
         size.channels,
         *(f"{number:,}" for number in numbers),
-        *(f"{count / 1e6:,.2f} M" if count >= 10_000 else str(count) for count in adds),
+        *(f"{count / 1e6:,.2f} M" if count >= 10_000 else f"{count:,}" for count in adds),
         str(size.activation_bits),
     )
 

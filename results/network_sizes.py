@@ -129,7 +129,8 @@ def sizes(network: Trained) -> Sizes:
 def multiply_adds(plan: Plan, config: Config, quantized: bool) -> MultiplyAdds:
     """The multiply-adds of all convolutions and dense layers of a network.
 
-    An MCconv shares its products between planes. With two centers, a weight counts as a sign: it
+    An MCconv shares its products between planes. Filter maps are counted in their direct form. With
+    two centers, a weight counts as a sign: it
     is one up to a factor and an offset, and both factor out of the sum.
     """
     convolutions = [layer for layer in plan if layer.family.filters is not None]
@@ -146,17 +147,20 @@ def _of_convolution(
     layer: PlannedLayer, config: Config, quantized: bool, *, first: bool
 ) -> MultiplyAdds:
     family, counts = layer.family, layer.family.multiply_adds(layer)
-    direct = counts["direct"]
+    direct = counts.get("direct", counts.get("dense", 0))
+    has_signs = quantized and family.quantizes
+    if "binarize.num_centers" in family.options:
+        has_signs = has_signs and config.binarize.num_centers == 2
     if family is MCCONV:
         products = direct // config.model.planes
         mix = counts["factored"] - products
-        if quantized and config.binarize.num_centers == 2:
+        if has_signs:
             return MultiplyAdds(floats=mix, float_by_sign=products)
         return MultiplyAdds(floats=mix + products)
     if family is LBC:
         learned = layer.out_pixels * _weights(layer, "kernel")
         return MultiplyAdds(floats=learned, float_by_sign=direct - learned)
-    if not (quantized and family.quantizes):
+    if not has_signs:
         return MultiplyAdds(floats=direct)
     if family.takes_signs and not first:
         return MultiplyAdds(signs=direct)
