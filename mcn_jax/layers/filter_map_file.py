@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcn_jax.config import Config
-from mcn_jax.errors import InputError
 from mcn_jax.layers.family import (
     FILTERS,
     NO_VALUES,
@@ -22,6 +21,17 @@ from mcn_jax.layers.family import (
     Tensor,
     View,
     float32_tensor,
+)
+from mcn_jax.layers.quantized_file import (
+    CENTER_COLUMNS,
+    center_facts,
+    center_of_each_weight,
+    center_tensors,
+    check_centers,
+    codes_in,
+    error_cell,
+    flip_ratio,
+    relative_error,
 )
 from mcn_jax.ops import packing
 from mcn_jax.ops.filter_map import STEP, Geometry, cut_filters
@@ -62,11 +72,7 @@ def unpack(stored: Mapping[str, jax.Array], layer: PlannedLayer) -> dict[str, ja
     """Returns `kernel`, the filters cut out of the map, for `KernelConv`."""
     filter_map = stored.get(MAP)
     if filter_map is None:
-        codes = packing.unpack_traced(stored["bits"], layer.params[MAP])
-        # `check_values` has ensured that every code has a center.
-        filter_map = (
-            stored["centers"].at[codes].get(mode="promise_in_bounds", wrap_negative_indices=False)
-        )
+        filter_map = center_of_each_weight(stored, layer.params[MAP])
     return {"kernel": cut_filters(filter_map, geometry_of(layer))}
 
 
@@ -90,24 +96,13 @@ def spec(
     shape = layer.params[MAP]
     if centers_of is None or not quantized:
         return {MAP: float32_tensor(shape, FILTERS)}
-    weights, num_centers = int(np.prod(shape, dtype=object)), centers_of(config)
-    bits = weights * packing.bits_per_weight(num_centers)
-    packed = packing.packed_shape(shape, num_centers)
-    return {
-        "bits": Tensor("uint8", packed, FILTERS, bits, weights),
-        "centers": Tensor("float32", (num_centers,), "centers", 32 * num_centers, 0),
-    }
+    return center_tensors(shape, centers_of(config))
 
 
 def check_values(stored: Mapping[str, np.ndarray], layer: PlannedLayer) -> None:
     """Raises InputError if a code has no center, or centers are not sorted."""
-    if "bits" not in stored:
-        return
-    codes = packing.unpack(stored["bits"], layer.params[MAP])
-    if codes.max() >= len(stored["centers"]):
-        raise InputError(f"its tensor {layer.name}/bits has codes without a center")
-    if np.any(np.diff(stored["centers"]) < 0):
-        raise InputError(f"its tensor {layer.name}/centers is not in ascending order")
+    if "bits" in stored:
+        check_centers(stored, layer)
 
 
 def arrays(view: View) -> dict[str, np.ndarray]:
@@ -128,13 +123,9 @@ def _maps(view: View) -> dict[str, np.ndarray]:
     if MAP in source:
         found[MAP] = np.asarray(source[MAP])
     if "bits" in view.stored:
-        found["binary_map"] = view.stored["centers"][_codes(view)]
+        found["binary_map"] = view.stored["centers"][codes_in(view)]
         found["centers"] = view.stored["centers"]
     return found
-
-
-def _codes(view: View) -> np.ndarray:
-    return packing.unpack(view.stored["bits"], view.layer.params[MAP])
 
 
 def facts(view: View) -> dict[str, Any]:
@@ -147,17 +138,11 @@ def facts(view: View) -> dict[str, Any]:
     }
     if "bits" not in view.stored:
         return record
-    found, codes = _maps(view), _codes(view)
-    counts = np.bincount(codes.ravel(), minlength=len(found["centers"]))
-    record["centers"] = [float(center) for center in found["centers"]]
-    record["shares"] = [float(share) for share in counts / codes.size]
+    found = _maps(view)
+    record |= center_facts(view, found["centers"])
     if MAP in found:
-        record["quantization_error"] = _relative_error(found["binary_map"], found[MAP])
+        record["quantization_error"] = relative_error(found["binary_map"], found[MAP])
     return record
-
-
-def _relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def compare(before: View, after: View) -> dict[str, float | None]:
@@ -168,14 +153,9 @@ def compare(before: View, after: View) -> dict[str, float | None]:
             binary with the same number of centers.
         latent_drift: ||map_b - map_a|| / ||map_a||; None for model files of binary maps.
     """
-    flips = drift = None
-    numbers = [len(view.stored.get("centers", ())) for view in (before, after)]
-    if numbers[0] and numbers[0] == numbers[1]:
-        flips = float(np.mean(_codes(before) != _codes(after)))
     a, b = _maps(before), _maps(after)
-    if MAP in a and MAP in b:
-        drift = _relative_error(b[MAP], a[MAP])
-    return {"flip_ratio": flips, "latent_drift": drift}
+    drift = relative_error(b[MAP], a[MAP]) if MAP in a and MAP in b else None
+    return {"flip_ratio": flip_ratio(before, after), "latent_drift": drift}
 
 
 def pictures(view: View) -> Pictures:
@@ -195,20 +175,4 @@ def _samples(record: Mapping[str, Any]) -> Cell:
     return "x".join(map(str, record["samples"])), record["out_channels"]
 
 
-def _error(record: Mapping[str, Any]) -> Cell:
-    error = record.get("quantization_error")
-    return ("", -1) if error is None else (f"{error:.3f}", error)
-
-
-COLUMNS = {
-    "samples": _samples,
-    "centers": lambda record: (
-        " ".join(f"{center:.3g}" for center in record.get("centers", ())),
-        record.get("centers", [0])[-1],
-    ),
-    "shares": lambda record: (
-        " ".join(f"{share:.1%}" for share in record.get("shares", ())),
-        record.get("shares", [0])[0],
-    ),
-    "error": _error,
-}
+COLUMNS = {"samples": _samples, **CENTER_COLUMNS, "error": error_cell}

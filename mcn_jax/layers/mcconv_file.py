@@ -21,6 +21,17 @@ from mcn_jax.layers.family import (
     View,
     float32_tensor,
 )
+from mcn_jax.layers.quantized_file import (
+    CENTER_COLUMNS,
+    center_facts,
+    center_of_each_weight,
+    center_tensors,
+    check_centers,
+    codes_in,
+    error_cell,
+    flip_ratio,
+    relative_error,
+)
 from mcn_jax.ops import packing
 
 
@@ -47,9 +58,7 @@ def unpack(stored: Mapping[str, jax.Array], layer: PlannedLayer) -> dict[str, ja
     """Returns `filters`, each weight one of the centers, and `m_filters`, for `ModulatedConv`."""
     if "bits" not in stored:
         return {"filters": stored["latent_filters"], "m_filters": stored["m_filters"]}
-    codes = packing.unpack_traced(stored["bits"], layer.params["latent_filters"])
-    # `check_values` has ensured that every code has a center.
-    filters = stored["centers"].at[codes].get(mode="promise_in_bounds", wrap_negative_indices=False)
+    filters = center_of_each_weight(stored, layer.params["latent_filters"])
     return {"filters": filters, "m_filters": stored["m_filters"]}
 
 
@@ -62,28 +71,15 @@ def spec(
     m_filters = float32_tensor(layer.params["m_filters"], "M-filters")
     if not quantized:
         return {"latent_filters": float32_tensor(shape, FILTERS), "m_filters": m_filters}
-    num_centers = config.binarize.num_centers
-    weights = int(np.prod(shape, dtype=object))
-    bits = weights * packing.bits_per_weight(num_centers)
-    packed = packing.packed_shape(shape, num_centers)
-    return {
-        "bits": Tensor("uint8", packed, FILTERS, bits, weights),
-        "centers": Tensor("float32", (num_centers,), "centers", 32 * num_centers, 0),
-        "m_filters": m_filters,
-    }
+    return center_tensors(shape, config.binarize.num_centers) | {"m_filters": m_filters}
 
 
 def check_values(stored: Mapping[str, np.ndarray], layer: PlannedLayer) -> None:
     """Raises InputError if M is negative, a code has no center, or centers are not sorted."""
     if stored["m_filters"].min() < 0:
         raise InputError(f"its tensor {layer.name}/m_filters has negative values")
-    if "bits" not in stored:
-        return
-    codes = packing.unpack(stored["bits"], layer.params["latent_filters"])
-    if codes.max() >= len(stored["centers"]):
-        raise InputError(f"its tensor {layer.name}/bits has codes without a center")
-    if np.any(np.diff(stored["centers"]) < 0):
-        raise InputError(f"its tensor {layer.name}/centers is not in ascending order")
+    if "bits" in stored:
+        check_centers(stored, layer)
 
 
 def arrays(view: View) -> dict[str, np.ndarray]:
@@ -107,13 +103,8 @@ def _filters(view: View) -> dict[str, np.ndarray]:
     }
     if "bits" in view.stored:
         centers = np.asarray(source["centers"])
-        found |= {"binary_filters": centers[_codes(view)], "centers": centers}
+        found |= {"binary_filters": centers[codes_in(view)], "centers": centers}
     return found
-
-
-def _codes(view: View) -> np.ndarray:
-    """Returns the index of each weight's center, in the shape of the filters."""
-    return packing.unpack(view.stored["bits"], view.layer.params["latent_filters"])
 
 
 def facts(view: View) -> dict[str, Any]:
@@ -137,10 +128,7 @@ def facts(view: View) -> dict[str, Any]:
         "m_and_center_bits": 32 * floats,
     }
     if "bits" in stored:
-        codes = _codes(view)
-        count = np.bincount(codes.ravel(), minlength=len(stored["centers"]))
-        record["centers"] = [float(center) for center in found["centers"]]
-        record["shares"] = [float(share) for share in count / codes.size]
+        record |= center_facts(view, found["centers"])
         if "latent_filters" in found:
             latent, binary = found["latent_filters"], found["binary_filters"]
             # The filter loss is half the sum over the planes.
@@ -159,18 +147,14 @@ def compare(before: View, after: View) -> dict[str, float | None]:
         m_drift: ||M_b - M_a|| / ||M_a||.
         latent_drift: the same for C; None for model files.
     """
-    flips = None
-    numbers = [len(view.stored.get("centers", ())) for view in (before, after)]
-    if numbers[0] and numbers[0] == numbers[1]:
-        flips = float(np.mean(_codes(before) != _codes(after)))
     a, b = _filters(before), _filters(after)
     drifts = {
-        name: float(np.linalg.norm(b[name] - a[name]) / np.linalg.norm(a[name]))
+        name: relative_error(b[name], a[name])
         for name in ("m_filters", "latent_filters")
         if name in a and name in b
     }
     return {
-        "flip_ratio": flips,
+        "flip_ratio": flip_ratio(before, after),
         "m_drift": drifts["m_filters"],
         "latent_drift": drifts.get("latent_filters"),
     }
@@ -198,23 +182,11 @@ def _range_of_m(record: Mapping[str, Any]) -> Cell:
     return f"{low:.2f}-{high:.2f}", high - low
 
 
-def _error(record: Mapping[str, Any]) -> Cell:
-    error = record.get("quantization_error")
-    return ("", -1) if error is None else (f"{error:.3f}", error)
-
-
 COLUMNS = {
     "maps": lambda record: (f"{record['in_maps']}-{record['out_maps']}", record["out_maps"]),
     # M and the centers.
     "floats": lambda record: (str(record["m_and_center_bits"] // 32), record["m_and_center_bits"]),
-    "centers": lambda record: (
-        " ".join(f"{center:.3g}" for center in record.get("centers", ())),
-        record.get("centers", [0])[-1],
-    ),
-    "shares": lambda record: (
-        " ".join(f"{share:.1%}" for share in record.get("shares", ())),
-        record.get("shares", [0])[0],
-    ),
+    **CENTER_COLUMNS,
     "range of M": _range_of_m,
-    "error": _error,
+    "error": error_cell,
 }

@@ -21,6 +21,7 @@ from mcn_jax.layers.family import (
     View,
     float32_tensor,
 )
+from mcn_jax.layers.quantized_file import codes_in, error_cell, flip_ratio, relative_error
 from mcn_jax.ops import packing
 
 LATENT = "latent_kernel"
@@ -120,12 +121,8 @@ def arrays(view: View) -> dict[str, np.ndarray]:
         found[LATENT] = np.asarray(source[LATENT])
     if "bits" in view.stored:
         found["scales"] = np.asarray(scales_of(view.stored))
-        found["binary_filters"] = (2 * _codes(view).astype(np.float32) - 1) * found["scales"]
+        found["binary_filters"] = (2 * codes_in(view).astype(np.float32) - 1) * found["scales"]
     return found
-
-
-def _codes(view: View) -> np.ndarray:
-    return packing.unpack(view.stored["bits"], view.layer.params[LATENT])
 
 
 def facts(view: View) -> dict[str, Any]:
@@ -135,19 +132,15 @@ def facts(view: View) -> dict[str, Any]:
     if "bits" not in view.stored:
         return record
     found = arrays(view)
-    scales, share = found["scales"], float(np.mean(_codes(view)))
+    scales, share = found["scales"], float(np.mean(codes_in(view)))
     record |= {
         "scale_min": float(scales.min()),
         "scale_max": float(scales.max()),
         "shares": [1 - share, share],
     }
     if LATENT in found and EXPONENTS not in view.stored:  # those are of standardized weights
-        record["quantization_error"] = _relative_error(found["binary_filters"], found[LATENT])
+        record["quantization_error"] = relative_error(found["binary_filters"], found[LATENT])
     return record
-
-
-def _relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def compare(before: View, after: View) -> dict[str, float | None]:
@@ -157,13 +150,9 @@ def compare(before: View, after: View) -> dict[str, float | None]:
         flip_ratio: share of weights whose sign has changed; None unless both views are binary.
         latent_drift: ||w_b - w_a|| / ||w_a||; None for model files of binary filters.
     """
-    flips = drift = None
-    if "bits" in before.stored and "bits" in after.stored:
-        flips = float(np.mean(_codes(before) != _codes(after)))
     a, b = arrays(before), arrays(after)
-    if LATENT in a and LATENT in b:
-        drift = _relative_error(b[LATENT], a[LATENT])
-    return {"flip_ratio": flips, "latent_drift": drift}
+    drift = relative_error(b[LATENT], a[LATENT]) if LATENT in a and LATENT in b else None
+    return {"flip_ratio": flip_ratio(before, after), "latent_drift": drift}
 
 
 def pictures(view: View) -> Pictures:
@@ -192,9 +181,4 @@ def _shares(record: Mapping[str, Any]) -> Cell:
     return ("", -1) if shares is None else (f"{shares[0]:.1%} {shares[1]:.1%}", shares[0])
 
 
-def _error(record: Mapping[str, Any]) -> Cell:
-    error = record.get("quantization_error")
-    return ("", -1) if error is None else (f"{error:.3f}", error)
-
-
-COLUMNS = {"scales": _range_of_scales, "shares": _shares, "error": _error}
+COLUMNS = {"scales": _range_of_scales, "shares": _shares, "error": error_cell}
