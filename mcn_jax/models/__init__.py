@@ -210,14 +210,13 @@ def make_model(
             raise ValueError(f"the layer family {name!r} cannot be chosen for a network")
         makers[field] = make(config, quantized)
     family, first = LAYERS[model.conv], LAYERS[stem_conv(model)]
-    first_conv = makers["stem_conv"]
-    if first.takes_signs:
-        first_conv = functools.partial(first_conv, signs_input=False)
+    takes_image = {"signs_input": False} if first.takes_signs else {}
     if first.pads_image and not deployed:
-        first_conv = functools.partial(first_conv, pads_input=True)
+        takes_image["pads_input"] = True
+    first_conv = functools.partial(makers["stem_conv"], **takes_image)
     return architecture.module(
         conv=makers["conv"],
-        first_conv=first_conv,
+        first_conv=first_conv if model.stem_conv or takes_image else None,
         pointwise_conv=makers.get("pointwise"),
         relu=family.follows_relu,
         widths=model.widths,
