@@ -34,12 +34,10 @@ from mcn_jax.ops.convolution import DIMENSIONS, convolve, explicit_pads
 
 GRADIENTS = ("mean", "sum")
 STEP = 2  # x and y
-# "auto" takes the circulant form on a CPU if input and output have at least this many channels. In
-# such layers of a ResNet it took 0.33 to 0.52 of the direct form's time with gradients, and 0.27 to
-# 0.57 forward: medians of benchmarks/filter_map.py in float32, on two busy cores. With 64 channels
-# the forward pass alone may take longer, and a DenseNet's layers of 32 filters take longer on small
-# images. Other dtypes are not measured.
-WIDE = 128
+# "auto" takes the circulant form on a CPU if input and output have at least this many channels. With
+# gradients in float32 it took 0.3 to 0.7 of the direct form's time there, and 1.3 with 16 channels,
+# measured by benchmarks/filter_map.py with AVX-512. Other dtypes are not measured.
+WIDE = 32
 FEW_FILTERS, MANY_FILTERS = 32, 256  # the limits of K3 in `samples_for`
 
 
