@@ -34,10 +34,11 @@ from mcn_jax.ops.convolution import DIMENSIONS, convolve, explicit_pads
 
 GRADIENTS = ("mean", "sum")
 STEP = 2  # x and y
-# "auto" takes the circulant form on a CPU if input and output have at least this many channels. With
-# gradients in float32 it took 0.3 to 0.7 of the direct form's time there, and 1.3 with 16 channels,
-# measured by benchmarks/filter_map.py with AVX-512. Other dtypes are not measured.
-WIDE = 32
+# "auto" takes the circulant form on a CPU if the input has at least this many channels, and the
+# output as many as the second number. There benchmarks/filter_map.py measured 0.3 to 0.9 of the
+# direct form's time in float32 with AVX-512. With fewer it was slower, at least forward. Other
+# dtypes are not measured.
+CIRCULANT_CHANNELS, CIRCULANT_FILTERS = 64, 32
 FEW_FILTERS, MANY_FILTERS = 32, 256  # the limits of K3 in `samples_for`
 
 
@@ -279,7 +280,8 @@ def cpu_form(geometry: Geometry, dtype: str) -> str:
     """
     *_, channels, outputs = geometry.filter_shape
     shifts = geometry.samples[2]
-    is_wide = min(channels, outputs) >= WIDE and shifts > 1 and circulant.takes(shifts)
+    is_wide = channels >= CIRCULANT_CHANNELS and outputs >= CIRCULANT_FILTERS
+    is_wide = is_wide and shifts > 1 and circulant.takes(shifts)
     return "circulant" if is_wide and dtype == "float32" else "direct"
 
 

@@ -249,7 +249,7 @@ def test_multiply_adds(geometry, expected):
     ("outputs", "channels", "dtype", "expected"),
     [
         (128, 128, "float32", "circulant"), (512, 256, "float32", "circulant"),
-        (32, 128, "float32", "circulant"), (128, 16, "float32", "direct"),
+        (32, 64, "float32", "circulant"), (128, 32, "float32", "direct"),
         (16, 128, "float32", "direct"),
         (128, 129, "float32", "direct"), (128, 128, "bfloat16", "direct"),
         (128, 128, "float64", "direct"),
