@@ -35,9 +35,9 @@ from mcn_jax.ops.convolution import DIMENSIONS, convolve, explicit_pads
 GRADIENTS = ("mean", "sum")
 STEP = 2  # x and y
 # "auto" takes the circulant form on a CPU if the input has at least this many channels, and the
-# output as many as the second number. There benchmarks/filter_map.py measured 0.3 to 0.9 of the
-# direct form's time in float32 with AVX-512. With fewer it was slower, at least forward. Other
-# dtypes are not measured.
+# output as many as the second number. There benchmarks/filter_map.py measured 0.35 to 0.7 of the
+# direct form's time with gradients, in float32 with AVX-512. With fewer, its forward pass was
+# sometimes slower. Other dtypes are not measured.
 CIRCULANT_CHANNELS, CIRCULANT_FILTERS = 64, 32
 FEW_FILTERS, MANY_FILTERS = 32, 256  # the limits of K3 in `samples_for`
 
