@@ -160,6 +160,9 @@ NETWORKS = {
     },
     "simple_cnn, dense layers of signs": {"conv": "xnor", "head": "one_bit_dense", "planes": 2},
 }  # fmt: skip
+# The slow tests also have every kind of layer with strides and shortcuts.
+SLOW = [f"wide_resnet, {kind}" for kind in COMPARED]
+EVERY = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NETWORKS]
 # Networks that version 0.1 could write; it had no choice of a head.
 OF_0_1 = [
     name
@@ -189,12 +192,12 @@ def check_agreement(name, write, path):
     assert difference <= 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", EVERY)
 def test_checkpoint_and_file_agree(name, tmp_path):
     check_agreement(name, write_model, tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", EVERY)
 def test_checkpoint_and_graph_agree(name, tmp_path):
     pytest.importorskip("onnxruntime")
     check_agreement(name, write_onnx, tmp_path / "model.onnx")
@@ -310,7 +313,7 @@ def as_used(model):
     return dataclasses.replace(model, network=Network(config, network.quantized))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", EVERY)
 def test_what_is_read_is_what_was_written(name, tmp_path):
     model, _, _ = random_model(**NETWORKS[name])
     write_model(model, tmp_path / "model.safetensors")
@@ -585,7 +588,14 @@ def test_files_hold_maps_and_not_filters(conv, bits, tmp_path):
     assert (tmp_path / "model.onnx").stat().st_size < maps + rest + len(header(model)) + 2 * 4_000
 
 
-@pytest.mark.parametrize("conv", LAYERS)
+@pytest.mark.parametrize(
+    "conv",
+    [
+        kind if kind in ("mcconv", "conv", "bwn", "lbc", "filter_map", "phc")
+        else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in LAYERS
+    ],
+)  # fmt: skip
 def test_an_absurd_network_is_refused_at_once(conv):
     """Planning needs little time and memory for any size."""
     shape = {"height": 2048, "width": 2048, "channels": 3}
