@@ -76,10 +76,8 @@ class ModelConfig:
     #                  number of modules
     blocks: tuple[int, ...] = (2, 2, 2, 2)  # resnet, densenet: blocks of each stage
     block: str = "basic"  # resnet: "basic", or "bottleneck" with 1x1 convolutions around each 3x3
-    shortcut: str = (
-        "projection"  # resnet: where shapes differ, "projection" (option B of He et al.)
-    )
-    #                               or "zeros" (option A)
+    shortcut: str = "projection"  # resnet: where shapes differ, "projection" or "zeros" (options B
+    #                               and A of He et al.)
     preactivation: bool = False  # resnet: batch norm and ReLU before each convolution, not after
     growth: int = 32  # densenet: maps that each block appends
     stem: str = "cifar"  # wide_resnet: "cifar", or "imagenet", which divides height and width by 4

@@ -28,7 +28,7 @@ SIGNS = MultiplyAdds(DENSE, FIRST, SECOND)
 
 
 def counted(conv, num_centers=2, enabled=True, **fields):
-    model = ModelConfig(conv=conv, widths=(2, 3), planes=2, head="linear", **fields)
+    model = ModelConfig(**{"conv": conv, "widths": (2, 3), "planes": 2, "head": "linear"} | fields)
     binarize = BinarizeConfig(enabled=enabled, num_centers=num_centers)
     config = Config(model=model, binarize=binarize)
     return multiply_adds(plan_of(config, 10, (8, 8, 1)), config, enabled)
@@ -60,6 +60,27 @@ def test_an_mcconv_multiplies_by_centers_once_per_map_and_then_by_m():
 def test_anchors_count_as_signs_and_the_learned_convolution_as_float():
     learned = 64 * 4 * 4 + 16 * 6 * 6
     assert counted("lbc") == MultiplyAdds(DENSE + learned, FIRST + SECOND, 0)
+
+
+def test_one_bit_dense_layers_multiply_by_signs():
+    fields = {"head": "one_bit_dense", "dense_features": 5}
+    dense = 24 * 5 + 5 * 5 + 5 * 10
+    assert counted("bwn", **fields) == MultiplyAdds(0, FIRST + SECOND + dense, 0)
+    assert counted("bnn", **fields) == MultiplyAdds(0, FIRST, SECOND + dense)
+    # The last layer of XNOR-Net is float.
+    hidden = fields | {"head": "one_bit_hidden"}
+    assert counted("xnor", **hidden) == MultiplyAdds(50, FIRST, SECOND + dense - 50)
+
+
+def test_filter_maps_count_as_the_filters_that_are_cut_out_of_them():
+    fields = {"widths": (16, 16), "planes": 1}
+    adds, dense = 64 * 9 * 16 + 16 * 9 * 16 * 16, 64 * 10
+    floats = MultiplyAdds(dense + adds, 0, 0)
+    for kind in ("filter_map_sign", "filter_map_kmeans"):
+        assert counted(kind, **fields) == MultiplyAdds(dense, adds, 0)
+        assert counted(kind, enabled=False, **fields) == floats
+    assert counted("filter_map", **fields) == floats
+    assert counted("filter_map_kmeans", num_centers=4, **fields) == floats
 
 
 def test_an_ordinary_network_multiplies_floats():

@@ -33,7 +33,6 @@ MAX_DEPTH, MAX_TENSORS = 200, 1_024  # a network of depth 200 has 1,001 tensors
 MAX_STAGES, BLOCK_TENSORS = 8, 6  # a block has two convolutions and two batch norms, or more
 MAX_LAYER_BYTES = 2**28  # for a layer's input or output of one image, and for its filters
 BASE_FIELDS = ("model.name", "model.conv", "model.widths", "model.pooling", "model.head")
-
 OPTIONAL_FIELDS = ("stem_conv", "pointwise")  # of ModelConfig; a header has them unless default
 
 

@@ -77,8 +77,12 @@ def scales_of(stored: Mapping[str, Any]) -> Any:
 
 
 def is_dense(layer: PlannedLayer) -> bool:
-    """Returns whether a layer is a dense one: a 1x1 convolution of a single pixel."""
-    return layer.params[LATENT][:2] == layer.in_shape[:-1] == (1, 1)
+    """Returns whether a layer is a dense one of a head: a 1x1 convolution of a single pixel.
+
+    The 1x1 convolutions of a network are none, even if a small image has become a single pixel.
+    """
+    is_pixel = layer.params[LATENT][:2] == layer.in_shape[:-1] == (1, 1)
+    return is_pixel and layer.name.startswith("dense_")
 
 
 def spec(

@@ -90,19 +90,20 @@ def test_a_layer_stores_its_bits_and_scales(rule, scale_bits):
 
 
 @pytest.mark.parametrize(
-    ("taps", "in_shape", "part", "form"),
+    ("name", "taps", "in_shape", "part", "form"),
     [
-        ((1, 1), (1, 1, 5), "dense layers", "dense"),
-        ((1, 1), (2, 1, 5), "filters", "direct"),
-        ((3, 3), (1, 1, 5), "filters", "direct"),
+        ("dense_1", (1, 1), (1, 1, 5), "dense layers", "dense"),
+        ("dense_1", (1, 1), (2, 1, 5), "filters", "direct"),
+        ("dense_1", (3, 3), (1, 1, 5), "filters", "direct"),
+        ("stage_4_block_1/conv_3", (1, 1), (1, 1, 5), "filters", "direct"),
     ],
 )
 @pytest.mark.parametrize("quantized", [True, False])
 def test_a_dense_layer_is_a_1x1_convolution_of_a_single_pixel(
-    taps, in_shape, part, form, quantized
+    name, taps, in_shape, part, form, quantized
 ):
     layer = PlannedLayer(
-        name="layer", family=FAMILIES["bwn"], params={"latent_kernel": (*taps, 5, 7)}, state={},
+        name=name, family=FAMILIES["bwn"], params={"latent_kernel": (*taps, 5, 7)}, state={},
         in_shape=in_shape, out_shape=(*in_shape[:2], 7),
     )  # fmt: skip
     weights = taps[0] * taps[1] * 5 * 7
