@@ -2,8 +2,8 @@
 
 The spectrum of an image x of H x W pixels is its discrete Fourier transform. The image is real, so
 half of the spectrum is enough. Pooling to oh x ow pixels keeps its rows f = -oh/2 .. oh/2 - 1 and
-its columns l = 0 .. floor(ow/2), and transforms them back. Here, two products with constant matrices
-compute the same for each channel, without a Fourier transform:
+its columns l = 0 .. floor(ow/2), and transforms them back. Here, two products with constant
+matrices compute the same for each channel, without a Fourier transform:
 
     y = Re(A x B^T)
     A[p, m] = 1/oh * sum over f of exp(2 pi i f (p/oh - m/H))
