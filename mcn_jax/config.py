@@ -56,6 +56,8 @@ class DataConfig:
     color_jitter: float = 0.0  # augmentation: brightness, contrast, saturation by up to this share
     cutout: int = 0  # augmentation: side in pixels of a blanked square; 0 is off
     mixup: float = 0.0  # augmentation: alpha of the Beta distribution of shares; 0 is off
+    mixup_pairs: bool = False  # mixup: whether each two images become one, so a step trains on half
+    #                            as many as batch_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,18 @@ class ModelConfig:
     #                          mcn_jax.models.maxout.LAYOUTS
     planes: int = 4  # K, channels per feature map (paper: 4)
     input_planes: str = "copy"  # "copy", "first" or "rgbx", see mcn_jax.layers.planes
-    pooling: str = "strided"  # how images are halved, a name in mcn_jax.layers.pooling.POOLINGS
+    pooling: str = "strided"  # how images get smaller, a name in mcn_jax.layers.pooling.POOLINGS
+    strides: tuple[int, ...] = ()  # of the pooling layers; () halves where the network does.
+    #                                resnet, wide_resnet: after the stem, and in each stage but the
+    #                                first; simple_cnn: after each layer; convnet: in each stage;
+    #                                densenet: between stages
+    spectral_gain: str = "authors"  # spectral, diffstride: "authors" multiplies images by about the
+    #                                 product of the strides; "unit" keeps their mean
+    smoothness: float = 4.0  # diffstride: width of the mask's ramp, in pixels (authors: 4)
+    reading: str = "code"  # diffstride: the mask of the authors' program, or that of the "paper"
+    shares_stride: bool = False  # diffstride: whether a layer has one stride for both axes
+    pooled_sizes: tuple[int, ...] = ()  # diffstride: sizes Y1, X1, Y2, X2, ... of the images after
+    #                                     each pooling layer, in model files; runs find them
     head: str = "dense"  # a name in mcn_jax.models.heads.HEADS (paper: "dense")
     dense_features: int = 1024  # width of the hidden layers of the head, if it has any (Fig. 8)
     dropout_rate: float = 0.5  # heads "dense" and "maxout": dropout before the last layer; nin:
@@ -122,6 +135,7 @@ class LossConfig:
 
     data: str = "softmax"  # loss of the logits: "softmax" or "squared_hinge" (BinaryConnect). Its
     #                        value is called softmax_loss in metrics.jsonl
+    stride_cost: float = 0.0  # diffstride: weight of the cost of strides, >= 0
     theta: float = 1e-4  # weight of the filter loss, >= 0
     center_loss_weight: float = 0.0  # lambda, weight of the center loss, >= 0
     center_loss_rate: float = 0.5  # alpha of Wen et al. 2016, how fast class means move, (0, 1]
@@ -138,7 +152,9 @@ class OptimizerConfig:
     m_learning_rate: float = 0.01  # eta2, for the M-filters (paper: 0.01)
     filter_map_rate_scale: float = 1.0  # learning rate of filter maps over learning_rate; the mean
     #                                     gradient is several times shorter than the sum
-    momentum: float = 0.9  # Nesterov, sgd only, in [0, 1)
+    stride_limit: float = 0.0  # diffstride: the greatest stride; 0 for no limit
+    momentum: float = 0.9  # sgd only, in [0, 1)
+    nesterov: bool = True  # sgd only: whether the momentum is Nesterov's
     weight_decay: float = 5e-4  # L2 on latent filters and kernels; never on M, batch norm,
     #                             biases, and the rules of phc
     latent_weight_decay: float = SAME  # L2 on latent filters; -1 takes weight_decay
@@ -171,6 +187,8 @@ class Config:
     num_epochs: int = 200  # passes over the training split
     log_every_steps: int = 100  # steps between step records in metrics.jsonl
     checkpoint_every_steps: int = 0  # steps between checkpoints inside epochs; 0: after epochs only
+    stride_update_steps: int = 50  # diffstride: steps between changes of the images' sizes; they
+    #                                also change at the start of each epoch
     steps_per_dispatch: int = 0  # resident data: maximum steps per program; 0: 1 on a CPU, else 32
     dtype: str = "float32"  # of the computation: "float32", "bfloat16" or "float64"
     param_dtype: str = "float32"  # of parameters and statistics: "float32" or "float64"

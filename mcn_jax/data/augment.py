@@ -65,7 +65,8 @@ def training_inputs(
     if config.cutout:
         images = cutout(images, keys(Purpose.CUTOUT), config.cutout)
     if config.mixup:
-        return mixup(images, labels, keys(Purpose.MIXUP), config.mixup)
+        mixed = mixup(images, labels, keys(Purpose.MIXUP), config.mixup)
+        return jax.tree.map(lambda x: x[::2], mixed) if config.mixup_pairs else mixed
     return Inputs(images, labels)
 
 

@@ -17,6 +17,12 @@ def check_data(config: DataConfig) -> None:
     """
     check_name(config)
     require_one_of("data.pipeline", config.pipeline, ("auto", *SOURCES))
+    require(
+        config.mixup > 0 or not config.mixup_pairs,
+        "data.mixup_pairs",
+        config.mixup_pairs,
+        "needs config.data.mixup above 0",
+    )
     for name in ("split_seed", "workers", "image_size", "crop_padding", "cutout", "mixup"):
         value = getattr(config, name)
         require(value >= 0, f"data.{name}", value, "must not be negative")

@@ -7,6 +7,7 @@ order, so the step treats both alike.
 
 import collections
 import functools
+import math
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -56,9 +57,16 @@ class Source(Protocol):
         """Ends worker processes."""
 
 
-def make_source(config: Config, dataset: Dataset) -> Source:
-    """Makes the source for `config.data.pipeline`; "auto" chooses by the size of the data."""
-    return SOURCES[source_name(config, dataset)](config, dataset)
+def make_source(config: Config, dataset: Dataset, *, pause_steps: int = 0) -> Source:
+    """Makes the source for `config.data.pipeline`; "auto" chooses by the size of the data.
+
+    Args:
+        config: the run's config.
+        dataset: the data.
+        pause_steps: a dispatch must end after this many steps of an epoch, and after every multiple
+            of it; 0 if dispatches may end anywhere.
+    """
+    return SOURCES[source_name(config, dataset)](config, dataset, pause_steps)
 
 
 def source_name(config: Config, dataset: Dataset) -> str:
@@ -73,13 +81,13 @@ def source_name(config: Config, dataset: Dataset) -> str:
 class ResidentSource:
     """Keeps both splits on every device as uint8; a step receives row numbers."""
 
-    def __init__(self, config: Config, dataset: Dataset):
-        """Reads both splits."""
+    def __init__(self, config: Config, dataset: Dataset, pause_steps: int = 0):
+        """Reads both splits; for `pause_steps` see `make_source`."""
         self._config = config
         self._examples = (len(dataset.train), len(dataset.test))
         self._steps = self._examples[0] // config.batch_size
         most = config.steps_per_dispatch or default_steps_per_dispatch()
-        self.together = greatest_divisor(self._steps, most)
+        self.together = greatest_divisor(math.gcd(self._steps, pause_steps), most)
         self._train = parallel.replicate(dataset.train.read_all())
         self._test = parallel.replicate(dataset.test.read_all())
 
@@ -126,12 +134,13 @@ class StreamedSource:
 
     together = 1
 
-    def __init__(self, config: Config, dataset: Dataset):
+    def __init__(self, config: Config, dataset: Dataset, pause_steps: int = 0):
         """Prepares the stream without starting workers.
 
         Raises:
             InputError: if their shared memory is missing or too small.
         """
+        del pause_steps  # every dispatch is one step
         self._read = _BatchReader(config, dataset.train, dataset.test)
         self._workers = config.data.workers or parallel.host_cores() or 1
         check_shared_memory(self._workers, self._read.batch_bytes)
@@ -211,7 +220,7 @@ def default_steps_per_dispatch() -> int:
     return 1 if jax.default_backend() == "cpu" else 32
 
 
-SOURCES: dict[str, Callable[[Config, Dataset], Source]] = {
+SOURCES: dict[str, Callable[[Config, Dataset, int], Source]] = {
     "resident": ResidentSource,
     "streamed": StreamedSource,
 }

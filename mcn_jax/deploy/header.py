@@ -22,6 +22,7 @@ from mcn_jax.data.images import PixelFormat
 from mcn_jax.errors import InputError, did_you_mean
 from mcn_jax.layers.family import FILTERS
 from mcn_jax.layers.planes import check_input
+from mcn_jax.layers.pooling import POOLINGS
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.models.heads import HEADS
 from mcn_jax.models.plan import Plan, plan_of, specs
@@ -33,7 +34,8 @@ MAX_DEPTH, MAX_TENSORS = 200, 1_024  # a network of depth 200 has 1,001 tensors
 MAX_STAGES, BLOCK_TENSORS = 8, 6  # a block has two convolutions and two batch norms, or more
 MAX_LAYER_BYTES = 2**28  # for a layer's input or output of one image, and for its filters
 BASE_FIELDS = ("model.name", "model.conv", "model.widths", "model.pooling", "model.head")
-OPTIONAL_FIELDS = ("stem_conv", "pointwise")  # of ModelConfig; a header has them unless default
+# Fields of ModelConfig that a header has unless they have their default.
+OPTIONAL_FIELDS = ("stem_conv", "pointwise", "strides")
 
 
 class Network(NamedTuple):
@@ -66,11 +68,9 @@ def _fields(model: ModelConfig) -> tuple[str, ...]:
     """Returns the config fields that a header must have."""
     kinds = models.convolution_kinds(model)
     own = [*models.MODELS[model.name].options, *HEADS[model.head].options]
-    own += [
-        name
-        for name in OPTIONAL_FIELDS
-        if name in kinds and getattr(model, name) != getattr(ModelConfig, name)
-    ]
+    own += POOLINGS[model.pooling].options
+    optional = [name for name in OPTIONAL_FIELDS if name in kinds or name == "strides"]
+    own += [name for name in optional if getattr(model, name) != getattr(ModelConfig, name)]
     options = dict.fromkeys(name for kind in kinds.values() for name in LAYERS[kind].options)
     return (*BASE_FIELDS, *(f"model.{name}" for name in own), *options)
 
@@ -79,6 +79,7 @@ def _known_fields() -> dict[str, str]:
     """Returns {field: its group in a config} for every field that a header may have."""
     options = [f"model.{name}" for model in models.MODELS.values() for name in model.options]
     options += [f"model.{name}" for head in HEADS.values() for name in head.options]
+    options += [f"model.{name}" for pooling in POOLINGS.values() for name in pooling.options]
     options += [name for family in LAYERS.values() for name in family.options]
     options += [f"model.{name}" for name in OPTIONAL_FIELDS]
     parts = (name.partition(".") for name in (*BASE_FIELDS, *options))
@@ -269,6 +270,10 @@ def _network(values: Any, tensors: int) -> Network:
         _limit("the number of network.blocks", len(model.blocks), 1, MAX_STAGES)
         _limit("the sum of network.blocks", sum(model.blocks), 1, tensors // BLOCK_TENSORS)
         _limit("the least of network.blocks", min(model.blocks), 1, tensors)
+    _limit("the number of network.strides", len(model.strides), 0, tensors)
+    _limit("the number of network.pooled_sizes", len(model.pooled_sizes), 0, 2 * tensors)
+    for size in model.pooled_sizes:
+        _limit("network.pooled_sizes", size, 1, MAX_SIZE)
     _limit("network.growth", model.growth, 1, 2**20)
     for size in model.widths:
         _limit("network.widths", size, 1, 2**20)

@@ -81,7 +81,11 @@ class Model:
         """Returns the "params" collection of `module` for these tensors; JAX can trace it."""
         params: dict[str, Any] = {}
         for layer in self.plan:
-            own = layer.family.unpack(own_tensors(tensors, layer.name), layer)
+            if layer.family.unpacks_early:
+                with jax.ensure_compile_time_eval():
+                    own = layer.family.unpack(own_tensors(self.tensors, layer.name), layer)
+            else:
+                own = layer.family.unpack(own_tensors(tensors, layer.name), layer)
             params |= {f"{layer.name}/{leaf}": value for leaf, value in own.items()}
         return traverse_util.unflatten_dict(params, sep="/")
 

@@ -1,7 +1,7 @@
 """Translates reductions to ONNX: over whole axes, over pooling windows, and cumulative sums.
 
 A pooling may be written as a reshape that splits each axis into (windows, pixels of a window), and
-a maximum or sum over the pixels. `mcn_jax.layers.pooling.max_pool_2x2` does that. The translation
+a maximum or sum over the pixels. `mcn_jax.layers.pooling.max_pool` does that. The translation
 detects it and writes a pooling. Importing this module adds its rules to the table.
 """
 

@@ -32,12 +32,15 @@ class Group:
         rate: field or property of `OptimizerConfig` with the learning rate.
         decay: property of `OptimizerConfig` with the weight decay; None for no weight decay.
         projection: applied to each parameter after its update, such as `jnp.abs` (Eq. 15).
+        limit: field of `OptimizerConfig` with the greatest value that an update may give a
+            parameter, where 0 means no limit; None for no limit at all.
     """
 
     name: str
     rate: str = "learning_rate"
     decay: str | None = "weight_decay"
     projection: Callable[[jax.Array], jax.Array] | None = None
+    limit: str | None = None
 
 
 WEIGHTS = Group(name="kernels")
@@ -119,6 +122,7 @@ class PlannedLayer:
         out_shape: shape of one image at the output, without the image axis.
         state_shapes: {leaf name: shape} of all other state.
         kernel_size: height and width of a convolution's kernel in pixels; 0 for other layers.
+        settings: attributes of the module that `Family.settings` names.
     """
 
     name: str
@@ -129,6 +133,7 @@ class PlannedLayer:
     out_shape: tuple[int, ...]
     state_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     kernel_size: int = 0
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def path(self) -> tuple[str, ...]:
@@ -237,8 +242,12 @@ class Family:
             None if the family has only one format.
         unpack: (stored, layer) -> parameters of the deployed module. It must be traceable, and it
             takes and returns jax arrays, because it also becomes part of exported ONNX graphs.
+        unpacks_early: whether ONNX graphs hold the result of `unpack` and not its operations, for
+            a small result of many operations.
         spec: (layer, config, quantized, dtypes) -> {leaf name: Tensor}, what a file must hold.
             `dtypes` are the dtypes of this layer's tensors in a file, for families with a choice.
+        settings: attributes of the module that the other functions need, see
+            `PlannedLayer.settings`.
 
     Fields of a family that a config can choose as `model.conv`:
         make: (config, quantized) -> function that builds the module from its number of output maps.
@@ -282,6 +291,10 @@ class Family:
         health: (p before, p, s) -> {"flip_ratio": ...}: how quantized weights changed in an epoch.
             A `Share` is also pooled over layers.
 
+    Optional fields for layers whose output size depends on trained parameters, see `DiffStride`:
+        pooled_size: (strides, (Y, X), layer) -> (Y', X') for an input of this size, on the host.
+        effective_strides: (p, layer) -> [2], for the cost of strides.
+
     Optional fields for inspection and for reading files:
         check_values: (stored, layer), raises InputError unless the stored values are valid. Dtypes
             and shapes have been checked before.
@@ -304,6 +317,8 @@ class Family:
     unpack: Callable[[Mapping[str, jax.Array], PlannedLayer], dict[str, jax.Array]]
     spec: Callable[[PlannedLayer, Config, bool, Mapping[str, str]], dict[str, Tensor]]
     recode: Callable[[Mapping[str, np.ndarray], str], dict[str, np.ndarray]] | None = None
+    unpacks_early: bool = False
+    settings: tuple[str, ...] = ()
 
     make: Callable[[Config, bool], Callable[..., nn.Module]] | None = None
     deployed: Callable[[Config, bool], Callable[..., nn.Module]] | None = None
@@ -331,6 +346,11 @@ class Family:
     watched: Mapping[str, str] = dataclasses.field(default_factory=dict)
     compared: tuple[str, ...] = ()
     health: Callable[[Leaves, Leaves, Leaves], dict[str, float | Share]] | None = None
+
+    pooled_size: Callable[[np.ndarray, tuple[int, int], PlannedLayer], tuple[int, int]] | None = (
+        None
+    )
+    effective_strides: Callable[[Leaves, PlannedLayer], jax.Array] | None = None
 
     check_values: Callable[[Mapping[str, np.ndarray], PlannedLayer], None] = _no_check_of_values
     arrays: Callable[[View], dict[str, np.ndarray]] = stored_arrays

@@ -1,37 +1,43 @@
-"""The ways of halving images inside a network, and the table that names them."""
+"""The ways of making images smaller inside a network, and the table that names them."""
 
 import dataclasses
+import math
 from collections.abc import Callable
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mcn_jax.layers.spectral_pooling import DiffStride, SpectralPool, initial_size
+from mcn_jax.ops.spectral import fixed_pool_size
 
-def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """Max-pools 2x2 pixels with stride 2; drops an odd last row or column.
 
-    It takes a maximum over a reshaped array, because on a CPU the gradient of XLA's windowed
-    maximum is slow. Pixels that share the maximum also share its gradient.
+def max_pool(x: jax.Array, window: int) -> jax.Array:
+    """Max-pools [N, Y, X, C] over non-overlapping windows of `window` x `window` pixels.
+
+    Last rows and columns that do not fill a window are dropped. The maximum is taken over a
+    reshaped array, because on a CPU the gradient of XLA's windowed maximum is slow. Pixels that
+    share the maximum also share its gradient.
     """
-    n, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return jnp.max(x.reshape(n, height // 2, 2, width // 2, 2, channels), axis=(2, 4))
+    return jnp.max(_windows(x, window), axis=(2, 4))
 
 
 def average_pool(x: jax.Array, window: int) -> jax.Array:
     """Averages [N, Y, X, C] over non-overlapping windows of `window` x `window` pixels.
 
-    Raises:
-        ValueError: if the windows do not fill the image.
+    Last rows and columns that do not fill a window are dropped.
     """
+    return jnp.mean(_windows(x, window), axis=(2, 4))
+
+
+def _windows(x: jax.Array, window: int) -> jax.Array:
+    """Splits [N, Y, X, C] into windows, [N, Y', window, X', window, C]."""
     n, height, width, channels = x.shape
-    if height % window or width % window:
-        raise ValueError(f"{height}x{width} pixels are not divisible by a window of {window}")
-    shape = (n, height // window, window, width // window, window, channels)
-    return jnp.mean(x.reshape(shape), axis=(2, 4))
+    rows, columns = height // window, width // window
+    x = x[:, : rows * window, : columns * window]
+    return x.reshape(n, rows, window, columns, window, channels)
 
 
 def windows_in_ceil_mode(size: int, window: int, strides: int) -> int:
@@ -105,29 +111,146 @@ def _reduce_windows(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pooling:
-    """A way of halving images that a config can choose as `model.pooling`.
+class PoolingOptions:
+    """Settings of spectral pooling and DiffStride; others ignore them.
 
     Attributes:
-        after_layer: [N, Y, X, C] -> [N, Y // 2, X // 2, C], applied after a layer that keeps the
-            size.
-        convolution: (makes a convolution, output maps, strides, name) -> a convolution that divides
-            the image size by the strides.
-        shortcut: (x, strides) -> x with its size divided by the strides, in parallel to such a
-            convolution.
+        gain: see `mcn_jax.ops.spectral.spectral_pool`.
+        reading: see `mcn_jax.ops.diffstride.diffstride_pool`.
+        smoothness: R of DiffStride, in pixels.
+        shares_stride: whether a DiffStride has one stride for both axes.
+        deployed: whether the network is for inference from a file, see `DiffStride`.
+        param_dtype: dtype of learned strides.
     """
 
-    after_layer: Callable[[jax.Array], jax.Array]
-    convolution: Callable[[Callable[..., nn.Module], int, int, str], Callable[..., jax.Array]]
-    shortcut: Callable[[jax.Array, int], jax.Array]
+    gain: str = "authors"
+    reading: str = "code"
+    smoothness: float = 4.0
+    shares_stride: bool = False
+    deployed: bool = False
+    param_dtype: Any = jnp.float32
 
 
-def _strided(
-    conv: Callable[..., nn.Module], out_maps: int, strides: int, name: str
-) -> Callable[..., jax.Array]:
-    return conv(out_maps, strides=strides, name=name)
+Size = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pooling:
+    """A way of making images smaller that a config can choose as `model.pooling`.
+
+    Attributes:
+        layer: (stride, output size, options, name) -> a function [N, Y, X, C] -> [N, Y', X', C].
+            The size is for `learns_strides` alone; None takes the one of the initial strides.
+        out_size: ((Y, X), stride, options) -> (Y', X'), for the initial strides.
+        least_size: (stride, options) -> the fewest pixels in y and x that the layer takes.
+        by_convolutions: whether residual networks have strided convolutions in place of the layer.
+        learns_strides: whether strides are parameters; stride 1 then has a layer, too.
+        precedes_batch_norm: whether the layer comes before batch norm and ReLU where a network has
+            the choice. It should if it is linear: a ReLU after it removes what rings below zero.
+        options: fields of `ModelConfig` that it reads.
+    """
+
+    layer: Callable[[int, Size | None, PoolingOptions, str], Callable[[jax.Array], jax.Array]]
+    out_size: Callable[[Size, int, PoolingOptions], Size]
+    least_size: Callable[[int, PoolingOptions], int]
+    by_convolutions: bool = False
+    learns_strides: bool = False
+    precedes_batch_norm: bool = True
+    options: tuple[str, ...] = ()
+
+
+def _of_windows(
+    pool: Callable[[jax.Array, int], jax.Array],
+) -> Callable[[int, Size | None, PoolingOptions, str], Callable[[jax.Array], jax.Array]]:
+    def make(
+        stride: int, size: Size | None, options: PoolingOptions, name: str
+    ) -> Callable[[jax.Array], jax.Array]:
+        del size, options, name
+        return lambda x: pool(x, stride)
+
+    return make
+
+
+def _whole_windows(size: Size, stride: int, options: PoolingOptions) -> Size:
+    del options
+    return size[0] // stride, size[1] // stride
+
+
+def _a_window(stride: int, options: PoolingOptions) -> int:
+    del options
+    return stride
+
+
+def _spectral(
+    stride: int, size: Size | None, options: PoolingOptions, name: str
+) -> Callable[[jax.Array], jax.Array]:
+    del size
+    return SpectralPool(stride=stride, gain=options.gain, name=name)
+
+
+def _diffstride(
+    stride: int, size: Size | None, options: PoolingOptions, name: str
+) -> Callable[[jax.Array], jax.Array]:
+    return DiffStride(
+        stride=stride,
+        size=size,
+        gain=options.gain,
+        reading=options.reading,
+        smoothness=options.smoothness,
+        shares_stride=options.shares_stride,
+        deployed=options.deployed,
+        param_dtype=options.param_dtype,
+        name=name,
+    )
+
+
+def _two_pixels(stride: int, options: PoolingOptions) -> int:
+    del stride, options
+    return 2
+
+
+def _above_smoothness(stride: int, options: PoolingOptions) -> int:
+    del stride
+    return math.floor(options.smoothness) + 1
+
+
+def _initial_size(size: Size, stride: int, options: PoolingOptions) -> Size:
+    return initial_size(size, stride, options.smoothness, options.reading)
+
+
+def _fixed_size(size: Size, stride: int, options: PoolingOptions) -> Size:
+    del options
+    return fixed_pool_size(size, (float(stride), float(stride)))
 
 
 POOLINGS = {
-    "strided": Pooling(after_layer=max_pool_2x2, convolution=_strided, shortcut=average_pool),
+    "strided": Pooling(
+        layer=_of_windows(max_pool),
+        out_size=_whole_windows,
+        least_size=_a_window,
+        by_convolutions=True,
+        precedes_batch_norm=False,
+    ),
+    "max": Pooling(
+        layer=_of_windows(max_pool),
+        out_size=_whole_windows,
+        least_size=_a_window,
+        precedes_batch_norm=False,
+    ),
+    "average": Pooling(
+        layer=_of_windows(average_pool), out_size=_whole_windows, least_size=_a_window
+    ),
+    "spectral": Pooling(
+        layer=_spectral,
+        out_size=_fixed_size,
+        least_size=_two_pixels,
+        options=("spectral_gain",),
+    ),
+    "diffstride": Pooling(
+        layer=_diffstride,
+        out_size=_initial_size,
+        least_size=_above_smoothness,
+        learns_strides=True,
+        options=("spectral_gain", "smoothness", "reading", "shares_stride", "pooled_sizes"),
+    ),
 }

@@ -15,6 +15,7 @@ from mcn_jax.models import convnet, densenet, lbcnn, maxout, nin, resnet, simple
 from mcn_jax.models.classifier import Classifier, Outputs
 from mcn_jax.models.convnet import ConvNet
 from mcn_jax.models.densenet import DenseNet
+from mcn_jax.models.halving import check_pooling, pooling_options
 from mcn_jax.models.heads import HEADS
 from mcn_jax.models.lbcnn import LBCNN
 from mcn_jax.models.maxout import LAYOUTS, Maxout
@@ -37,8 +38,12 @@ class Architecture:
         module: class of the network.
         title: name in tables if its convolutions are ordinary ones.
         options: fields of `ModelConfig` that it takes in addition to those of every `Classifier`.
+        averages: whether dense layers take the global average of the maps, so their parameters do
+            not depend on the number of pixels.
         has_pointwise: whether it has convolutions of 1x1 pixels, which `model.pointwise` chooses.
         shown: fields of `ModelConfig` that tell its depth in tables, each with its unit.
+        usual_strides: ModelConfig -> strides of its pooling layers where the config names none;
+            None if its pooling cannot be chosen.
         check: ModelConfig -> None; raises InputError unless the network can be built.
         check_image_size: (ModelConfig, height, width) -> None; raises InputError unless the network
             can take images of this size.
@@ -48,8 +53,10 @@ class Architecture:
     module: type[Classifier]
     title: str
     options: tuple[str, ...] = ()
+    averages: bool = False
     has_pointwise: bool = False
     shown: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    usual_strides: Callable[[ModelConfig], tuple[int, ...]] | None = None
     check: Callable[[ModelConfig], None]
     check_image_size: Callable[[ModelConfig, int, int], None]
     takes_signs: bool = True
@@ -59,6 +66,7 @@ MODELS = {
     "simple_cnn": Architecture(
         module=SimpleCNN,
         title="CNN",
+        usual_strides=simple_cnn.usual_strides,
         check=simple_cnn.check,
         check_image_size=simple_cnn.check_image_size,
     ),
@@ -67,6 +75,8 @@ MODELS = {
         title="WRN",
         options=("depth", "stem"),
         shown={"depth": "layers"},
+        averages=True,
+        usual_strides=wide_resnet.usual_strides,
         check=wide_resnet.check,
         check_image_size=wide_resnet.check_image_size,
     ),
@@ -89,6 +99,7 @@ MODELS = {
     "convnet": Architecture(
         module=ConvNet,
         title="ConvNet",
+        usual_strides=convnet.usual_strides,
         check=convnet.check,
         check_image_size=convnet.check_image_size,
     ),
@@ -106,6 +117,8 @@ MODELS = {
         options=("blocks", "block", "shortcut", "preactivation"),
         has_pointwise=True,
         shown={"blocks": "blocks"},
+        averages=True,
+        usual_strides=resnet.usual_strides,
         check=resnet.check,
         check_image_size=resnet.check_image_size,
     ),
@@ -115,6 +128,8 @@ MODELS = {
         options=("blocks", "growth"),
         has_pointwise=True,
         shown={"blocks": "blocks"},
+        averages=True,
+        usual_strides=densenet.usual_strides,
         check=densenet.check,
         check_image_size=densenet.check_image_size,
     ),
@@ -149,6 +164,18 @@ def check(config: Config) -> None:
         " config.model.head=dense_batch_norm for float32 dense layers",
     )
     architecture = MODELS[model.name]
+    check_pooling(model, usual_strides(model))
+    averaging = ", ".join(name for name, head in HEADS.items() if head.averages)
+    require(
+        not POOLINGS[model.pooling].learns_strides
+        or architecture.averages
+        or HEADS[model.head].averages,
+        "model.pooling",
+        model.pooling,
+        f"changes the size of images in training, but the network {model.name!r} with"
+        f" config.model.head={model.head!r} has parameters for each pixel; set config.model.head to"
+        f" one of {averaging}",
+    )
     of_one_pixel = ", ".join(name for name, family in LAYERS.items() if family.pointwise)
     require(
         LAYERS[model.pointwise].pointwise,
@@ -165,6 +192,15 @@ def check(config: Config) -> None:
         f" set config.model.name to one of {with_signs}",
     )
     architecture.check(model)
+
+
+def usual_strides(model: ModelConfig) -> tuple[int, ...] | None:
+    """Returns the strides of the pooling layers where the config names none.
+
+    None is for networks whose pooling cannot be chosen.
+    """
+    find = MODELS[model.name].usual_strides
+    return None if find is None else find(model)
 
 
 def stem_conv(model: ModelConfig) -> str:
@@ -224,6 +260,11 @@ def make_model(
         planes=model.planes,
         input_planes=model.input_planes if first.takes_planes else None,
         pooling=model.pooling,
+        strides=model.strides or usual_strides(model) or (),
+        pooling_options=pooling_options(
+            model, deployed=deployed, param_dtype=jnp.dtype(config.param_dtype)
+        ),
+        pooled_sizes=model.pooled_sizes,
         head=model.head,
         dense_features=model.dense_features,
         dropout_rate=model.dropout_rate,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mcn_jax.layers.batch_norm import Affine, BatchNorm
 from mcn_jax.layers.conv import ordinary_conv
 from mcn_jax.layers.planes import expand_input
-from mcn_jax.layers.pooling import POOLINGS, Pooling
+from mcn_jax.layers.pooling import POOLINGS, Pooling, PoolingOptions
 from mcn_jax.models.heads import HEADS, HeadContext, example_dropout
 
 
@@ -47,7 +47,11 @@ class Classifier(nn.Module):
             ordinary ones.
         relu: whether a ReLU precedes every other convolution. The head follows a ReLU, too, unless
             it begins with a layer of this kind, see `Head.of_family`.
-        pooling: how images are halved, a name in `POOLINGS`.
+        pooling: how images get smaller, a name in `POOLINGS`.
+        strides: of the pooling layers; the subclass says where they are.
+        pooling_options: settings of the pooling layers.
+        pooled_sizes: sizes Y1, X1, Y2, X2, ... after each pooling layer with learned strides; empty
+            for those of the initial strides.
         head: from features to logits, a name in `HEADS`.
         dense_features: width of the hidden layers of a head that has any.
         dropout_rate: share of elements that dropout sets to zero; head and subclass say where.
@@ -67,6 +71,9 @@ class Classifier(nn.Module):
     pointwise_conv: Callable[..., nn.Module] | None = None
     relu: bool = True
     pooling: str = "strided"
+    strides: tuple[int, ...] = ()
+    pooling_options: PoolingOptions = PoolingOptions()
+    pooled_sizes: tuple[int, ...] = ()
     head: str = "dense"
     dense_features: int = 1024
     dropout_rate: float = 0.5
@@ -159,9 +166,23 @@ class Classifier(nn.Module):
         return functools.partial(make, planes=self.planes)
 
     @property
-    def halving(self) -> Pooling:
-        """The way that images are halved."""
+    def pooling_kind(self) -> Pooling:
+        """The way that images get smaller."""
         return POOLINGS[self.pooling]
+
+    def pooling_layer(self, number: int) -> Callable[[jax.Array], jax.Array] | None:
+        """Makes a pooling layer, counted from 1; None if its stride is one for good."""
+        stride, kind = self.strides[number - 1], self.pooling_kind
+        if stride == 1 and not kind.learns_strides:
+            return None
+        size = self.pooled_sizes[2 * number - 2 : 2 * number]
+        name = f"pooling_{number}"
+        return kind.layer(stride, (size[0], size[1]) if size else None, self.pooling_options, name)
+
+    def pooled(self, x: jax.Array, number: int) -> jax.Array:
+        """Applies a pooling layer to [N, Y, X, C]; see `pooling_layer`."""
+        layer = self.pooling_layer(number)
+        return x if layer is None else layer(x)
 
     def _batch_norm(self, train: bool) -> Callable[..., nn.Module]:
         if self.deployed:

@@ -13,6 +13,7 @@ import jax
 from mcn_jax.config import ModelConfig
 from mcn_jax.errors import InputError
 from mcn_jax.models.classifier import Classifier
+from mcn_jax.models.halving import sizes_after
 
 CONVOLUTIONS = 2  # in a stage
 
@@ -44,13 +45,18 @@ class ConvNet(Classifier):
             conv = self.stem_conv if layer == 1 else self.conv
             x = conv(self.widths[(layer - 1) // CONVOLUTIONS], name=f"conv_{layer}")(x)
             if layer % CONVOLUTIONS == 0:
-                x = self.halving.after_layer(x)
+                x = self.pooled(x, layer // CONVOLUTIONS)
             x = batch_norm(name=f"batch_norm_{layer}", relu=relu)(x)
         return x, x
 
     def vector(self, maps: jax.Array) -> jax.Array:
         """Returns all pixels of all maps as vectors."""
         return maps.reshape(maps.shape[0], -1)
+
+
+def usual_strides(model: ModelConfig) -> tuple[int, ...]:
+    """Returns the strides of the pooling layers if the config names none."""
+    return (2,) * len(model.widths)
 
 
 def check(model: ModelConfig) -> None:
@@ -62,8 +68,9 @@ def check(model: ModelConfig) -> None:
 def check_image_size(model: ModelConfig, height: int, width: int) -> None:
     """Raises InputError unless a pixel is left after every stage has halved the image."""
     size = min(height, width)
-    if not size >> len(model.widths):
+    if model.pooling == "strided" and not model.strides and not size >> len(model.widths):
         raise InputError(
             f"config.model.widths={model.widths} has too many stages for images of {size} pixels,"
             " which each stage halves; use fewer stages or larger images"
         )
+    sizes_after(model, model.strides or usual_strides(model), (height, width))

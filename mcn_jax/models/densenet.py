@@ -12,18 +12,19 @@ import jax.numpy as jnp
 
 from mcn_jax.config import ModelConfig
 from mcn_jax.errors import InputError, require
-from mcn_jax.layers.pooling import average_pool
+from mcn_jax.layers.pooling import POOLINGS, Pooling
 from mcn_jax.models.classifier import Classifier
+from mcn_jax.models.halving import sizes_after
 
 BOTTLENECK = 4  # maps of the 1x1 convolution of a block, as a multiple of the growth
-WINDOW = 2  # of the average pooling between stages, in pixels
 
 
 class DenseNet(Classifier):
     """Stem, stages of dense blocks with a transition between stages, batch norm, ReLU and the head.
 
-    A transition is batch norm, ReLU, 1x1 convolution to half of the maps, rounded down, and the
-    average of 2x2 pixels; an odd last row or column is dropped.
+    A transition is batch norm, ReLU, 1x1 convolution to half of the maps, rounded down, and a
+    pooling layer. With the pooling "strided" this is the average of 2x2 pixels, as published; an
+    odd last row or column is dropped.
 
     A head with dense layers takes the global average of the maps.
 
@@ -64,10 +65,14 @@ class DenseNet(Classifier):
                 maps //= 2
                 x = batch_norm(name=f"batch_norm_transition_{stage}", relu=True)(x)
                 x = self.pointwise(maps, kernel_size=1, name=f"transition_{stage}")(x)
-                rows, columns = (size // WINDOW * WINDOW for size in x.shape[1:3])
-                x = average_pool(x[:, :rows, :columns], WINDOW)
+                x = self.pooled(x, stage)
         x = batch_norm(name="batch_norm", relu=self.relu_before_head)(x)
         return x, x
+
+    @property
+    def pooling_kind(self) -> Pooling:
+        """The way that images get smaller."""
+        return POOLINGS["average" if self.pooling == "strided" else self.pooling]
 
     def vector(self, maps: jax.Array) -> jax.Array:
         """Returns the global average of each map's channels."""
@@ -103,6 +108,11 @@ class Block(nn.Module):
         return jnp.concatenate([y, x], axis=-1)
 
 
+def usual_strides(model: ModelConfig) -> tuple[int, ...]:
+    """Returns the strides of the pooling layers if the config names none."""
+    return (2,) * (len(model.blocks) - 1)
+
+
 def check(model: ModelConfig) -> None:
     """Raises InputError unless the network can be built."""
     if len(model.widths) != 1:
@@ -121,8 +131,9 @@ def check(model: ModelConfig) -> None:
 def check_image_size(model: ModelConfig, height: int, width: int) -> None:
     """Raises InputError unless a pixel is left in the last stage."""
     size = min(height, width)
-    if not size >> (len(model.blocks) - 1):
+    if model.pooling == "strided" and not model.strides and not size >> (len(model.blocks) - 1):
         raise InputError(
             f"config.model.blocks={model.blocks} has too many stages for images of {size} pixels,"
             " which each stage but the last halves; use fewer stages or larger images"
         )
+    sizes_after(model, model.strides or usual_strides(model), (height, width))

@@ -157,18 +157,20 @@ class Head:
         options: fields of `ModelConfig` that a model file must store.
         of_family: whether its first layer is of the network's layer family, see `Family.has_dense`.
             If no ReLU precedes the family's layers, then no ReLU precedes the head.
+        averages: whether it averages over pixels, so its parameters do not depend on their number.
     """
 
     apply: Callable[[HeadContext, jax.Array], jax.Array]
     options: tuple[str, ...] = ()
     of_family: bool = False
+    averages: bool = False
 
 
 HEADS = {
     "dense": Head(apply=_dense, options=("dense_features",)),
     "linear": Head(apply=_linear),
-    "conv": Head(apply=_conv),
-    "conv_relu": Head(apply=_conv_relu),
+    "conv": Head(apply=_conv, averages=True),
+    "conv_relu": Head(apply=_conv_relu, averages=True),
     "dense_batch_norm": Head(apply=_dense_batch_norm, options=("dense_features",)),
     "one_bit_dense": Head(apply=_one_bit_dense, options=("dense_features",), of_family=True),
     "one_bit_hidden": Head(apply=_one_bit_hidden, options=("dense_features",), of_family=True),

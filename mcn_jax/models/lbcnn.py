@@ -54,8 +54,7 @@ class LBCNN(Classifier):
         for module in range(1, self.depth + 1):
             y = batch_norm(name=f"batch_norm_{module}", relu=self.relu)(x)
             x = x + self.conv(width, name=f"conv_{module}")(y)
-        rows, columns = (size // WINDOW * WINDOW for size in x.shape[1:3])
-        return x, dropout(average_pool(x[:, :rows, :columns], WINDOW), place=1)
+        return x, dropout(average_pool(x, WINDOW), place=1)
 
     def vector(self, maps: jax.Array) -> jax.Array:
         """Returns all pixels of all maps as vectors."""

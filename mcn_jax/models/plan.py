@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
 from mcn_jax import models
@@ -75,9 +76,10 @@ def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan
             return call(*arguments, **keywords)
         x = arguments[0] if arguments else next(iter(keywords.values()))
         kernel_size = getattr(context.module, "kernel_size", 0)
-        calls[path] = [family, kernel_size, x.shape[1:], None]
+        settings = {name: getattr(context.module, name) for name in family.settings}
+        calls[path] = [family, kernel_size, settings, x.shape[1:], None]
         output = call(*arguments, **keywords)
-        calls[path][3] = output.shape[1:]
+        calls[path][-1] = output.shape[1:]
         return output
 
     def initialise() -> Any:
@@ -106,8 +108,9 @@ def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan
                 for leaf, shape in _leaves(tree, path).items()
             },
             kernel_size=kernel_size,
+            settings=settings,
         )
-        for path, (family, kernel_size, in_shape, out_shape) in calls.items()
+        for path, (family, kernel_size, settings, in_shape, out_shape) in calls.items()
     )
     _check_all_owned(plan, variables["params"])
     return plan
@@ -143,6 +146,35 @@ def class_layers(config: Config, image_shape: tuple[int, int, int]) -> tuple[str
     """Returns the names of the layers whose parameters depend on the number of classes."""
     two, three = (plan_of(config, num_classes, image_shape) for num_classes in (2, 3))
     return tuple(a.name for a, b in zip(two, three, strict=True) if a.params != b.params)
+
+
+def pooled_sizes(plan: Plan, params: Mapping[str, Any]) -> tuple[int, ...]:
+    """Returns the output sizes of all layers with learned strides: (Y1, X1, Y2, X2, ...).
+
+    The sizes follow from the strides: what lies between two such layers keeps the size of images.
+
+    Args:
+        plan: plan of the network, for any sizes.
+        params: the "params" collection of the network, on the host.
+    """
+    sizes: list[int] = []
+    size: tuple[int, int] | None = None
+    for layer in plan:
+        if layer.family.pooled_size is None:
+            continue
+        size = size or (layer.in_shape[0], layer.in_shape[1])
+        strides = np.asarray(layer.params_in(params)["strides"], np.float32)
+        size = layer.family.pooled_size(strides, size, layer)
+        sizes += size
+    return tuple(sizes)
+
+
+def sized(config: Config, plan: Plan, params: Mapping[str, Any]) -> Config:
+    """Returns the config with `model.pooled_sizes` for these parameters; see `pooled_sizes`."""
+    sizes = pooled_sizes(plan, params)
+    if sizes == config.model.pooled_sizes:
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, pooled_sizes=sizes))
 
 
 def computed_by(plan: Plan, dtype: str) -> list[str]:

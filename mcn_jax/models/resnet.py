@@ -11,7 +11,7 @@ Known networks, with `planes` 1, `conv` "conv" and the head "linear":
     ResNet-110       basic       18, 18, 18     16, 16, 32, 64           zeros
 
 The stem is a 3x3 convolution with stride 1, and nothing is pooled after it. So images of 32x32
-pixels keep their size in the first stage.
+pixels keep their size in the first stage, unless `strides` says otherwise.
 """
 
 import functools
@@ -24,8 +24,10 @@ import jax.numpy as jnp
 
 from mcn_jax.config import ModelConfig
 from mcn_jax.errors import InputError, require, require_one_of
+from mcn_jax.layers.pooling import POOLINGS
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.models.classifier import Classifier
+from mcn_jax.models.halving import sizes_after
 from mcn_jax.models.wide_resnet import with_channels
 
 # Names for config.model.shortcut, for a block whose input has another shape than its output:
@@ -59,7 +61,9 @@ class ResNet(Classifier):
     """Stem, stages of residual blocks, and the head.
 
     The first block of every stage but the first halves the image, rounding up. Strided convolutions
-    pad one zero on each side, as in PyTorch.
+    pad one zero on each side, as in PyTorch. With another pooling than "strided", convolutions keep
+    the size of images, and a pooling layer follows the one that would be strided. The shortcut
+    applies the same layer before its projection.
 
     With `preactivation`, batch norm and ReLU precede each convolution of a block, and follow the
     last block. Shortcuts take the block's input as it is, and a projection has no batch norm.
@@ -70,6 +74,7 @@ class ResNet(Classifier):
     Attributes:
         widths: maps of the stem and of each stage; a bottleneck block has four times as many
             output maps.
+        strides: after the stem, and of the first block of each stage but the first.
         blocks: number of blocks of each stage.
         block: a name in `BLOCKS`.
         shortcut: a name in `SHORTCUTS`.
@@ -92,7 +97,11 @@ class ResNet(Classifier):
     ) -> tuple[jax.Array, jax.Array]:
         """Computes everything before the head; see `Classifier`."""
         del dropout
-        x = self.stem_conv(self.widths[0], name="stem")(x)
+        stem_strides = self.strides[0] if self.pooling_kind.by_convolutions else 1
+        stem_padding = {"padding": "CENTERED"} if stem_strides > 1 else {}
+        x = self.stem_conv(self.widths[0], strides=stem_strides, name="stem", **stem_padding)(x)
+        if not self.pooling_kind.by_convolutions:
+            x = self.pooled(x, 1)
         if not self.preactivation:
             x = batch_norm(name="batch_norm_stem", relu=True)(x)
         make = functools.partial(
@@ -108,9 +117,14 @@ class ResNet(Classifier):
             zip(self.widths[1:], self.blocks, strict=True), start=1
         ):
             for block in range(1, blocks + 1):
-                strides = 2 if stage > 1 and block == 1 else 1
+                strides, pool = 1, None
+                if stage > 1 and block == 1:
+                    if self.pooling_kind.by_convolutions:
+                        strides = self.strides[stage - 1]
+                    else:
+                        pool = self.pooling_layer(stage)
                 name = f"stage_{stage}_block_{block}"
-                x = make(width=width, strides=strides, planes=self.planes, name=name)(x)
+                x = make(width=width, strides=strides, pool=pool, planes=self.planes, name=name)(x)
         if self.preactivation:
             x = batch_norm(name="batch_norm", relu=self.relu_before_head)(x)
         return x, x
@@ -133,6 +147,7 @@ class _Residual(nn.Module):
         shortcut: a name in `SHORTCUTS`.
         relu: whether a ReLU precedes each convolution of `conv`.
         strides: by which the image's height and width are divided.
+        pool: a pooling layer in place of the strides, or None.
     """
 
     conv: Callable[..., nn.Module]
@@ -144,28 +159,34 @@ class _Residual(nn.Module):
     shortcut: str
     relu: bool
     strides: int
+    pool: Callable[[jax.Array], jax.Array] | None = None
 
-    def convolution(self, number: int) -> nn.Module:
-        """Makes a convolution of the block, counted from 1."""
+    def convolved(self, x: jax.Array, number: int) -> jax.Array:
+        """Applies a convolution of the block, counted from 1, and the pooling layer after it."""
         layer = self.layers[number - 1]
-        return (self.pointwise if layer.kernel_size == 1 else self.conv)(
+        y = (self.pointwise if layer.kernel_size == 1 else self.conv)(
             layer.expansion * self.width,
             kernel_size=layer.kernel_size,
             strides=self.strides if layer.strided else 1,
             name=f"conv_{number}",
-        )
+        )(x)
+        return self.pool(y) if self.pool is not None and layer.strided else y
 
     def carried(self, x: jax.Array) -> jax.Array:
         """Applies the shortcut to [N, Y, X, C], without a batch norm."""
         maps, strides = self.layers[-1].expansion * self.width, self.strides
-        if self.projects(x):
+        projects = self.projects(x)
+        if self.pool is not None:
+            x = self.pool(x)
+        if projects:
             return self.pointwise(maps, kernel_size=1, strides=strides, name="projection")(x)
         return with_channels(x[:, ::strides, ::strides], maps * self.planes)
 
     def projects(self, x: jax.Array) -> bool:
         """Returns whether the shortcut of [N, Y, X, C] is a projection."""
         channels = self.layers[-1].expansion * self.width * self.planes
-        changes_shape = self.strides > 1 or x.shape[-1] != channels
+        changes_size = self.strides > 1 or self.pool is not None
+        changes_shape = changes_size or x.shape[-1] != channels
         return changes_shape and self.shortcut == "projection"
 
 
@@ -178,7 +199,7 @@ class Block(_Residual):
         y = x
         for number in range(1, len(self.layers) + 1):
             last = number == len(self.layers)
-            y = self.convolution(number)(y)
+            y = self.convolved(y, number)
             y = self.batch_norm(name=f"batch_norm_{number}", relu=not last)(y)
         shortcut = self.carried(x)
         if self.projects(x):
@@ -196,8 +217,13 @@ class PreactivationBlock(_Residual):
         for number, layer in enumerate(self.layers, start=1):
             relu = self.relu or layer.kernel_size == 1
             y = self.batch_norm(name=f"batch_norm_{number}", relu=relu)(y)
-            y = self.convolution(number)(y)
+            y = self.convolved(y, number)
         return y + self.carried(x)
+
+
+def usual_strides(model: ModelConfig) -> tuple[int, ...]:
+    """Returns the strides of the pooling layers if the config names none."""
+    return (1,) + (2,) * (len(model.blocks) - 1)
 
 
 def check(model: ModelConfig) -> None:
@@ -230,5 +256,6 @@ def check(model: ModelConfig) -> None:
 
 
 def check_image_size(model: ModelConfig, height: int, width: int) -> None:
-    """Accepts images of any size, because halving rounds up."""
-    del model, height, width
+    """Raises InputError unless the pooling layers can take the images; strided convolutions can."""
+    if not POOLINGS[model.pooling].by_convolutions:
+        sizes_after(model, model.strides or usual_strides(model), (height, width))

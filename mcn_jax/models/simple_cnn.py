@@ -8,6 +8,7 @@ import jax
 from mcn_jax.config import ModelConfig
 from mcn_jax.errors import InputError
 from mcn_jax.models.classifier import Classifier
+from mcn_jax.models.halving import sizes_after
 
 
 class SimpleCNN(Classifier):
@@ -15,7 +16,8 @@ class SimpleCNN(Classifier):
 
     The paper pools before the ReLU; the result is the same, because maximum and ReLU commute.
     Before a layer without ReLU, pooling comes before batch norm, as in BNN: after it, a maximum
-    would leave few negative values.
+    would leave few negative values. Linear poolings also come before batch norm. Each layer is
+    followed by a pooling layer.
 
     `widths` are the output maps of each layer. For the other attributes see `Classifier`.
     """
@@ -33,16 +35,21 @@ class SimpleCNN(Classifier):
             norm = f"batch_norm_{layer}"
             x = conv(width, name=f"conv_{layer}")(x)
             relu = self.relu_before_head if layer == len(self.widths) else self.relu
-            if relu:
+            if relu and not self.pooling_kind.precedes_batch_norm:
                 features = batch_norm(name=norm, relu=True)(x)
-                x = self.halving.after_layer(features)
+                x = self.pooled(features, layer)
             else:
-                features = x = batch_norm(name=norm, relu=False)(self.halving.after_layer(x))
+                features = x = batch_norm(name=norm, relu=relu)(self.pooled(x, layer))
         return features, x
 
     def vector(self, maps: jax.Array) -> jax.Array:
         """Returns all pixels of all maps as vectors."""
         return maps.reshape(maps.shape[0], -1)
+
+
+def usual_strides(model: ModelConfig) -> tuple[int, ...]:
+    """Returns the strides of the pooling layers if the config names none."""
+    return (2,) * len(model.widths)
 
 
 def check(model: ModelConfig) -> None:
@@ -54,8 +61,9 @@ def check(model: ModelConfig) -> None:
 def check_image_size(model: ModelConfig, height: int, width: int) -> None:
     """Raises InputError unless a pixel is left after every layer has halved the image."""
     size = min(height, width)
-    if not size >> len(model.widths):
+    if model.pooling == "strided" and not model.strides and not size >> len(model.widths):
         raise InputError(
             f"config.model.widths={model.widths} has too many layers for images of {size} pixels,"
             " which each layer halves; use fewer layers or larger images"
         )
+    sizes_after(model, model.strides or usual_strides(model), (height, width))

@@ -4,6 +4,7 @@ All convolutions are 3x3, because a 1x1 kernel "does not propagate any M-filter 
 3.1). So shortcuts have no weights.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,8 +14,9 @@ import jax.numpy as jnp
 
 from mcn_jax.config import ModelConfig
 from mcn_jax.errors import InputError
-from mcn_jax.layers.pooling import Pooling, max_pool_2x2
+from mcn_jax.layers.pooling import POOLINGS, average_pool, max_pool
 from mcn_jax.models.classifier import Classifier
+from mcn_jax.models.halving import sizes_after
 
 
 class Stem(NamedTuple):
@@ -35,11 +37,13 @@ STEMS = {"cifar": Stem(strides=1, pools=False), "imagenet": Stem(strides=2, pool
 class WideResNet(Classifier):
     """Stem, three stages of basic blocks, batch norm and ReLU, followed by the head.
 
-    The first block of every stage but the first halves the image. A head with dense layers takes
-    the global average of the maps.
+    The first block of every stage but the first halves the image. With another pooling than
+    "strided", its convolution keeps the size and a pooling layer follows it; the shortcut applies
+    the same layer. A head with dense layers takes the global average of the maps.
 
     Attributes:
         widths: output maps of the stem and of each stage, not decreasing.
+        strides: after the stem, and of the first block of each stage but the first.
         depth: depth as the paper counts it, see `blocks_per_stage`.
         stem: a name in `STEMS`.
 
@@ -61,17 +65,27 @@ class WideResNet(Classifier):
         if self.stem not in STEMS:
             raise ValueError(f"stem={self.stem!r} must be one of {', '.join(STEMS)}")
         stem, blocks = STEMS[self.stem], blocks_per_stage(self.depth)
-        x = self.stem_conv(self.widths[0], strides=stem.strides, name="stem")(x)
+        by_convolutions = self.pooling_kind.by_convolutions
+        stem_strides = stem.strides * (self.strides[0] if by_convolutions else 1)
+        x = self.stem_conv(self.widths[0], strides=stem_strides, name="stem")(x)
         if stem.pools:
-            x = max_pool_2x2(x)
+            x = max_pool(x, 2)
+        if not by_convolutions:
+            x = self.pooled(x, 1)
         for stage, width in enumerate(self.widths[1:], start=1):
             for block in range(1, blocks + 1):
+                strides, pool = 1, None
+                if stage > 1 and block == 1:
+                    if by_convolutions:
+                        strides = self.strides[stage - 1]
+                    else:
+                        pool = self.pooling_layer(stage)
                 x = Block(
                     conv=self.conv,
                     batch_norm=batch_norm,
                     out_maps=width,
-                    strides=2 if stage > 1 and block == 1 else 1,
-                    pooling=self.halving,
+                    strides=strides,
+                    pool=pool,
                     relu=self.relu,
                     name=f"stage_{stage}_block_{block}",
                 )(x)
@@ -86,32 +100,36 @@ class WideResNet(Classifier):
 class Block(nn.Module):
     """Residual block: twice batch norm, ReLU and 3x3 convolution, added to the input.
 
-    The input passes through `Pooling.shortcut`, and zeros are appended for additional maps.
+    The input is averaged over windows as large as the strides, or passes through the pooling layer.
+    Zeros are appended for additional maps.
 
     Attributes:
         conv: makes a convolution, see `Classifier`.
         batch_norm: makes a batch norm from its name.
         out_maps: output maps of both convolutions.
-        pooling: how the image is halved.
         relu: whether a ReLU precedes each convolution.
         strides: strides of the first convolution, in y and x.
+        pool: a pooling layer in place of the strides, or None.
     """
 
     conv: Callable[..., nn.Module]
     batch_norm: Callable[..., nn.Module]
     out_maps: int
-    pooling: Pooling
     relu: bool = True
     strides: int = 1
+    pool: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [N, Y, X, C] to [N, Y / strides, X / strides, channels of the convolution]."""
         y = self.batch_norm(name="batch_norm_1", relu=self.relu)(x)
-        y = self.pooling.convolution(self.conv, self.out_maps, self.strides, "conv_1")(y)
+        y = self.conv(self.out_maps, strides=self.strides, name="conv_1")(y)
+        if self.pool is not None:
+            y = self.pool(y)
         y = self.batch_norm(name="batch_norm_2", relu=self.relu)(y)
         y = self.conv(self.out_maps, name="conv_2")(y)
-        return y + with_channels(self.pooling.shortcut(x, self.strides), y.shape[-1])
+        carried = average_pool(x, self.strides) if self.pool is None else self.pool(x)
+        return y + with_channels(carried, y.shape[-1])
 
 
 def with_channels(x: jax.Array, channels: int) -> jax.Array:
@@ -146,6 +164,11 @@ def _is_depth(depth: int) -> bool:
     return depth >= 8 and depth % 6 in (2, 4)
 
 
+def usual_strides(model: ModelConfig) -> tuple[int, ...]:
+    """Returns the strides of the pooling layers if the config names none."""
+    return (1,) + (2,) * (len(model.widths) - 2)
+
+
 def check(model: ModelConfig) -> None:
     """Raises InputError unless the network can be built."""
     if len(model.widths) != 4:
@@ -165,10 +188,14 @@ def check(model: ModelConfig) -> None:
 
 
 def check_image_size(model: ModelConfig, height: int, width: int) -> None:
-    """Raises InputError unless height and width are even at every halving."""
+    """Raises InputError unless strides divide height and width, or pooling layers can take them."""
     stem = STEMS[model.stem]
-    halvings = len(model.widths) - 2
-    unit = stem.strides * (2 if stem.pools else 1) * 2**halvings
+    strides = model.strides or usual_strides(model)
+    unit = stem.strides * (2 if stem.pools else 1)
+    if not POOLINGS[model.pooling].by_convolutions:
+        sizes_after(model, strides, (height // unit, width // unit))
+    else:
+        unit *= math.prod(strides)
     if height % unit or width % unit:
         size = -(-max(height, width) // unit) * unit
         raise InputError(

@@ -52,7 +52,7 @@ def _record(inspected: Inspected, layer: PlannedLayer) -> dict[str, Any]:
     dtypes = {leaf: tensor.dtype.name for leaf, tensor in view.stored.items()}
     spec = layer.family.spec(layer, *inspected.network, dtypes)
     tensors = list(spec.values())
-    shape = max(layer.params.values(), key=np.prod)
+    shape = max(layer.params.values(), key=np.prod, default=())
     if layer.family.filters is not None:
         tensors = [tensor for tensor in tensors if tensor.part in (FILTERS, DENSE_LAYERS)]
         shape = layer.params[layer.family.filters]

@@ -2,17 +2,20 @@
 
 import pathlib
 
-from mcn_jax.reports import figures, health_plots
+from mcn_jax.reports import figures, health_plots, stride_plot
 from mcn_jax.workdirs.files import PICTURES, of_kind, read_metrics
 
 DRAWINGS = {  # file name without suffix: (kind of records, function that draws them)
     "curves": ("epoch", figures.curves),
     "health": ("health", health_plots.health),
+    "strides": ("strides", stride_plot.strides),
 }
 
 
 def draw_run(workdir: pathlib.Path) -> None:
-    """Draws curves.png, and health.png if weights were quantized, unless they exist already.
+    """Draws the pictures of a run, unless they exist already.
+
+    curves.png is for every run, health.png for quantized weights, strides.png for learned strides.
 
     Args:
         workdir: of a finished run.

@@ -9,6 +9,7 @@ from mcn_jax.data.checks import check_augmentation, check_data
 from mcn_jax.data.facts import DATASETS
 from mcn_jax.errors import InputError, require, require_one_of
 from mcn_jax.layers.planes import check_input
+from mcn_jax.layers.pooling import POOLINGS
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.models.plan import plan_of
 from mcn_jax.training import optim
@@ -18,14 +19,14 @@ from mcn_jax.training.warm_start import excluded_layers
 
 AT_LEAST_ONE = (
     "batch_size", "eval_batch_size", "num_epochs", "log_every_steps",
-    "model.planes", "model.dense_features",
+    "model.planes", "model.dense_features", "stride_update_steps",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "model.m_noise", "loss.theta", "loss.center_loss_weight", "binarize.start_epoch",
     "binarize.refresh_epochs", "optimizer.learning_rate", "optimizer.m_learning_rate",
     "optimizer.filter_map_rate_scale",
     "optimizer.weight_decay", "optimizer.warmup_epochs", "steps_per_dispatch",
-    "checkpoint_every_steps",
+    "checkpoint_every_steps", "loss.stride_cost",
 )  # fmt: skip
 
 
@@ -67,6 +68,22 @@ def validate(config: Config, num_devices: int = 1) -> None:
     check_data(config.data)
     models.check(config)
     _check_optimizer(config)
+    learns = POOLINGS[config.model.pooling].learns_strides
+    require(
+        not (learns and config.loss.center_loss_weight),
+        "model.pooling",
+        config.model.pooling,
+        "changes the size of images in training, but the center loss has a mean for each pixel; set"
+        " config.loss.center_loss_weight=0",
+    )
+    limit = config.optimizer.stride_limit
+    require(limit == 0 or limit >= 1, "optimizer.stride_limit", limit, "must be 0 or at least 1")
+    require(
+        not config.model.pooled_sizes,
+        "model.pooled_sizes",
+        config.model.pooled_sizes,
+        "is found by training; leave it ()",
+    )
     require(
         not (config.data.mixup and config.loss.center_loss_weight),
         "data.mixup",

@@ -14,11 +14,12 @@ from flax import traverse_util
 from mcn_jax import parallel
 from mcn_jax.config import Config
 from mcn_jax.models.plan import Plan, computed_by
+from mcn_jax.models.plan import pooled_sizes as plan_sizes
 from mcn_jax.training import metrics, optim, phases
 from mcn_jax.training.evaluation import evaluate
 from mcn_jax.training.health import network_health
 from mcn_jax.training.profiling import StepTrace
-from mcn_jax.training.setup import Setup
+from mcn_jax.training.setup import Phase, Setup
 from mcn_jax.training.state import (
     EPOCH_MEANS,
     Progress,
@@ -63,6 +64,7 @@ class Loop:
         self.stop = stop
         self.traces = traces
         self._traced: set[bool] = set()  # phases already traced
+        self._compiled: set[Phase] = set()
         self._start_time = time.perf_counter()
         self._seconds_before = 0.0
 
@@ -141,7 +143,7 @@ class Loop:
     ) -> tuple[TrainState, Progress, float]:
         """Runs the remaining steps of an epoch; also returns their images per second."""
         config, setup = self.config, self.setup
-        phase = setup.phase(phases.quantized_in(config, epoch))
+        quantized = phases.quantized_in(config, epoch)
         sums = {name: float(total) for name, total in progress.sums.items()}
         first = int(parallel.unreplicate(state.step))
         last = (epoch + 1) * setup.steps_per_epoch
@@ -162,16 +164,32 @@ class Loop:
 
         def so_far() -> Progress:
             totals = {name: np.float64(total) for name, total in sums.items()}
-            return dataclasses.replace(progress, sums=totals, seconds=np.float64(self.seconds()))
+            sizes = np.asarray(pooled_sizes, np.int32) if pooled_sizes else None
+            return dataclasses.replace(
+                progress, sums=totals, seconds=np.float64(self.seconds()), pooled_sizes=sizes
+            )
 
+        pooled_sizes: tuple[int, ...] = ()
+        if progress.pooled_sizes is not None:
+            pooled_sizes = tuple(map(int, progress.pooled_sizes))
         # Metrics are read one dispatch late, so the device never waits for the host.
         pending: Any = None
         done = first
         dispatches = (last - first) // setup.source.together
         batches = setup.source.train_batches(epoch, first - epoch * setup.steps_per_epoch)
         for dispatch, (split, batch) in enumerate(batches):
+            step_of_epoch = done - epoch * setup.steps_per_epoch
+            earlier = pooled_sizes
+            if pooled_sizes and step_of_epoch % config.stride_update_steps == 0:
+                pooled_sizes = sizes_for(state, setup.plan)
+            phase = setup.phase(quantized, pooled_sizes)
             trace.before(dispatch, dispatches, state)
+            begun = time.perf_counter()
             state, values = phase.train(state, split, batch)
+            if pooled_sizes and (pooled_sizes != earlier or phase not in self._compiled):
+                seconds = None if phase in self._compiled else time.perf_counter() - begun
+                self._note_sizes(bar, done + 1, epoch, pooled_sizes, seconds)
+            self._compiled.add(phase)
             trace.after(dispatch, values)
             if parallel.must_await_steps():
                 jax.block_until_ready(values)
@@ -193,14 +211,35 @@ class Loop:
         rate = (last - first) * config.batch_size / (time.perf_counter() - start_time)
         return state, so_far(), rate
 
+    def _note_sizes(
+        self,
+        bar: metrics.ProgressBar,
+        step: int,
+        epoch: int,
+        pooled_sizes: tuple[int, ...],
+        seconds: float | None,
+    ) -> None:
+        """Prints and records new sizes of images, and how long the steps for them compiled."""
+        pairs = list(zip(pooled_sizes[::2], pooled_sizes[1::2], strict=True))
+        sizes = ", ".join(f"{height}x{width}" for height, width in pairs)
+        compiled = "" if seconds is None else f"; compiled in {seconds:.1f} s"
+        bar.say(f"from step {step}: {sizes} pixels after the pooling layers{compiled}")
+        record: dict[str, Any] = {"kind": "sizes", "step": step, "epoch": epoch}
+        for number, (height, width) in enumerate(pairs, start=1):
+            record |= {f"pooling_{number}/y": height, f"pooling_{number}/x": width}
+        if seconds is not None:
+            record["compile_seconds"] = seconds
+        self.writer.write(record)
+
     def _end_epoch(
         self, state: TrainState, epoch: int, progress: Progress, rate: float
     ) -> tuple[TrainState, dict[str, Any]]:
         """Evaluates the network; returns the state on the host and the epoch's record."""
         setup = self.setup
-        phase = setup.phase(phases.quantized_in(self.config, epoch))
-        test = evaluate(phase.eval_step, state, setup.source.test_batches(epoch))
         host_state = parallel.unreplicate(state)
+        pooled_sizes = plan_sizes(setup.plan, host_state.params)
+        phase = setup.phase(phases.quantized_in(self.config, epoch), pooled_sizes)
+        test = evaluate(phase.eval_step, state, setup.source.test_batches(epoch))
         step = int(host_state.step)
         _check_finite(test, step, state)
         health: dict[str, float] = {}
@@ -210,6 +249,8 @@ class Loop:
             )
             if by_layer:
                 self.writer.write({"kind": "health", "step": step, "epoch": epoch, **by_layer})
+        if strides := learned_strides(setup.plan, host_state.params):
+            self.writer.write({"kind": "strides", "step": step, "epoch": epoch, **strides})
         means = {
             f"train_{name.removeprefix('softmax_')}": total.item() / setup.steps_per_epoch
             for name, total in progress.sums.items()
@@ -232,6 +273,26 @@ class Loop:
             f"stopped by {self.stop.reason()} after step {step}, which is saved; the same command"
             " resumes"
         )
+
+
+def sizes_for(state: TrainState, plan: Plan) -> tuple[int, ...]:
+    """Returns `ModelConfig.pooled_sizes` for the strides of a replicated state."""
+    params: dict[tuple[str, ...], Any] = {}
+    for layer in plan:
+        if layer.family.pooled_size is not None:
+            for leaf, value in layer.params_in(state.params).items():
+                params[*layer.path, *leaf.split("/")] = value
+    return plan_sizes(plan, parallel.unreplicate(traverse_util.unflatten_dict(params)))
+
+
+def learned_strides(plan: Plan, params: Any) -> dict[str, float]:
+    """Returns {"pooling_1/y": ..., "pooling_1/x": ...} for all layers with learned strides."""
+    found: dict[str, float] = {}
+    for layer in plan:
+        if layer.family.pooled_size is not None:
+            strides = np.broadcast_to(layer.params_in(params)["strides"], 2)
+            found |= {f"{layer.name}/{axis}": float(strides[i]) for i, axis in enumerate("yx")}
+    return found
 
 
 def _check_finite(values: dict[str, float], step: int, state: TrainState) -> None:

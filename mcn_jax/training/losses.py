@@ -12,6 +12,7 @@ from jax import lax
 from mcn_jax.config import LossConfig
 from mcn_jax.data.augment import Inputs
 from mcn_jax.models.plan import Plan
+from mcn_jax.ops import diffstride
 
 
 def squared_hinge(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -55,6 +56,20 @@ def accuracy(logits: jax.Array, inputs: Inputs) -> jax.Array:
     """
     predictions = jnp.argmax(logits, axis=-1)
     return _of_both_labels(lambda labels: predictions == labels, inputs)
+
+
+def stride_cost(params: Any, plan: Plan) -> jax.Array:
+    """Computes the cost of learned strides, a scalar; see `mcn_jax.ops.diffstride.stride_cost`.
+
+    Args:
+        params: the "params" collection of the network.
+        plan: plan of the network, for the present sizes of images.
+    """
+    return diffstride.stride_cost(
+        layer.family.effective_strides(layer.params_in(params), layer)
+        for layer in plan
+        if layer.family.effective_strides is not None
+    )
 
 
 def _of_both_labels(measure: Callable[[jax.Array], jax.Array], inputs: Inputs) -> jax.Array:

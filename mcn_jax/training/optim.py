@@ -1,7 +1,7 @@
 """Builds the optimizer: parameter groups, learning-rate schedules and one chain per group."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -115,8 +115,14 @@ def absolute_projection() -> optax.GradientTransformation:
     return projected(jnp.abs)
 
 
+def _in_turn(functions: Sequence[Callable[[jax.Array], jax.Array]], x: jax.Array) -> jax.Array:
+    for function in functions:
+        x = function(x)
+    return x
+
+
 def _sgd(rate: optax.Schedule, config: OptimizerConfig) -> optax.GradientTransformation:
-    return optax.sgd(rate, momentum=config.momentum, nesterov=True)
+    return optax.sgd(rate, momentum=config.momentum, nesterov=config.nesterov)
 
 
 def _adadelta(rate: optax.Schedule, config: OptimizerConfig) -> optax.GradientTransformation:
@@ -148,7 +154,12 @@ def make_optimizer(
         base = make(lambda step: rate * scale(step), config)
         if group.decay is not None:
             base = optax.chain(optax.add_decayed_weights(getattr(config, group.decay)), base)
-        return base if group.projection is None else optax.chain(base, projected(group.projection))
+        limit = getattr(config, group.limit) if group.limit else 0
+        projections = [group.projection] if group.projection else []
+        projections += [lambda x: jnp.minimum(x, limit)] if limit else []
+        if not projections:
+            return base
+        return optax.chain(base, projected(lambda x: _in_turn(projections, x)))
 
     groups = dict(GROUPS)
     for layer in plan:

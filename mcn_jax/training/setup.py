@@ -8,9 +8,10 @@ from typing import Any
 import jax
 
 from mcn_jax import models, parallel
-from mcn_jax.config import Config
+from mcn_jax.config import Config, with_fields
 from mcn_jax.data.dataset import Dataset
 from mcn_jax.data.sources import make_source
+from mcn_jax.layers.pooling import POOLINGS
 from mcn_jax.models.plan import plan_of
 from mcn_jax.training import optim, phases
 from mcn_jax.training.state import TrainState, create_state
@@ -47,8 +48,10 @@ class Setup:
             mean=dataset.mean,
             std=dataset.std,
         )
-        self.source = make_source(config, dataset)
-        self._phases: dict[bool, Phase] = {}
+        learns_strides = POOLINGS[config.model.pooling].learns_strides
+        pause_steps = config.stride_update_steps if learns_strides else 0
+        self.source = make_source(config, dataset, pause_steps=pause_steps)
+        self._phases: dict[tuple[bool, tuple[int, ...]], Phase] = {}
 
     def initial_state(self) -> TrainState:
         """Returns the state before the first step, on the host."""
@@ -57,22 +60,27 @@ class Setup:
         model = models.make_model(config, num_classes, quantized=phases.quantizes(config))
         return jax.device_get(create_state(config, model, self.optimizer, self.plan, shape))
 
-    def phase(self, quantized: bool) -> Phase:
-        """Returns the steps with or without quantized weights; they compile at their first use."""
-        if quantized not in self._phases:
-            self._phases[quantized] = self._make_phase(quantized)
-        return self._phases[quantized]
+    def phase(self, quantized: bool, pooled_sizes: tuple[int, ...] = ()) -> Phase:
+        """Returns the steps with or without quantized weights; they compile at their first use.
 
-    def _make_phase(self, quantized: bool) -> Phase:
-        model = models.make_model(
-            self.config,
-            len(self.dataset.class_names),
-            quantized=quantized,
-            axis_name=parallel.AXIS,
-        )
+        Args:
+            quantized: whether the weights are quantized.
+            pooled_sizes: as in `ModelConfig`; empty without learned strides.
+        """
+        key = quantized, pooled_sizes
+        if key not in self._phases:
+            self._phases[key] = self._make_phase(*key)
+        return self._phases[key]
+
+    def _make_phase(self, quantized: bool, pooled_sizes: tuple[int, ...]) -> Phase:
+        config, classes = self.config, len(self.dataset.class_names)
+        if pooled_sizes:
+            config = with_fields(config, {"model.pooled_sizes": pooled_sizes})
+        model = models.make_model(config, classes, quantized=quantized, axis_name=parallel.AXIS)
+        plan = plan_of(config, classes, self.dataset.image_shape)
         common: dict[str, Any] = {
             "model": model,
-            "settings": self.settings,
+            "settings": dataclasses.replace(self.settings, plan=plan),
             "axis_name": parallel.AXIS,
         }
         train = functools.partial(

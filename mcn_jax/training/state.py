@@ -11,7 +11,7 @@ import optax
 from flax import traverse_util
 
 from mcn_jax.config import Config
-from mcn_jax.models.plan import Plan, layer_collections
+from mcn_jax.models.plan import Plan, layer_collections, pooled_sizes
 from mcn_jax.seeds import Purpose, run_key
 
 # The record of an epoch contains the epoch means of these step metrics.
@@ -24,6 +24,8 @@ class Progress:
     """What an epoch has accumulated so far. Checkpoints inside an epoch save it with the state.
 
     sums: sum of each metric over the steps done, as float64 scalars.
+    pooled_sizes: sizes of images at present, [2 * layers] int32, see `ModelConfig.pooled_sizes`;
+        None without learned strides.
     filters_before: the parameters that `Family.health` compares, from the start of the epoch.
     seconds: seconds that the whole run has taken so far, a float64 scalar.
     """
@@ -31,6 +33,7 @@ class Progress:
     sums: dict[str, Any]
     filters_before: Any
     seconds: Any
+    pooled_sizes: Any = None
 
 
 @flax.struct.dataclass
@@ -94,10 +97,12 @@ def new_progress(state: TrainState, plan: Plan, seconds: float) -> Progress:
         for layer in plan
         for leaf, value in layer.params_in(state.params, layer.family.compared).items()
     }
+    sizes = pooled_sizes(plan, state.params)
     return Progress(
         sums=dict.fromkeys(EPOCH_MEANS, np.zeros((), np.float64)),
         filters_before=traverse_util.unflatten_dict(compared),
         seconds=np.float64(seconds),
+        pooled_sizes=np.asarray(sizes, np.int32) if sizes else None,
     )
 
 

@@ -69,7 +69,8 @@ def train_step(
     """
     config, loss_config, plan = settings.config, settings.config.loss, settings.plan
     inputs = step_inputs(split, batch, state.step, settings)
-    dropout_keys = example_keys(config.seed, Purpose.DROPOUT, state.step, batch.positions)
+    positions = batch.positions[:: len(batch.positions) // len(inputs.labels)]
+    dropout_keys = example_keys(config.seed, Purpose.DROPOUT, state.step, positions)
     if quantized:
         state = _advanced(state, plan, settings.num_steps)
 
@@ -89,6 +90,9 @@ def train_step(
         accuracy = losses.accuracy(logits, inputs)
         metrics = {"softmax_loss": softmax, "center_loss": center, "accuracy": accuracy}
         total = softmax + loss_config.center_loss_weight * center
+        if loss_config.stride_cost:
+            metrics["stride_cost"] = losses.stride_cost(params, plan).astype(softmax.dtype)
+            total += loss_config.stride_cost * metrics["stride_cost"]
         return total, (metrics, updated["batch_stats"], outputs.features)
 
     gradients, (metrics, batch_stats, features) = jax.grad(data_loss, has_aux=True)(state.params)

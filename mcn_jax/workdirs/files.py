@@ -33,7 +33,7 @@ PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
     "pillow", "tensorflow-datasets", "array-record", "grain",
 )  # fmt: skip
-PICTURES = ("curves.png", "health.png")  # drawn when a run has ended
+PICTURES = ("curves.png", "health.png", "strides.png")  # drawn when a run has ended
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

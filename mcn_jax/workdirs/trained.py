@@ -8,6 +8,7 @@ from flax import traverse_util
 
 from mcn_jax.config import Config, from_saved_config
 from mcn_jax.errors import InputError
+from mcn_jax.models.plan import plan_of, sized
 from mcn_jax.workdirs.checkpoint import Checkpoints, DamagedCheckpointError, saved_steps
 from mcn_jax.workdirs.files import read_json, read_metrics
 
@@ -21,6 +22,7 @@ EPOCH_FIELDS = ("kind", "step", "epoch", "binarized", "test_accuracy")
 class Trained:
     """A checkpoint at the end of an epoch, without the parts that only training needs.
 
+    config: config of the run, with the sizes of images for the strides that it has learned.
     data: description of the data set, from config.json.
     epoch: record of the epoch that ended there.
     file_bytes: total size of the checkpoint's files.
@@ -128,6 +130,8 @@ def read_trained(path: str | pathlib.Path, step: int | None = None) -> Trained:
     finally:
         checkpoints.close()
     tree = traverse_util.unflatten_dict(leaves, sep="/")
+    shape, classes = tuple(data["image_shape"]), len(data["class_names"])
+    config = sized(config, plan_of(config, classes, shape), tree["params"])
     files = (workdir / "checkpoints" / str(chosen)).rglob("*")
     return Trained(
         workdir=workdir,
