@@ -10,7 +10,7 @@ from mcn_jax import models
 from mcn_jax.config import BinarizeConfig, Config, ModelConfig
 from mcn_jax.deploy.header import InputImages, Network
 from mcn_jax.deploy.model_file import Model, packed_tensors
-from mcn_jax.models.plan import plan_of
+from mcn_jax.models.plan import plan_of, sized
 
 CLASSES = 5
 # Fields of the networks that do not take two widths.
@@ -70,6 +70,8 @@ def random_model(
             values = generator.uniform(0.5, 2, shape)
         elif name in ("mean", "bias"):
             values = generator.normal(0, 0.5, shape)
+        elif name == "strides":
+            values = generator.uniform(1.2, 3, shape)
         elif name == "progress":
             values = np.asarray(0.6)
         elif name == "anchors":
@@ -81,6 +83,7 @@ def random_model(
         return values.astype(np.float32)
 
     variables = jax.tree_util.tree_map_with_path(random, shapes)
+    config = sized(config, plan, variables["params"])
     model = Model(
         network=Network(config, quantized),
         images=InputImages(

@@ -219,10 +219,9 @@ def _pictures(view: View) -> Pictures:
     layer = view.layer
     size = (layer.in_shape[0], layer.in_shape[1])
     smoothness, reading = layer.settings["smoothness"], layer.settings["reading"]
-    stored = np.asarray(view.stored["strides"], np.float32)
+    stored = jnp.asarray(view.stored["strides"])
     strides = diffstride.effective_strides(stored, size, smoothness)
-    rows, columns = diffstride.masks(strides, size, size, smoothness, reading)
-    mask = np.outer(rows, columns)
+    mask = np.outer(*diffstride.masks(strides, size, size, smoothness, reading))
     return Pictures(NO_VALUES, (), NO_VALUES, {"mask": mask[:, :, None, None]})
 
 

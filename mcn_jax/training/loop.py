@@ -15,7 +15,7 @@ from mcn_jax import parallel
 from mcn_jax.config import Config
 from mcn_jax.models.plan import Plan, computed_by
 from mcn_jax.models.plan import pooled_sizes as plan_sizes
-from mcn_jax.training import metrics, optim, phases
+from mcn_jax.training import learned_sizes, metrics, optim, phases
 from mcn_jax.training.evaluation import evaluate
 from mcn_jax.training.health import network_health
 from mcn_jax.training.profiling import StepTrace
@@ -181,15 +181,22 @@ class Loop:
             step_of_epoch = done - epoch * setup.steps_per_epoch
             earlier = pooled_sizes
             if pooled_sizes and step_of_epoch % config.stride_update_steps == 0:
-                pooled_sizes = sizes_for(state, setup.plan)
+                if pending is not None:  # strides that are not finite have no sizes
+                    account(pending)
+                    pending = None
+                pooled_sizes = learned_sizes.sizes_for(state, setup.plan)
             phase = setup.phase(quantized, pooled_sizes)
             trace.before(dispatch, dispatches, state)
             begun = time.perf_counter()
             state, values = phase.train(state, split, batch)
-            if pooled_sizes and (pooled_sizes != earlier or phase not in self._compiled):
-                seconds = None if phase in self._compiled else time.perf_counter() - begun
-                self._note_sizes(bar, done + 1, epoch, pooled_sizes, seconds)
-            self._compiled.add(phase)
+            if pooled_sizes and phase not in self._compiled:
+                seconds = time.perf_counter() - begun
+                bar.say(f"{learned_sizes.described(pooled_sizes)}: compiled in {seconds:.1f} s")
+                self._compiled.add(phase)
+            # Also once per epoch, so a resumed run writes the same records.
+            if pooled_sizes and (pooled_sizes != earlier or step_of_epoch == 0):
+                record = {"kind": "sizes", "step": done + 1, "epoch": epoch}
+                self.writer.write(record | learned_sizes.named(pooled_sizes))
             trace.after(dispatch, values)
             if parallel.must_await_steps():
                 jax.block_until_ready(values)
@@ -211,26 +218,6 @@ class Loop:
         rate = (last - first) * config.batch_size / (time.perf_counter() - start_time)
         return state, so_far(), rate
 
-    def _note_sizes(
-        self,
-        bar: metrics.ProgressBar,
-        step: int,
-        epoch: int,
-        pooled_sizes: tuple[int, ...],
-        seconds: float | None,
-    ) -> None:
-        """Prints and records new sizes of images, and how long the steps for them compiled."""
-        pairs = list(zip(pooled_sizes[::2], pooled_sizes[1::2], strict=True))
-        sizes = ", ".join(f"{height}x{width}" for height, width in pairs)
-        compiled = "" if seconds is None else f"; compiled in {seconds:.1f} s"
-        bar.say(f"from step {step}: {sizes} pixels after the pooling layers{compiled}")
-        record: dict[str, Any] = {"kind": "sizes", "step": step, "epoch": epoch}
-        for number, (height, width) in enumerate(pairs, start=1):
-            record |= {f"pooling_{number}/y": height, f"pooling_{number}/x": width}
-        if seconds is not None:
-            record["compile_seconds"] = seconds
-        self.writer.write(record)
-
     def _end_epoch(
         self, state: TrainState, epoch: int, progress: Progress, rate: float
     ) -> tuple[TrainState, dict[str, Any]]:
@@ -249,7 +236,7 @@ class Loop:
             )
             if by_layer:
                 self.writer.write({"kind": "health", "step": step, "epoch": epoch, **by_layer})
-        if strides := learned_strides(setup.plan, host_state.params):
+        if strides := learned_sizes.strides_of(setup.plan, host_state.params):
             self.writer.write({"kind": "strides", "step": step, "epoch": epoch, **strides})
         means = {
             f"train_{name.removeprefix('softmax_')}": total.item() / setup.steps_per_epoch
@@ -273,26 +260,6 @@ class Loop:
             f"stopped by {self.stop.reason()} after step {step}, which is saved; the same command"
             " resumes"
         )
-
-
-def sizes_for(state: TrainState, plan: Plan) -> tuple[int, ...]:
-    """Returns `ModelConfig.pooled_sizes` for the strides of a replicated state."""
-    params: dict[tuple[str, ...], Any] = {}
-    for layer in plan:
-        if layer.family.pooled_size is not None:
-            for leaf, value in layer.params_in(state.params).items():
-                params[*layer.path, *leaf.split("/")] = value
-    return plan_sizes(plan, parallel.unreplicate(traverse_util.unflatten_dict(params)))
-
-
-def learned_strides(plan: Plan, params: Any) -> dict[str, float]:
-    """Returns {"pooling_1/y": ..., "pooling_1/x": ...} for all layers with learned strides."""
-    found: dict[str, float] = {}
-    for layer in plan:
-        if layer.family.pooled_size is not None:
-            strides = np.broadcast_to(layer.params_in(params)["strides"], 2)
-            found |= {f"{layer.name}/{axis}": float(strides[i]) for i, axis in enumerate("yx")}
-    return found
 
 
 def _check_finite(values: dict[str, float], step: int, state: TrainState) -> None:
