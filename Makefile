@@ -39,6 +39,7 @@ bench: .venv/installed  ## run the benchmarks: tens of minutes on an idle machin
 	$(VENV)/python benchmarks/inference.py
 	$(VENV)/python benchmarks/packing.py
 	$(VENV)/python benchmarks/input.py
+	$(VENV)/python benchmarks/spectral.py
 
 sweep: .venv/installed  ## sweep theta and lambda on digits, a few minutes; files in runs/sweep
 	$(VENV)/python -m pip install -q --disable-pip-version-check -r launch/requirements.txt
