@@ -111,6 +111,22 @@ DERIVED = {
         "filter_map_resnet18",
         {"model.name": "densenet", "model.widths": (64,), "model.blocks": (6, 12, 24, 16)},
     ),
+    "filter_map_resnet18_cpu": (
+        "filter_map_resnet18", {"num_epochs": 30, "model.widths": (16, 16, 32, 64, 128)}
+    ),
+    "phc_resnet18_n2_cpu": (
+        "phc_resnet18_n2", {"num_epochs": 30, "model.widths": (16, 16, 32, 64, 128)}
+    ),
+    "diffstride_cpu": (
+        "diffstride",
+        {
+            "num_epochs": 30, "model.widths": (8, 8, 16, 32, 64), "optimizer.warmup_epochs": 1,
+            **COSINE,
+        },
+    ),
+    "mcn_diffstride_cpu": (
+        "cifar10_cpu", {"model.head": "linear", "model.pooling": "diffstride"}
+    ),
     "phc_resnet18_n3": ("phc_resnet18_n2", {"model.phc_n": 3}),
     "phc_resnet18_n4": ("phc_resnet18_n2", {"model.phc_n": 4}),
     "mcdonnell_cifar10": (
@@ -260,7 +276,7 @@ def test_it_is_valid_and_its_step_fits_together(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lbcnn", "cifar10", "resnet101", "resnet110"])
+@pytest.mark.parametrize("name", ["lbcnn", "cifar10", "resnet101", "resnet110", "diffstride"])
 def test_a_step_of_a_deep_network_fits_together(name):
     check_step(load(name))
 
@@ -352,15 +368,19 @@ CONTINUED = ["figure5_lambda_cpu"]  # binary from the start, after a float run
 # Networks of other authors, which MCN is compared with.
 OTHER_RECIPES = {
     "mcdonnell_cifar10", "binaryconnect_cifar10", "bnn_cifar10", "xnor_cifar10", "irnet_cifar10",
-    "resnet18_mcn",
+    "resnet18_mcn", "diffstride",
 }  # fmt: skip
-OTHER_RECIPES |= {name for name in NAMES if name.startswith(("filter_map_", "phc_"))}
+OTHER_RECIPES |= {
+    name for name in NAMES if name.startswith(("filter_map_", "phc_")) and not name.endswith("_cpu")
+}
 OTHER_NETWORKS = {"nin", "maxout", "lbcnn", "resnet101", "resnet110", *OTHER_RECIPES}
 ONE_BIT = {"convnet_mnist_cpu"}  # binary from the start, as their authors'
 BOOK = "cifar10_20_16_16_32_64"
 FULL = {  # full configs with other names
     "book_cpu": BOOK, "figure7_cpu": BOOK, "maxout_mnist_cpu": "maxout",
     "convnet_mnist_cpu": "binaryconnect_cifar10", "lbcnn_mnist_cpu": "lbcnn",
+    "filter_map_resnet18_cpu": "filter_map_resnet18", "phc_resnet18_n2_cpu": "phc_resnet18_n2",
+    "diffstride_cpu": "diffstride", "mcn_diffstride_cpu": "cifar10",
 }  # fmt: skip
 
 
@@ -380,7 +400,7 @@ def test_one_for_a_cpu_has_a_full_one_and_binarizes_early(name):
         return
     if name in ONE_BIT:
         assert config.binarize.start_epoch == 0
-    elif config.model.conv not in ("conv", "lbc"):
+    elif quantizes(config):
         assert 0.15 <= config.binarize.start_epoch / config.num_epochs <= 0.25
     assert config.optimizer.schedule == "cosine"
     assert config.optimizer.warmup_epochs == 1

@@ -106,7 +106,7 @@ def test_a_file_holds_the_strides_in_float32():
 def test_a_file_with_strides_below_one_is_refused(value):
     layer = dataclasses.replace(layer_of(DiffStride(stride=2)), name="pooling_2")
     stored = {"strides": np.array([2, value], np.float32)}
-    with pytest.raises(InputError, match="pooling_2/strides has the values 2.0, "):
+    with pytest.raises(InputError, match=r"pooling_2/strides has the values 2\.0, "):
         DIFFSTRIDE.check_values(stored, layer)
     DIFFSTRIDE.check_values({"strides": np.array([1, 9], np.float32)}, layer)
 
