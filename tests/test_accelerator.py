@@ -78,15 +78,19 @@ def run(*arguments, out, **environment):
 @pytest.mark.parametrize("name", TRAININGS)
 def test_the_configs_of_all_runs_are_valid(name):
     stage, training = TRAININGS[name]
-    for epochs in (1, stages.fitted_epochs(stage, stage.budget), stages.MOST_EPOCHS):
-        for tiny in ({}, stages.TINY):
+    for epochs in (2, stage.epochs or stages.fitted_epochs(stage, stage.budget) + 1, 201):
+        for rehearse in (False, True):
             config = load_config_file(ROOT / "configs" / f"{training.config}.py")
-            fields = {**training.fields, **stages.schedule_fields(epochs + 1), **tiny}
-            config.update_from_flattened_dict(fields)
+            config.update_from_flattened_dict(training.all_fields(epochs, rehearse=rehearse))
             frozen = from_config_dict(config)
-            validate(frozen)
+            if epochs > frozen.binarize.start_epoch:
+                validate(frozen)
             assert frozen.data.name == stage.data
-            assert frozen.dtype == "bfloat16"
+            assert frozen.num_epochs == epochs
+            assert frozen.dtype == ("float32" if stage.epochs else "bfloat16")
+            assert (frozen.model.widths == stages.TINY["model.widths"]) == (
+                rehearse and not training.tiny
+            )
 
 
 @pytest.mark.parametrize("name", stages.STAGES)
@@ -96,6 +100,9 @@ def test_a_plan_fills_its_budget_and_no_more(name):
         epochs = stages.fitted_epochs(stage, budget)
         if not stage.trainings:
             assert epochs == 0
+            continue
+        if stage.epochs:  # takes several calls
+            assert not [run for run in stage.parts if run.is_large]
             continue
         assert stages.FEWEST_EPOCHS <= epochs <= stages.MOST_EPOCHS
         assert stages.seconds(stage, epochs) <= 0.95 * budget
@@ -119,6 +126,23 @@ def test_the_time_of_the_measured_runs_is_what_they_took():
 def test_the_first_twentieth_of_the_epochs_has_float_filters():
     fields = [stages.schedule_fields(epochs) for epochs in (3, 70, 200)]
     assert [f["binarize.start_epoch"] for f in fields] == [1, 4, 10]
+
+
+def test_systems_at_equal_bits_differ_only_in_their_layer_and_its_first_epochs():
+    stage = stages.STAGES["c10-equal-bits"]
+    for group, name in zip(stage.trainings, stages.EQUAL_BITS, strict=True):
+        assert [run.name for run in group] == [f"{name}_seed{seed}" for seed in range(3)]
+        for seed, run in enumerate(group):
+            fields = run.all_fields(stage.epochs, rehearse=False)
+            for field in ("model.conv", "model.planes", "binarize.enabled", "binarize.start_epoch"):
+                fields.pop(field, None)
+            assert fields == {
+                "num_epochs": 30, "dtype": "float32", "optimizer.schedule": "cosine",
+                "model.head": "linear", "seed": seed,
+            }  # fmt: skip
+    assert stages.STAGES["c10-trials"].trainings[0][1].fields["data.test_split"] == (
+        "train[90%:]"
+    )
 
 
 def test_runs_of_a_group_start_together_and_share_the_device():

@@ -95,7 +95,7 @@ def describe() -> str:
     for name, stage in stages.STAGES.items():
         plan = f"{stage.budget:.0f} s"
         if stage.trainings:
-            epochs = stages.fitted_epochs(stage, stage.budget)
+            epochs = stage.epochs or stages.fitted_epochs(stage, stage.budget)
             plan += f", {epochs} epochs in about {stages.seconds(stage, epochs):.0f} s"
             plan += f"; data: {stage.data}"
         lines.append(f"{name:12} {stage.summary}\n{'':12} {plan}")
@@ -220,7 +220,7 @@ def make_plan(
         return plan
     epochs = options.epochs
     if epochs is None:
-        epochs = stages.fitted_epochs(stage, budget)
+        epochs = stage.epochs or stages.fitted_epochs(stage, budget)
         if options.rehearse:
             epochs = stages.FEWEST_EPOCHS
         if stage.trainings and epochs < stages.FEWEST_EPOCHS:

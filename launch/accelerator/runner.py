@@ -159,9 +159,7 @@ class Runner:
     def _train(self, group: Sequence[stages.Training], seconds: float) -> None:
         commands = {}
         for run in group:
-            fields = {**run.fields, **stages.schedule_fields(self.plan.epochs)}
-            if self.plan.rehearse:
-                fields |= stages.TINY
+            fields = run.all_fields(self.plan.epochs, rehearse=self.plan.rehearse)
             commands[run.name] = [
                 "-m", "mcn_jax.main", f"--config={ROOT / 'configs' / run.config}.py",
                 f"--workdir={self.directory / run.name}", f"--config.data.data_dir={self.data}",

@@ -40,6 +40,7 @@ class Training:
         step_seconds: time of one step on an H100 in bfloat16.
         start_seconds: time from the start of the process to the end of the last compilation.
         is_large: whether its checkpoint is too large to be returned.
+        tiny: fields of a rehearsal that differ from `TINY`.
     """
 
     name: str
@@ -48,11 +49,17 @@ class Training:
     step_seconds: float
     start_seconds: float
     is_large: bool = False
+    tiny: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def epoch_seconds(self) -> float:
         """Time of one epoch on an H100."""
         return STEPS_PER_EPOCH * self.step_seconds + EPOCH_SECONDS
+
+    def all_fields(self, epochs: int, *, rehearse: bool) -> dict[str, Any]:
+        """Returns the fields that differ from the config in a run of this number of epochs."""
+        tiny = {**TINY, **self.tiny} if rehearse else {}
+        return {**schedule_fields(epochs), **self.fields, **tiny}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +89,8 @@ class Stage:
         summary: description in one line.
         budget: default time in seconds.
         data: the data set that it needs; empty if none.
+        epochs: number of epochs of all runs; 0 for as many as fit into the budget. A stage with a
+            fixed number may take several calls.
         measurements: run side by side; they take turns on the device.
         trainings: groups of runs. The runs of a group share the device, the groups follow each
             other. All have the same number of epochs.
@@ -90,6 +99,7 @@ class Stage:
     summary: str
     budget: float
     data: str = ""
+    epochs: int = 0
     measurements: tuple[Measurement, ...] = ()
     trainings: tuple[tuple[Training, ...], ...] = ()
 
@@ -146,12 +156,30 @@ def _run(
     start: float,
     *,
     is_large: bool = False,
+    tiny: Mapping[str, Any] | None = None,
 ) -> Training:
     fields = BFLOAT16 | dict(fields)
     return Training(
         name=name, config=config, fields=fields, step_seconds=ms / 1000, start_seconds=start,
-        is_large=is_large,
+        is_large=is_large, tiny=tiny or {},
     )  # fmt: skip
+
+
+def _equal_bits(names: Sequence[str], **fields: Any) -> tuple[Training, ...]:
+    """Returns runs of systems at equal bits that share the device, in float32 as on CPUs."""
+    common = {"dtype": "float32", "model.head": "linear", **fields}
+    return tuple(
+        _run(name, "cifar10_cpu", common | EQUAL_BITS[name.partition("_")[0]], 3.80, 44)
+        for name in names
+    )
+
+
+def _resnet(
+    name: str, config: str, fields: Mapping[str, Any], ms: float, widths: tuple[int, ...]
+) -> Training:
+    """Returns a run of a ResNet-18; `widths` are those of a rehearsal."""
+    tiny = {"model.widths": widths, "model.blocks": (1, 1, 1, 1)}
+    return _run(name, config, fields, ms, 60, is_large=True, tiny=tiny)
 
 
 def _steps(name: str, dtype: str, widths: str, steps: int, *others: str) -> Measurement:
@@ -159,6 +187,21 @@ def _steps(name: str, dtype: str, widths: str, steps: int, *others: str) -> Meas
     tiny = ("--widths=1,1,1,2", "--depth=8", "--batch_size=4", "--steps=2", "--repeats=5")
     return Measurement(name=name, arguments=arguments, tiny=tiny)
 
+
+ONE_BIT = {"model.planes": 2, "binarize.start_epoch": 0}
+# Systems of 67,000 filter bits each, or of as many float32 weights: {name: fields}.
+EQUAL_BITS: Mapping[str, Mapping[str, Any]] = {
+    "mcn": {"binarize.start_epoch": 2},
+    "umcn": U_MCN,
+    "wrn": WRN_HALF,
+    **{
+        kind: {"model.conv": kind, **ONE_BIT}
+        for kind in ("binaryconnect", "bwn", "dorefa", "mcdonnell", "irnet")
+    },
+}
+RATES = {"0.1": 0.1, "0.03": 0.03}
+VALIDATION = {"data.train_split": "train[:90%]", "data.test_split": "train[90%:]"}
+STRIDES_323 = {"model.strides": (1, 3, 2, 3)}
 
 SMALL = {"model.widths": (8, 8, 16, 32)}
 NARROW, WIDE = "16,16,32,64", "64,64,128,256"
@@ -239,5 +282,70 @@ STAGES = {
             (_run("mcn_32_64_128_256", "cifar10_20_32_64_128_256", {}, 15.0, 50, is_large=True),),
             (_run("mcn_64_64_128_256", "cifar10_20_64_64_128_256", {}, 17.0, 50, is_large=True),),
         ),
+    ),
+    # No step of this width has been measured; the time of the MCN of 16-16-32-64 maps is an upper
+    # bound for all.
+    "c10-trials": Stage(
+        summary="CIFAR-10, 20 layers, 67,000 bits: two learning rates for each system, on a"
+        " validation part of the training images",
+        budget=540,
+        data="cifar10",
+        epochs=10,
+        trainings=tuple(
+            tuple(
+                run
+                for rate, value in RATES.items()
+                for run in _equal_bits(
+                    [f"{name}_rate_{rate}"], **VALIDATION, **{"optimizer.learning_rate": value}
+                )
+            )
+            for name in EQUAL_BITS
+        ),
+    ),
+    "c10-equal-bits": Stage(
+        summary="CIFAR-10, 20 layers, 67,000 bits: each system, three seeds together",
+        budget=540,
+        data="cifar10",
+        epochs=30,
+        trainings=tuple(
+            tuple(
+                run for seed in range(3) for run in _equal_bits([f"{name}_seed{seed}"], seed=seed)
+            )
+            for name in EQUAL_BITS
+        ),
+    ),
+    # Nothing has been measured: the time of the WRN of 64-64-128-256 maps times the multiply-adds
+    # of the network over those of this WRN, 643 million.
+    "c10-resnet18": Stage(
+        summary="CIFAR-10, ResNet-18: ordinary, filter maps, and PHC",
+        budget=540,
+        data="cifar10",
+        trainings=(tuple(
+            _resnet(name, config, fields, ms, widths)
+            for name, config, fields, ms, widths in (
+                ("ordinary", "filter_map_resnet18", WRN, 14.7, (16,) * 5),
+                ("filter_map_mean", "filter_map_resnet18", {}, 14.7, (16,) * 5),
+                ("filter_map_sum", "filter_map_resnet18", {"model.filter_map_gradient": "sum"},
+                 14.7, (16,) * 5),
+                ("phc_n2", "phc_resnet18_n2", {}, 13.4, (12,) * 5),
+                ("phc_n3", "phc_resnet18_n3", {}, 13.4, (12,) * 5),
+                ("phc_n4", "phc_resnet18_n4", {}, 13.4, (12,) * 5),
+            )
+        ),),
+    ),
+    # Likewise; an epoch of 25,000 mixed images has half of the steps.
+    "c10-diffstride": Stage(
+        summary="CIFAR-10, ResNet-18: strided, spectral and learned strides, from (2,2,2) and"
+        " (3,2,3)",
+        budget=540,
+        data="cifar10",
+        trainings=(tuple(
+            _resnet(f"{pooling}_{start}", "diffstride", fields | {"model.pooling": pooling}, ms,
+                    (2,) * 5)
+            for start, fields, times in (
+                ("222", {}, (7.3, 9.7, 56.0)), ("323", STRIDES_323, (4.3, 5.2, 39.0)),
+            )
+            for pooling, ms in zip(("strided", "spectral", "diffstride"), times, strict=True)
+        ),),
     ),
 }  # fmt: skip
