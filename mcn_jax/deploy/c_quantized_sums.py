@@ -1,0 +1,265 @@
+"""Writes convolutions with quantized weights: each sum takes additions of table entries only.
+
+A group of channels is four channels with weights of one bit, or two channels with weights of two
+bits. Its weights have only 16 combinations. So for each pixel, all 16 weighed sums of a group go
+into a table, and four bits of the filters choose the one to add. The products are only those of
+each feature with each level. MCconv's sums of a tap then count K times, weighed by M.
+
+A function goes through the rows of the padded input. The table holds one row, 16 entries per group,
+each entry with all pixels of the row next to each other, so that one addition of two entries takes
+many pixels. A row of the input contributes to several rows of the output. They wait in `sums` with
+their pixels next to each other, until they are complete.
+
+With strides, the pixels of a row are ordered by their phase, which is their position modulo the
+strides. So the pixels that a tap reads are next to each other, too. A wide image is computed in
+tiles of some columns.
+"""
+
+import string
+
+import numpy as np
+
+from mcn_jax.deploy.c_geometry import Call, Geometry
+from mcn_jax.deploy.c_program import Program
+from mcn_jax.deploy.c_text import indented
+from mcn_jax.layers.arithmetic import Arithmetic, Quantized
+
+MAX_LEVELS = 4
+TILE = 32  # most columns of the output that are computed at once
+LANES = 4  # columns are rounded up to a multiple, so that they fill registers
+
+
+def function(program: Program, name: str, arithmetic: Arithmetic, geometry: Geometry) -> Call:
+    """Returns the function of a layer with quantized weights, and adds it to the program."""
+    weights = arithmetic.weights
+    assert isinstance(weights, Quantized)
+    bits = 1 if len(weights.levels) == 2 else 2
+    levels = np.pad(weights.levels, (0, 2**bits - len(weights.levels)))
+    constants = [
+        program.constant(_nibbles(weights.codes, bits), f"{name}_codes"),
+        program.constant(levels, "levels"),
+    ]
+    parameters, value = "", "own[n * $RUN + p]"
+    for leaf in ("m_filters", "scales", "offsets"):
+        values = getattr(arithmetic, leaf)
+        if values is not None:
+            constants.append(program.constant(values, f"{name}_{leaf}"))
+            parameters += f", const float *restrict {leaf}"
+    if arithmetic.scales is not None:
+        value += " * scales[n / $K]" if len(arithmetic.scales) > 1 else " * scales[0]"
+    if arithmetic.offsets is not None:
+        value += " + offsets[n / $K]"
+    sizes = geometry.values() | _sizes(geometry, bits)
+
+    def filled(text: str, **pieces: str) -> str:
+        return string.Template(text).substitute(sizes, **pieces)
+
+    gather = "".join(
+        _gather(geometry, phase, sizes, signs=arithmetic.taken == "signs")
+        for phase in range(min(geometry.strides, geometry.taps))
+    )
+    table = program.function(
+        "fill_table", filled(_TABLE, gather=indented(gather, 2), halves=indented(_HALVES[bits], 4))
+    )
+    has_m = arithmetic.m_filters is not None
+    tap = (_TAP_WITH_M if has_m else _TAP).replace("@add", _additions(sizes["GROUPS"]))
+    text = filled(
+        _FUNCTION,
+        parameters=parameters,
+        table=table,
+        tap=indented(filled(tap), 6),
+        value=filled(value),
+        inside=_inside(geometry),
+    )
+    places = ("x", "y", "scratch", f"scratch + {sizes['ROW']}")
+    called = program.function("add_modulated" if has_m else "add_signed", text)
+    return Call(called, sizes["ROW"] + sizes["WAITING"] * sizes["SUMS"], places, constants)
+
+
+def _nibbles(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Returns four bits per group of each tap and map: [W, W, O, bytes], lower four bits first.
+
+    The first channel of a group has the lowest bits. Groups are filled up with zeros.
+    """
+    channels_last = np.moveaxis(codes, 2, 3)
+    channels, in_byte = channels_last.shape[-1], 8 // bits
+    padded = np.pad(channels_last, ((0, 0), (0, 0), (0, 0), (0, -channels % in_byte)))
+    split = padded.reshape(*padded.shape[:3], -1, in_byte)
+    shifts = (bits * np.arange(in_byte)).astype(np.uint8)
+    return np.bitwise_or.reduce(split << shifts, axis=-1)
+
+
+def _sizes(geometry: Geometry, bits: int) -> dict[str, int]:
+    """Returns the sizes that follow from those of a layer.
+
+    GROUP is the number of channels per group; GROUPS the number of groups; BYTES those of the
+    groups' bits; RUN the columns of the output at once, of which COLUMNS are needed; PHASE the
+    pixels of a phase; PIXELS those of a table's entry; ROW the floats of the table; ROWS the rows
+    of the padded input; WAITING the rows of the output that wait, of SUMS floats each.
+    """
+    group = 4 // bits
+    groups = -(-geometry.channels // group)
+    columns = min(geometry.out[1], TILE)
+    run = columns if columns < LANES else -(-columns // LANES) * LANES
+    phase = run + (geometry.taps - 1) // geometry.strides
+    pixels = min(geometry.strides, geometry.taps) * phase
+    return {
+        "GROUP": group, "GROUPS": groups, "BYTES": -(-groups // 2), "RUN": run, "COLUMNS": columns,
+        "PHASE": phase, "PIXELS": pixels, "ROW": groups * 16 * pixels,
+        "ROWS": geometry.strides * (geometry.out[0] - 1) + geometry.taps,
+        "WAITING": -(-geometry.taps // geometry.strides),
+        "SUMS": geometry.maps * geometry.planes * run, "OK": geometry.maps * geometry.planes,
+        "TILES": -(-geometry.out[1] // TILE), "LAST_GROUP": groups - 1,
+        "LAST_COUNT": geometry.channels - (groups - 1) * group, "LAST_TAP": geometry.taps - 1,
+    }  # fmt: skip
+
+
+def _inside(geometry: Geometry) -> str:
+    """Returns the condition that a row of the padded input is one of the image that is read."""
+    low, end = geometry.low[0], geometry.low[0] + geometry.size[0]
+    inside = f"row >= {low} && row < {end}" if low else f"row < {end}"
+    skips = geometry.strides > geometry.taps
+    return f"{inside} && row % {geometry.strides} < {geometry.taps}" if skips else inside
+
+
+def _gather(geometry: Geometry, phase: int, sizes: dict[str, int], *, signs: bool) -> str:
+    """Returns the code that takes the pixels of one phase of a row to `values`."""
+    strides, low = geometry.strides, geometry.low[1]
+    first = max(0, -((phase - low) // strides))
+    end = -((phase - low - geometry.size[1]) // strides)
+    begin = f"column < {first} ? {first} - column : 0" if first else "0"
+    value = f"row[((column + p) * {strides} + {phase} - {low}) * $C + g * $GROUP + c]"
+    if signs:
+        value = f"({value} >= 0.0f ? 1.0f : -1.0f)"
+    return string.Template(
+        f"""\
+const size_t first_{phase} = {begin};
+const size_t end_{phase} = {end} - column < $PHASE ? {end} - column : $PHASE;
+for (size_t p = first_{phase}; p < end_{phase}; p++) {{
+    for (size_t c = 0; c < count; c++) {{
+        values[c][{phase * sizes["PHASE"]} + p] = {value};
+    }}
+}}
+"""
+    ).substitute(geometry.values() | sizes)
+
+
+def _additions(groups: int) -> str:
+    """Returns the code that adds one entry per group to `sum`, four groups at a time."""
+    code = ""
+    if groups >= 4:
+        code += f"for (size_t four = 0; four < {groups // 4}; four++) {{\n"
+        code += indented(_entries(4)) + "    code += 2;\n    at += 64 * $PIXELS;\n}\n"
+    return code + (_entries(groups % 4) if groups % 4 else "")
+
+
+def _entries(count: int) -> str:
+    lines, terms = [], []
+    for entry in range(count):
+        bits = f"code[{entry // 2}] >> 4" if entry % 2 else f"code[{entry // 2}] & 15"
+        place = f"((size_t)({bits}) + {16 * entry})" if entry else f"(size_t)({bits})"
+        lines.append(f"const float *const entry_{entry} = at + {place} * $PIXELS;\n")
+        terms.append(f"entry_{entry}[p]")
+    pairs = [" + ".join(terms[:2]), " + ".join(terms[2:])]
+    total = " + ".join(f"({pair})" for pair in pairs if pair) if count > 2 else pairs[0]
+    return (
+        "".join(lines)
+        + "for (size_t p = 0; p < $RUN; p++) {\n"
+        + f"    sum[p] += {total};\n"
+        + "}\n"
+    )
+
+
+_TABLE = """\
+static void NAME(const float *restrict row, size_t column, const float *restrict levels,
+                 float *restrict table)
+{
+    for (size_t g = 0; g < $GROUPS; g++) {
+        const size_t count = g == $LAST_GROUP ? $LAST_COUNT : $GROUP;
+        float values[$GROUP][$PIXELS];
+        float low[4][$PIXELS];
+        float high[4][$PIXELS];
+        memset(values, 0, sizeof values);
+$gather        for (size_t i = 0; i < 4; i++) {
+            for (size_t p = 0; p < $PIXELS; p++) {
+$halves            }
+        }
+        for (size_t i = 0; i < 16; i++) {
+            for (size_t p = 0; p < $PIXELS; p++) {
+                table[(g * 16 + i) * $PIXELS + p] = low[i & 3][p] + high[i >> 2][p];
+            }
+        }
+    }
+}
+"""
+
+# Entry i of a table is low[i & 3] + high[i >> 2], by the number of bits per weight.
+_HALVES = {
+    1: """\
+low[i][p] = levels[i & 1] * values[0][p] + levels[i >> 1] * values[1][p];
+high[i][p] = levels[i & 1] * values[2][p] + levels[i >> 1] * values[3][p];
+""",
+    2: """\
+low[i][p] = levels[i] * values[0][p];
+high[i][p] = levels[i] * values[1][p];
+""",
+}
+
+_FUNCTION = """\
+static void NAME(const float *restrict x, float *restrict y, float *restrict table,
+                 float *restrict sums, const uint8_t *restrict codes,
+                 const float *restrict levels$parameters)
+{
+    for (size_t tile = 0; tile < $TILES; tile++) {
+        const size_t next = tile * $COLUMNS;
+        const size_t column = next + $COLUMNS > $OUT_X ? $OUT_X - $COLUMNS : next;
+        for (size_t row = 0; row < $ROWS; row++) {
+            const int inside = $inside;
+            if (inside) {
+                $table(x + (row - $LOW_Y) * ($X * $C), column, levels, table);
+            }
+            for (size_t i = 0; i < $W; i++) {
+                if (row < i || (row - i) % $S != 0 || (row - i) / $S >= $OUT_Y) {
+                    continue;
+                }
+                const size_t out_row = (row - i) / $S;
+                float *const own = sums + out_row % $WAITING * $SUMS;
+                if (i == 0) {
+                    memset(own, 0, $SUMS * sizeof *own);
+                }
+                for (size_t o = 0; inside && o < $O; o++) {
+                    for (size_t j = 0; j < $W; j++) {
+                        const uint8_t *code = codes + ((i * $W + j) * $O + o) * $BYTES;
+                        const float *at = table + j % $S * $PHASE + j / $S;
+$tap                    }
+                }
+                if (i == $LAST_TAP) {
+                    for (size_t p = 0; p < $COLUMNS; p++) {
+                        float *const pixel = y + (out_row * $OUT_X + column + p) * $OK;
+                        for (size_t n = 0; n < $OK; n++) {
+                            pixel[n] = $value;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+"""
+
+_TAP = """\
+float *const sum = own + o * $RUN;
+@add"""
+
+_TAP_WITH_M = """\
+float sum[$RUN];
+memset(sum, 0, sizeof sum);
+@add\
+for (size_t k = 0; k < $K; k++) {
+    const float weight = m_filters[(i * $W + j) * $K + k];
+    float *const out = own + (o * $K + k) * $RUN;
+    for (size_t p = 0; p < $RUN; p++) {
+        out[p] += weight * sum[p];
+    }
+}
+"""
