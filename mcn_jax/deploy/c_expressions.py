@@ -14,6 +14,7 @@ from mcn_jax.deploy.c_memory import Buffer
 from mcn_jax.deploy.c_text import number
 
 Shape = tuple[int, ...]
+SUM = "({} + {})"  # `Applied.text` of an addition
 Index = tuple[str, ...]  # one C expression per axis; "0" along axes of length 1
 
 

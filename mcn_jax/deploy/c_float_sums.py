@@ -12,7 +12,7 @@ from mcn_jax.layers.arithmetic import Arithmetic
 AT_ONCE = 4  # channels of the input that are added to the sums at once
 
 
-def function(program: Program, name: str, arithmetic: Arithmetic, geometry: Geometry) -> Call:
+def call(program: Program, name: str, arithmetic: Arithmetic, geometry: Geometry) -> Call:
     """Returns the function of a layer with a plain kernel, and adds it to the program.
 
     The sums of an output pixel are next to each other, and so are their weights.

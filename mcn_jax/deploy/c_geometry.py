@@ -52,9 +52,11 @@ class Call(NamedTuple):
         places: its first arguments, in which "x" stands for the input, "y" for the output and
             "scratch" for the floats that it needs.
         constants: its other arguments.
+        accumulating: a function that adds to the output instead of writing it; may be empty.
     """
 
     function: str
     scratch: int
     places: tuple[str, ...]
     constants: list[str]
+    accumulating: str = ""

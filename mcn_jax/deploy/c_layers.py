@@ -7,9 +7,10 @@ import math
 import re
 
 from mcn_jax.deploy import c_float_sums, c_quantized_sums
-from mcn_jax.deploy.c_expressions import Shape, Stored
+from mcn_jax.deploy.c_expressions import Expression, Shape, Stored
+from mcn_jax.deploy.c_fusion import LayerInput, fused_input
 from mcn_jax.deploy.c_geometry import Call, Geometry
-from mcn_jax.deploy.c_memory import Step
+from mcn_jax.deploy.c_memory import Buffer, Step
 from mcn_jax.deploy.c_program import Program
 from mcn_jax.errors import InputError
 from mcn_jax.layers.arithmetic import Arithmetic, Quantized
@@ -17,7 +18,7 @@ from mcn_jax.ops.convolution import pads_and_out_size
 
 
 def add_layer(
-    program: Program, name: str, arithmetic: Arithmetic, source: Stored, shape: Shape
+    program: Program, name: str, arithmetic: Arithmetic, value: Expression, shape: Shape
 ) -> Stored:
     """Adds a layer, and returns its output.
 
@@ -25,23 +26,30 @@ def add_layer(
         program: the program.
         name: of the layer.
         arithmetic: what it computes.
-        source: its input, of one image.
+        value: its input, of one image.
         shape: of its output.
 
     Raises:
         InputError: naming the layer, if its weights have no C source.
     """
-    geometry = _geometry(arithmetic, source.shape)
+    taken = None
+    if isinstance(arithmetic.weights, Quantized) and not arithmetic.scales_activations:
+        taken = fused_input(value)
+    taken = taken or LayerInput(program.stored(value))
+    geometry = _geometry(arithmetic, value.shape)
     assert math.prod(shape) == geometry.out_size, (name, shape, geometry)
-    call = _function(program, name, arithmetic, geometry)
-    assert source.buffer is not None
+    call = _call(program, name, arithmetic, geometry, taken)
+    source = taken.source.buffer
+    assert source is not None
     result, scratch = program.buffer(geometry.out_size), program.buffer(max(call.scratch, 1))
-    names = {"x": source.buffer.name, "y": result.name, "scratch": scratch.name}
+    names = {"x": source.name, "y": result.name, "scratch": scratch.name}
     places = [re.sub(r"^\w+", lambda found: names[found[0]], place) for place in call.places]
+    arguments = f"({', '.join([*places, *call.constants])});\n"
     step = Step(
-        code=f"{call.function}({', '.join([*places, *call.constants])});\n",
-        reads={source.buffer},
+        code=call.function + arguments,
+        reads={source},
         writes=[result, scratch] if call.scratch else [result],
+        accumulating=call.accumulating and call.accumulating + arguments,
     )
     program.steps.append(step)
     if arithmetic.scales_activations:
@@ -69,7 +77,9 @@ def _geometry(arithmetic: Arithmetic, shape: Shape) -> Geometry:
     )
 
 
-def _function(program: Program, name: str, arithmetic: Arithmetic, geometry: Geometry) -> Call:
+def _call(
+    program: Program, name: str, arithmetic: Arithmetic, geometry: Geometry, taken: LayerInput
+) -> Call:
     if isinstance(arithmetic.weights, Quantized):
         levels = len(arithmetic.weights.levels)
         if levels > c_quantized_sums.MAX_LEVELS:
@@ -77,19 +87,19 @@ def _function(program: Program, name: str, arithmetic: Arithmetic, geometry: Geo
                 f"the layer {name} has {levels} centers, but C source supports only"
                 f" {c_quantized_sums.MAX_LEVELS}"
             )
-        return c_quantized_sums.function(program, name, arithmetic, geometry)
+        return c_quantized_sums.call(program, name, arithmetic, geometry, taken)
     if arithmetic.m_filters is not None:
         raise InputError(
             f"the layer {name} has float filters with M, which have no C source; train with"
             " binary filters, or an ordinary convolution (model.conv=conv)"
         )
-    return c_float_sums.function(program, name, arithmetic, geometry)
+    return c_float_sums.call(program, name, arithmetic, geometry)
 
 
-def _scale_activations(program: Program, geometry: Geometry, source: Stored, step: Step) -> None:
+def _scale_activations(program: Program, geometry: Geometry, source: Buffer, step: Step) -> None:
     """Multiplies the output of a step by XNOR-Net's K; see `Arithmetic.scales_activations`."""
     function = program.function("scale_by_activations", c_float_sums.activation_scales(geometry))
-    assert source.buffer is not None
     mean = program.buffer(math.prod(geometry.size))
-    step.code += f"{function}({source.buffer.name}, {step.writes[0].name}, {mean.name});\n"
+    step.code += f"{function}({source.name}, {step.writes[0].name}, {mean.name});\n"
     step.writes.append(mean)
+    step.accumulating = ""

@@ -36,12 +36,16 @@ class Step:
         writes: buffers that it writes, including those that it needs for itself.
         over: a buffer that it may write its result over, because it reads each element just before
             it writes the same one; or None.
+        accumulating: code that adds to the result instead of writing it; empty if there is none.
+        adds: the two buffers whose sum is the result, element by element; None for other steps.
     """
 
     code: str
     reads: set[Buffer]
     writes: list[Buffer]
     over: Buffer | None = None
+    accumulating: str = ""
+    adds: tuple[Buffer, Buffer] | None = None
 
 
 def plan_arena(steps: Sequence[Step]) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mcn_jax.deploy.c_expressions import (
+    SUM,
     Applied,
     Constant,
     Expression,
@@ -100,8 +101,8 @@ def _arithmetic(program: Program, inputs: Inputs, equation: Any) -> Expression:
         x, values = _broadcast(b, shape), _float64(a, len(shape))
         factor = values if name == "mul" else -one if name == "sub" else one
         return affine(x, factor, zero if name == "mul" else values)
-    sign = {"add": "+", "sub": "-", "mul": "*", "div": "/"}[name]
-    return Applied(shape=shape, text=f"({{}} {sign} {{}})", operands=(a, b))
+    text = {"add": SUM, "sub": "({} - {})", "mul": "({} * {})", "div": "({} / {})"}[name]
+    return Applied(shape=shape, text=text, operands=(a, b))
 
 
 @rule("max", "min")

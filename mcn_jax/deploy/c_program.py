@@ -5,7 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from mcn_jax.deploy import c_text
-from mcn_jax.deploy.c_expressions import Expression, Index, Reading, Shape, Stored, flat
+from mcn_jax.deploy.c_expressions import (
+    SUM,
+    Applied,
+    Expression,
+    Index,
+    Reading,
+    Shape,
+    Stored,
+    flat,
+)
 from mcn_jax.deploy.c_memory import Buffer, Step
 
 # Functions that expressions call. Each is written only if it is used.
@@ -82,6 +91,10 @@ class Program:
         body = f"{buffer.name}[{place}] = {reading.at(value, index)};\n"
         code = loops(value.shape, index, body)
         self.add(code, reading, buffer, place)
+        if isinstance(value, Applied) and value.text == SUM:
+            buffers = [o.buffer for o in value.operands if isinstance(o, Stored) and o.buffer]
+            if len(buffers) == 2 and all(o.shape == value.shape for o in value.operands):
+                self.steps[-1].adds = buffers[0], buffers[1]
         return result
 
     def add(self, code: str, reading: Reading, buffer: Buffer, place: str = "") -> None:

@@ -19,6 +19,7 @@ import string
 
 import numpy as np
 
+from mcn_jax.deploy.c_fusion import LayerInput
 from mcn_jax.deploy.c_geometry import Call, Geometry
 from mcn_jax.deploy.c_program import Program
 from mcn_jax.deploy.c_text import indented
@@ -29,8 +30,10 @@ TILE = 32  # most columns of the output that are computed at once
 LANES = 4  # columns are rounded up to a multiple, so that they fill registers
 
 
-def function(program: Program, name: str, arithmetic: Arithmetic, geometry: Geometry) -> Call:
-    """Returns the function of a layer with quantized weights, and adds it to the program."""
+def call(
+    program: Program, name: str, arithmetic: Arithmetic, geometry: Geometry, taken: LayerInput
+) -> Call:
+    """Adds the functions of a layer with quantized weights, and returns how they are called."""
     weights = arithmetic.weights
     assert isinstance(weights, Quantized)
     bits = 1 if len(weights.levels) == 2 else 2
@@ -45,6 +48,13 @@ def function(program: Program, name: str, arithmetic: Arithmetic, geometry: Geom
         if values is not None:
             constants.append(program.constant(values, f"{name}_{leaf}"))
             parameters += f", const float *restrict {leaf}"
+    in_parameters, in_arguments = "", ""
+    for leaf in ("factors", "offsets") if taken.factors is not None else ():
+        constants.append(program.constant(getattr(taken, leaf), f"{name}_in_{leaf}"))
+        in_parameters += f", const float *restrict in_{leaf}"
+        in_arguments += f", in_{leaf}"
+    if taken.relu:
+        program.helpers.add("larger")
     if arithmetic.scales is not None:
         value += " * scales[n / $K]" if len(arithmetic.scales) > 1 else " * scales[0]"
     if arithmetic.offsets is not None:
@@ -55,25 +65,31 @@ def function(program: Program, name: str, arithmetic: Arithmetic, geometry: Geom
         return string.Template(text).substitute(sizes, **pieces)
 
     gather = "".join(
-        _gather(geometry, phase, sizes, signs=arithmetic.taken == "signs")
+        _gather(geometry, phase, sizes, taken, signs=arithmetic.taken == "signs")
         for phase in range(min(geometry.strides, geometry.taps))
     )
-    table = program.function(
-        "fill_table", filled(_TABLE, gather=indented(gather, 2), halves=indented(_HALVES[bits], 4))
-    )
+    pieces = {"gather": indented(gather, 2), "halves": indented(_HALVES[bits], 4)}
+    table = program.function("fill_table", filled(_TABLE, parameters=in_parameters, **pieces))
     has_m = arithmetic.m_filters is not None
     tap = (_TAP_WITH_M if has_m else _TAP).replace("@add", _additions(sizes["GROUPS"]))
-    text = filled(
-        _FUNCTION,
-        parameters=parameters,
-        table=table,
-        tap=indented(filled(tap), 6),
-        value=filled(value),
-        inside=_inside(geometry),
-    )
+    called = [
+        program.function(
+            kind + "_modulated" if has_m else kind + "_signed",
+            filled(
+                _FUNCTION,
+                parameters=parameters + in_parameters,
+                table=table,
+                arguments=in_arguments,
+                tap=indented(filled(tap), 6),
+                value=f"{assigns} {filled(value)}",
+                inside=_inside(geometry),
+            ),
+        )
+        for kind, assigns in (("write", "="), ("add", "+="))
+    ]
     places = ("x", "y", "scratch", f"scratch + {sizes['ROW']}")
-    called = program.function("add_modulated" if has_m else "add_signed", text)
-    return Call(called, sizes["ROW"] + sizes["WAITING"] * sizes["SUMS"], places, constants)
+    scratch = sizes["ROW"] + sizes["WAITING"] * sizes["SUMS"]
+    return Call(called[0], scratch, places, constants, called[1])
 
 
 def _nibbles(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -122,13 +138,19 @@ def _inside(geometry: Geometry) -> str:
     return f"{inside} && row % {geometry.strides} < {geometry.taps}" if skips else inside
 
 
-def _gather(geometry: Geometry, phase: int, sizes: dict[str, int], *, signs: bool) -> str:
+def _gather(
+    geometry: Geometry, phase: int, sizes: dict[str, int], taken: LayerInput, *, signs: bool
+) -> str:
     """Returns the code that takes the pixels of one phase of a row to `values`."""
     strides, low = geometry.strides, geometry.low[1]
     first = max(0, -((phase - low) // strides))
     end = -((phase - low - geometry.size[1]) // strides)
     begin = f"column < {first} ? {first} - column : 0" if first else "0"
     value = f"row[((column + p) * {strides} + {phase} - {low}) * $C + g * $GROUP + c]"
+    if taken.factors is not None:
+        value = f"{value} * in_factors[g * $GROUP + c] + in_offsets[g * $GROUP + c]"
+    if taken.relu:
+        value = f"larger({value}, 0.0f)"
     if signs:
         value = f"({value} >= 0.0f ? 1.0f : -1.0f)"
     return string.Template(
@@ -172,7 +194,7 @@ def _entries(count: int) -> str:
 
 _TABLE = """\
 static void NAME(const float *restrict row, size_t column, const float *restrict levels,
-                 float *restrict table)
+                 float *restrict table$parameters)
 {
     for (size_t g = 0; g < $GROUPS; g++) {
         const size_t count = g == $LAST_GROUP ? $LAST_COUNT : $GROUP;
@@ -216,7 +238,7 @@ static void NAME(const float *restrict x, float *restrict y, float *restrict tab
         for (size_t row = 0; row < $ROWS; row++) {
             const int inside = $inside;
             if (inside) {
-                $table(x + (row - $LOW_Y) * ($X * $C), column, levels, table);
+                $table(x + (row - $LOW_Y) * ($X * $C), column, levels, table$arguments);
             }
             for (size_t i = 0; i < $W; i++) {
                 if (row < i || (row - i) % $S != 0 || (row - i) / $S >= $OUT_Y) {
@@ -237,7 +259,7 @@ $tap                    }
                     for (size_t p = 0; p < $COLUMNS; p++) {
                         float *const pixel = y + (out_row * $OUT_X + column + p) * $OK;
                         for (size_t n = 0; n < $OK; n++) {
-                            pixel[n] = $value;
+                            pixel[n] $value;
                         }
                     }
                 }

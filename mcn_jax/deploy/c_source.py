@@ -109,9 +109,12 @@ def _source(model: Model, program: Program, arena: int, logits: str) -> str:
         f"    float *const {name} = arena + {buffer.offset};\n" for name, buffer in buffers.items()
     )
     helpers = [text for name, text in HELPERS.items() if name in program.helpers]
-    functions = [text.replace("NAME(", f"{name}(", 1) for text, name in program.functions.items()]
-    names = "".join(f"    {c_text.string_literal(name)},\n" for name in model.class_names)
     steps = "\n".join(c_text.indented(step.code) for step in program.steps)
+    functions: list[str] = []
+    for text, name in reversed(program.functions.items()):
+        if any(f"{name}(" in code for code in (steps, *functions)):
+            functions.insert(0, text.replace("NAME(", f"{name}(", 1))
+    names = "".join(f"    {c_text.string_literal(name)},\n" for name in model.class_names)
     blocks = [
         '/* A network that mcn_jax exported; see model.h. */\n#include "model.h"\n\n'
         "#include <stddef.h>\n#include <stdint.h>\n#include <string.h>\n",

@@ -17,6 +17,7 @@ from jax.extend import core
 
 from mcn_jax.data.augment import normalise
 from mcn_jax.deploy.c_expressions import Constant, Expression, Stored
+from mcn_jax.deploy.c_fusion import fuse_additions
 from mcn_jax.deploy.c_layers import add_layer
 from mcn_jax.deploy.c_primitives import RULES, shape_of
 from mcn_jax.deploy.c_program import Program
@@ -55,7 +56,9 @@ def translate(model: Model) -> tuple[Program, Stored]:
     program = Program()
     image = Stored(shape=tuple(trace.in_avals[0].shape), buffer=None, text="image[{}]")
     (logits,) = _Translation(program, layers).run(trace.jaxpr, trace.consts, [image])
-    return program, program.stored(logits)
+    result = program.stored(logits)
+    program.steps = fuse_additions(program.steps)
+    return program, result
 
 
 def _trace(model: Model) -> tuple[core.ClosedJaxpr, dict[str, Arithmetic]]:
@@ -137,8 +140,7 @@ class _Translation:
         if name == _LAYER.name:
             self._place = params["name"]
             arithmetic = self._layers[self._place]
-            source = self._program.stored(inputs[0])
-            return [add_layer(self._program, self._place, arithmetic, source, params["shape"])]
+            return [add_layer(self._program, self._place, arithmetic, inputs[0], params["shape"])]
         if name in CALLS:
             function = params.get("jaxpr", params.get("call_jaxpr", params.get("fun_jaxpr")))
             inner, constants = getattr(function, "jaxpr", function), getattr(function, "consts", ())
