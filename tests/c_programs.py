@@ -93,7 +93,17 @@ def logits_from_board(source, directory, images):
     link = ("-nostartfiles", "-T", str(BOARD / "board.ld"))
     run(*compiler, *link, *files, "-o", str(directory / "board.elf"))
     sizes = run("arm-none-eabi-size", str(directory / "model.o")).decode()
-    board = ("qemu-system-arm", "-machine", "mps2-an386", "-nographic", "-semihosting")
-    printed = run(*board, "-kernel", str(directory / "board.elf"), timeout=600).split()
+    board = ("qemu-system-arm", "-machine", "mps2-an386", "-kernel", str(directory / "board.elf"))
+    streams = (
+        "-display",
+        "none",
+        "-monitor",
+        "none",
+        "-serial",
+        "none",
+        "-chardev",
+        "stdio,id=out",
+    )
+    printed = run(*board, *streams, "-semihosting-config", "chardev=out", timeout=600).split()
     bits = np.array([int(word, 16) for word in printed], np.uint32)
     return bits.view(np.float32).reshape(len(images), -1), sizes

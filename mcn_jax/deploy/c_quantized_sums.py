@@ -71,7 +71,8 @@ def call(
     pieces = {"gather": indented(gather, 2), "halves": indented(_HALVES[bits], 4)}
     table = program.function("fill_table", filled(_TABLE, parameters=in_parameters, **pieces))
     has_m = arithmetic.m_filters is not None
-    tap = (_TAP_WITH_M if has_m else _TAP).replace("@add", _additions(sizes["GROUPS"]))
+    products = (f"m[{j} * $K] * of_taps[{j}][p]" for j in range(geometry.taps))
+    mix = _MIX.replace("@total", " + ".join(products))
     called = [
         program.function(
             kind + "_modulated" if has_m else kind + "_signed",
@@ -80,7 +81,10 @@ def call(
                 parameters=parameters + in_parameters,
                 table=table,
                 arguments=in_arguments,
-                tap=indented(filled(tap), 6),
+                sum="of_taps[j]" if has_m else f"own + o * {sizes['RUN']}",
+                add=indented(filled(_additions(sizes["GROUPS"])), 6),
+                begin=indented(filled(_BEGIN), 5) if has_m else "",
+                mix=indented(filled(mix), 5) if has_m else "",
                 value=f"{assigns} {filled(value)}",
                 inside=_inside(geometry),
             ),
@@ -118,6 +122,8 @@ def _sizes(geometry: Geometry, bits: int) -> dict[str, int]:
     columns = min(geometry.out[1], TILE)
     run = columns if columns < LANES else -(-columns // LANES) * LANES
     phase = run + (geometry.taps - 1) // geometry.strides
+    if run >= LANES:
+        phase = -(-phase // LANES) * LANES
     pixels = min(geometry.strides, geometry.taps) * phase
     return {
         "GROUP": group, "GROUPS": groups, "BYTES": -(-groups // 2), "RUN": run, "COLUMNS": columns,
@@ -250,11 +256,12 @@ static void NAME(const float *restrict x, float *restrict y, float *restrict tab
                     memset(own, 0, $SUMS * sizeof *own);
                 }
                 for (size_t o = 0; inside && o < $O; o++) {
-                    for (size_t j = 0; j < $W; j++) {
+$begin                    for (size_t j = 0; j < $W; j++) {
                         const uint8_t *code = codes + ((i * $W + j) * $O + o) * $BYTES;
                         const float *at = table + j % $S * $PHASE + j / $S;
-$tap                    }
-                }
+                        float *const sum = $sum;
+$add                    }
+$mix                }
                 if (i == $LAST_TAP) {
                     for (size_t p = 0; p < $COLUMNS; p++) {
                         float *const pixel = y + (out_row * $OUT_X + column + p) * $OK;
@@ -269,19 +276,18 @@ $tap                    }
 }
 """
 
-_TAP = """\
-float *const sum = own + o * $RUN;
-@add"""
+# Before and after the taps of a row are added up for one map, if M weighs them.
+_BEGIN = """\
+float of_taps[$W][$RUN];
+memset(of_taps, 0, sizeof of_taps);
+"""
 
-_TAP_WITH_M = """\
-float sum[$RUN];
-memset(sum, 0, sizeof sum);
-@add\
+_MIX = """\
 for (size_t k = 0; k < $K; k++) {
-    const float weight = m_filters[(i * $W + j) * $K + k];
+    const float *const m = m_filters + i * $W * $K + k;
     float *const out = own + (o * $K + k) * $RUN;
     for (size_t p = 0; p < $RUN; p++) {
-        out[p] += weight * sum[p];
+        out[p] += @total;
     }
 }
 """

@@ -239,13 +239,13 @@ def test_the_header_states_sizes_and_the_command_prints_them(report_runs, tmp_pa
     run(str(compiled(source, tmp_path, "model_selftest.c")))
 
 
-def trained_digits(data_dir, shared_run, name, **fields):
+def trained_digits(data_dir, shared_run, run_name, **fields):
     """Returns (model, test images) of a network trained on digits for some epochs."""
     config = digits_config(
         data_dir, num_epochs=6, batch_size=64, binarize=BinarizeConfig(start_epoch=2),
         model=ModelConfig(**fields),
     )  # fmt: skip
-    trained = read_trained(shared_run(name, config))
+    trained = read_trained(shared_run(run_name, config))
     model = model_of(trained, predictor.stored_shape(trained), "float32")
     images = open_dataset(DataConfig(name="digits", data_dir=data_dir)).test.read_all().images
     return model, images
