@@ -177,9 +177,10 @@ def _print(result: dict[str, Any], out: pathlib.Path) -> None:
         sizes = result["model.c"]
         console.print(
             f"model.c: {sizes['constant_bytes']:,} bytes of weights and"
-            f" {sizes['arena_bytes']:,} bytes of memory for activations. Test it on the device or"
-            " here: cc -std=c99 -O2 model.c model_selftest.c -o selftest && ./selftest"
+            f" {sizes['arena_bytes']:,} bytes of memory for activations. To test it, run there:"
         )
+        command = "cc -std=c99 -O2 model.c model_selftest.c -o selftest && ./selftest && echo equal"
+        console.print(command, soft_wrap=True)
 
 
 def _ratio(float32: int, there: int) -> str:
