@@ -12,6 +12,7 @@ from mcn_jax.deploy.c_fusion import LayerInput, fused_input
 from mcn_jax.deploy.c_geometry import Call, Geometry
 from mcn_jax.deploy.c_memory import Buffer, Step
 from mcn_jax.deploy.c_program import Program
+from mcn_jax.deploy.c_text import identifier
 from mcn_jax.errors import InputError
 from mcn_jax.layers.arithmetic import Arithmetic, Quantized
 from mcn_jax.ops.convolution import pads_and_out_size
@@ -44,12 +45,13 @@ def add_layer(
     result, scratch = program.buffer(geometry.out_size), program.buffer(max(call.scratch, 1))
     names = {"x": source.name, "y": result.name, "scratch": scratch.name}
     places = [re.sub(r"^\w+", lambda found: names[found[0]], place) for place in call.places]
+    comment = f"/* {identifier(name)} */\n"
     arguments = f"({', '.join([*places, *call.constants])});\n"
     step = Step(
-        code=call.function + arguments,
+        code=comment + call.function + arguments,
         reads={source},
         writes=[result, scratch] if call.scratch else [result],
-        accumulating=call.accumulating and call.accumulating + arguments,
+        accumulating=call.accumulating and comment + call.accumulating + arguments,
     )
     program.steps.append(step)
     if arithmetic.scales_activations:

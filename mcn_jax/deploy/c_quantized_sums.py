@@ -19,6 +19,7 @@ import string
 
 import numpy as np
 
+from mcn_jax.deploy import c_quantized_text
 from mcn_jax.deploy.c_fusion import LayerInput
 from mcn_jax.deploy.c_geometry import Call, Geometry
 from mcn_jax.deploy.c_program import Program
@@ -68,22 +69,29 @@ def call(
         _gather(geometry, phase, sizes, taken, signs=arithmetic.taken == "signs")
         for phase in range(min(geometry.strides, geometry.taps))
     )
-    pieces = {"gather": indented(gather, 2), "halves": indented(_HALVES[bits], 4)}
-    table = program.function("fill_table", filled(_TABLE, parameters=in_parameters, **pieces))
+    whole = geometry.channels % sizes["GROUP"] == 0
+    pieces = {
+        "gather": indented(gather, 2),
+        "halves": indented(c_quantized_text.HALVES[bits], 4),
+        "count": filled("$GROUP" if whole else "g == $LAST_GROUP ? $LAST_COUNT : $GROUP"),
+    }
+    table = program.function(
+        "fill_table", filled(c_quantized_text.TABLE, parameters=in_parameters, **pieces)
+    )
     has_m = arithmetic.m_filters is not None
     products = (f"m[{j} * $K] * of_taps[{j}][p]" for j in range(geometry.taps))
-    mix = _MIX.replace("@total", " + ".join(products))
+    mix = c_quantized_text.MIX.replace("@total", " + ".join(products))
     called = [
         program.function(
             kind + "_modulated" if has_m else kind + "_signed",
             filled(
-                _FUNCTION,
+                c_quantized_text.FUNCTION,
                 parameters=parameters + in_parameters,
                 table=table,
                 arguments=in_arguments,
                 sum="of_taps[j]" if has_m else f"own + o * {sizes['RUN']}",
-                add=indented(filled(_additions(sizes["GROUPS"])), 6),
-                begin=indented(filled(_BEGIN), 5) if has_m else "",
+                add=indented(filled(c_quantized_text.additions(sizes["GROUPS"])), 6),
+                begin=indented(filled(c_quantized_text.BEGIN), 5) if has_m else "",
                 mix=indented(filled(mix), 5) if has_m else "",
                 value=f"{assigns} {filled(value)}",
                 inside=_inside(geometry),
@@ -152,7 +160,9 @@ def _gather(
     first = max(0, -((phase - low) // strides))
     end = -((phase - low - geometry.size[1]) // strides)
     begin = f"column < {first} ? {first} - column : 0" if first else "0"
-    value = f"row[((column + p) * {strides} + {phase} - {low}) * $C + g * $GROUP + c]"
+    place = "column + p" if strides == 1 else f"(column + p) * {strides}"
+    place += f" + {phase - low}" if phase > low else f" - {low - phase}" if phase < low else ""
+    value = f"row[({place}) * $C + g * $GROUP + c]"
     if taken.factors is not None:
         value = f"{value} * in_factors[g * $GROUP + c] + in_offsets[g * $GROUP + c]"
     if taken.relu:
@@ -165,129 +175,8 @@ const size_t first_{phase} = {begin};
 const size_t end_{phase} = {end} - column < $PHASE ? {end} - column : $PHASE;
 for (size_t p = first_{phase}; p < end_{phase}; p++) {{
     for (size_t c = 0; c < count; c++) {{
-        values[c][{phase * sizes["PHASE"]} + p] = {value};
+        values[c][{f"{phase} * $PHASE + p" if phase else "p"}] = {value};
     }}
 }}
 """
     ).substitute(geometry.values() | sizes)
-
-
-def _additions(groups: int) -> str:
-    """Returns the code that adds one entry per group to `sum`, four groups at a time."""
-    code = ""
-    if groups >= 4:
-        code += f"for (size_t four = 0; four < {groups // 4}; four++) {{\n"
-        code += indented(_entries(4)) + "    code += 2;\n    at += 64 * $PIXELS;\n}\n"
-    return code + (_entries(groups % 4) if groups % 4 else "")
-
-
-def _entries(count: int) -> str:
-    lines, terms = [], []
-    for entry in range(count):
-        bits = f"code[{entry // 2}] >> 4" if entry % 2 else f"code[{entry // 2}] & 15"
-        place = f"((size_t)({bits}) + {16 * entry})" if entry else f"(size_t)({bits})"
-        lines.append(f"const float *const entry_{entry} = at + {place} * $PIXELS;\n")
-        terms.append(f"entry_{entry}[p]")
-    pairs = [" + ".join(terms[:2]), " + ".join(terms[2:])]
-    total = " + ".join(f"({pair})" for pair in pairs if pair) if count > 2 else pairs[0]
-    return (
-        "".join(lines)
-        + "for (size_t p = 0; p < $RUN; p++) {\n"
-        + f"    sum[p] += {total};\n"
-        + "}\n"
-    )
-
-
-_TABLE = """\
-static void NAME(const float *restrict row, size_t column, const float *restrict levels,
-                 float *restrict table$parameters)
-{
-    for (size_t g = 0; g < $GROUPS; g++) {
-        const size_t count = g == $LAST_GROUP ? $LAST_COUNT : $GROUP;
-        float values[$GROUP][$PIXELS];
-        float low[4][$PIXELS];
-        float high[4][$PIXELS];
-        memset(values, 0, sizeof values);
-$gather        for (size_t i = 0; i < 4; i++) {
-            for (size_t p = 0; p < $PIXELS; p++) {
-$halves            }
-        }
-        for (size_t i = 0; i < 16; i++) {
-            for (size_t p = 0; p < $PIXELS; p++) {
-                table[(g * 16 + i) * $PIXELS + p] = low[i & 3][p] + high[i >> 2][p];
-            }
-        }
-    }
-}
-"""
-
-# Entry i of a table is low[i & 3] + high[i >> 2], by the number of bits per weight.
-_HALVES = {
-    1: """\
-low[i][p] = levels[i & 1] * values[0][p] + levels[i >> 1] * values[1][p];
-high[i][p] = levels[i & 1] * values[2][p] + levels[i >> 1] * values[3][p];
-""",
-    2: """\
-low[i][p] = levels[i] * values[0][p];
-high[i][p] = levels[i] * values[1][p];
-""",
-}
-
-_FUNCTION = """\
-static void NAME(const float *restrict x, float *restrict y, float *restrict table,
-                 float *restrict sums, const uint8_t *restrict codes,
-                 const float *restrict levels$parameters)
-{
-    for (size_t tile = 0; tile < $TILES; tile++) {
-        const size_t next = tile * $COLUMNS;
-        const size_t column = next + $COLUMNS > $OUT_X ? $OUT_X - $COLUMNS : next;
-        for (size_t row = 0; row < $ROWS; row++) {
-            const int inside = $inside;
-            if (inside) {
-                $table(x + (row - $LOW_Y) * ($X * $C), column, levels, table$arguments);
-            }
-            for (size_t i = 0; i < $W; i++) {
-                if (row < i || (row - i) % $S != 0 || (row - i) / $S >= $OUT_Y) {
-                    continue;
-                }
-                const size_t out_row = (row - i) / $S;
-                float *const own = sums + out_row % $WAITING * $SUMS;
-                if (i == 0) {
-                    memset(own, 0, $SUMS * sizeof *own);
-                }
-                for (size_t o = 0; inside && o < $O; o++) {
-$begin                    for (size_t j = 0; j < $W; j++) {
-                        const uint8_t *code = codes + ((i * $W + j) * $O + o) * $BYTES;
-                        const float *at = table + j % $S * $PHASE + j / $S;
-                        float *const sum = $sum;
-$add                    }
-$mix                }
-                if (i == $LAST_TAP) {
-                    for (size_t p = 0; p < $COLUMNS; p++) {
-                        float *const pixel = y + (out_row * $OUT_X + column + p) * $OK;
-                        for (size_t n = 0; n < $OK; n++) {
-                            pixel[n] $value;
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-"""
-
-# Before and after the taps of a row are added up for one map, if M weighs them.
-_BEGIN = """\
-float of_taps[$W][$RUN];
-memset(of_taps, 0, sizeof of_taps);
-"""
-
-_MIX = """\
-for (size_t k = 0; k < $K; k++) {
-    const float *const m = m_filters + i * $W * $K + k;
-    float *const out = own + (o * $K + k) * $RUN;
-    for (size_t p = 0; p < $RUN; p++) {
-        out[p] += @total;
-    }
-}
-"""
