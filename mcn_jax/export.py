@@ -4,6 +4,7 @@ Writes OUT/model.safetensors and OUT/model.onnx, in which every binary filter we
 ceil(log2 U) bits. Then reads both files, runs them on the test split, and prints their sizes and
 accuracies. WORKDIR is only read; WORKDIR/checkpoints/STEP exports an earlier checkpoint.
 --no-evaluate needs no data set: it runs the files on generated images, and measures no accuracy.
+--c also writes OUT/model.c, model.h and model_selftest.c: the network as C99, for microcontrollers.
 """
 
 import json
@@ -18,6 +19,7 @@ import rich.table
 
 from mcn_jax.command_line import add_places, make_parser, one_line_errors, places
 from mcn_jax.deploy import model_file, predictor
+from mcn_jax.deploy.c_source import c_source, write_c_source
 from mcn_jax.deploy.model_file import model_of, read_model, write_model
 from mcn_jax.deploy.onnx import write_onnx
 from mcn_jax.errors import InputError
@@ -55,6 +57,7 @@ def export(
     data: dict[str, Any],
     *,
     evaluate: bool = True,
+    c: bool = False,
 ) -> dict[str, Any]:
     """Writes both files and compares them with the checkpoint.
 
@@ -65,6 +68,7 @@ def export(
         data: fields of `DataConfig` that say where the data are now.
         evaluate: whether to compare them on the test split. If not, `run_generated` compares them
             without a data set, and nothing has an "accuracy".
+        c: whether to write C source, too. Nothing compiles it here; its self-test compares it.
 
     Returns:
         "model": the model that was written.
@@ -77,16 +81,21 @@ def export(
             the checkpoint's, divided by the largest logit; and "same_class": the share of images
             to which both give the same class. Without ONNX Runtime, "model.onnx" has
             only "bytes".
+        "model.c": with `c`, the sizes "arena_bytes" and "constant_bytes" of `CSource`.
 
     Raises:
-        InputError: if there is nothing to export, or the data cannot be read.
+        InputError: if there is nothing to export, the data cannot be read, or the network has no C
+            source. Then nothing has been written.
     """
     trained = read_trained(workdir)
     checkpoint = predictor.of_trained(trained)
     examples = predictor.open_test_split(checkpoint, data) if evaluate else None
     shape = predictor.stored_shape(trained) if examples is None else examples.shape
     model = model_of(trained, shape, dense)
+    source = c_source(model) if c else None
     out.mkdir(parents=True, exist_ok=True)
+    if source is not None:
+        write_c_source(source, out)
     files = {"model.safetensors": write_model, "model.onnx": write_onnx}
     for name, write in files.items():
         write(model, out / name)
@@ -118,6 +127,10 @@ def export(
     result["parts"] = {
         kind: {"bytes": there, "float32_bytes": float32} for kind, (there, float32) in parts.items()
     }
+    if source is not None:
+        result["model.c"] = {
+            "arena_bytes": source.arena_bytes, "constant_bytes": source.constant_bytes
+        }  # fmt: skip
     return result
 
 
@@ -160,6 +173,15 @@ def _print(result: dict[str, Any], out: pathlib.Path) -> None:
             f" {result['images']} generated images."
         )
 
+    if "model.c" in result:
+        sizes = result["model.c"]
+        console.print(
+            f"model.c: {sizes['constant_bytes']:,} bytes of weights and"
+            f" {sizes['arena_bytes']:,} bytes of memory for activations. To test it, run there:"
+        )
+        command = "cc -std=c99 -O2 model.c model_selftest.c -o selftest && ./selftest && echo equal"
+        console.print(command, soft_wrap=True)
+
 
 def _ratio(float32: int, there: int) -> str:
     return f"{float32 / there:.1f} x" if float32 else ""
@@ -179,6 +201,11 @@ def main(arguments: list[str] | None = None) -> None:
         action="store_true",
         help="compare the files on generated images instead of the test split; needs no data set",
     )
+    parser.add_argument(
+        "--c",
+        action="store_true",
+        help="also write model.c, model.h and model_selftest.c, for microcontrollers",
+    )
     add_places(parser)
     options = parser.parse_args(arguments)
     with one_line_errors("export"):
@@ -188,7 +215,12 @@ def main(arguments: list[str] | None = None) -> None:
                 f"--{next(iter(data))} has no effect with --no-evaluate; drop one of them"
             )
         result = export(
-            options.workdir, options.out, options.dense, data, evaluate=not options.no_evaluate
+            options.workdir,
+            options.out,
+            options.dense,
+            data,
+            evaluate=not options.no_evaluate,
+            c=options.c,
         )
         if options.json:
             _print_json(result)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcn_jax.config import Config
+from mcn_jax.layers.arithmetic import Arithmetic
 from mcn_jax.layers.family import (
     FILTERS,
     WEIGHTS,
@@ -133,6 +134,12 @@ def _spec(
     return {"conv/kernel": float32_tensor(shape, FILTERS)}
 
 
+def _arithmetic(stored: Mapping[str, np.ndarray], layer: PlannedLayer, module: Any) -> Arithmetic:
+    del layer
+    kernel = stored["conv/kernel"]
+    return Arithmetic(weights=kernel, strides=module.strides, padding=module.padding)
+
+
 CONV = Family(
     kind="convolution",
     module=Conv,
@@ -144,4 +151,5 @@ CONV = Family(
     deployed=kernel_conv,
     filters="conv/kernel",
     multiply_adds=kernel_multiply_adds,
+    arithmetic=_arithmetic,
 )

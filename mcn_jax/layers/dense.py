@@ -1,6 +1,7 @@
 """The dense layer as a layer family; a file may hold its kernel in fewer bits."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 
 from mcn_jax.config import Config
 from mcn_jax.errors import InputError
+from mcn_jax.layers.arithmetic import Arithmetic
 from mcn_jax.layers.family import (
     DENSE_LAYERS,
     OFFSETS,
@@ -88,6 +90,12 @@ def _check_values(stored: Mapping[str, np.ndarray], layer: PlannedLayer) -> None
         raise InputError(f"its tensor {layer.name}/kernel_scale is too large for float32")
 
 
+def _arithmetic(stored: Mapping[str, np.ndarray], layer: PlannedLayer, module: Any) -> Arithmetic:
+    del layer, module
+    scales, offsets = stored.get("kernel_scale"), stored.get("bias")
+    return Arithmetic(weights=stored["kernel"][None, None], scales=scales, offsets=offsets)
+
+
 DENSE = Family(
     kind="dense",
     module=nn.Dense,
@@ -97,4 +105,5 @@ DENSE = Family(
     spec=_spec,
     recode=recode,
     check_values=_check_values,
+    arithmetic=_arithmetic,
 )

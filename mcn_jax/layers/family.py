@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from mcn_jax.config import Config, LossConfig
+from mcn_jax.layers.arithmetic import Arithmetic
 
 Leaves = Mapping[str, Any]  # {leaf name: array} of one layer, numpy or jax
 Cell = tuple[str, float]  # a table cell: its text, and the number that rows are sorted by
@@ -280,6 +281,10 @@ class Family:
             other fields that only this family reads. It also checks the headers of untrusted files.
         check_layer: raises InputError unless the config fits the size of a layer.
 
+    Optional field for C source:
+        arithmetic: (stored, layer, its deployed module) -> what the module computes, on the host. A
+            convolution whose family does not have this field has no C source.
+
     Optional fields for training:
         advance: (s, progress) -> s, called in every step with a quantized network, before its
             forward pass. `progress` is the share of the training that is done, a scalar in [0, 1).
@@ -336,6 +341,8 @@ class Family:
     options: tuple[str, ...] = ("model.planes",)
     check: Callable[[Config], None] = _no_check
     check_layer: Callable[[PlannedLayer, Config], None] = _no_check_of_layer
+
+    arithmetic: Callable[[Mapping[str, np.ndarray], PlannedLayer, Any], Arithmetic] | None = None
 
     advance: Callable[[Leaves, jax.Array], dict[str, jax.Array]] | None = None
     refresh: Callable[[Leaves, Leaves], dict[str, jax.Array]] | None = None

@@ -326,6 +326,7 @@ MCCONV = Family(
     compared=("latent_filters",),
     health=_health,
     check_values=mcconv_file.check_values,
+    arithmetic=mcconv_file.arithmetic,
     arrays=mcconv_file.arrays,
     facts=mcconv_file.facts,
     columns=mcconv_file.COLUMNS,

@@ -10,6 +10,7 @@ import numpy as np
 from mcn_jax import ops
 from mcn_jax.config import Config
 from mcn_jax.errors import InputError
+from mcn_jax.layers.arithmetic import Arithmetic, Quantized
 from mcn_jax.layers.family import (
     FILTERS,
     NO_VALUES,
@@ -72,6 +73,20 @@ def spec(
     if not quantized:
         return {"latent_filters": float32_tensor(shape, FILTERS), "m_filters": m_filters}
     return center_tensors(shape, config.binarize.num_centers) | {"m_filters": m_filters}
+
+
+def arithmetic(stored: Mapping[str, np.ndarray], layer: PlannedLayer, module: Any) -> Arithmetic:
+    """Describes the sums of a `ModulatedConv`."""
+    weights: Any = stored.get("latent_filters")
+    if weights is None:
+        codes = packing.unpack(stored["bits"], layer.params["latent_filters"])
+        weights = Quantized(codes, stored["centers"])
+    return Arithmetic(
+        weights=weights,
+        m_filters=stored["m_filters"],
+        strides=module.strides,
+        padding=module.padding,
+    )
 
 
 def check_values(stored: Mapping[str, np.ndarray], layer: PlannedLayer) -> None:

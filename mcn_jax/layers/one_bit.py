@@ -293,6 +293,7 @@ def one_bit_family(
         columns=one_bit_file.COLUMNS,
         compare=one_bit_file.compare,
         pictures=one_bit_file.pictures,
+        arithmetic=one_bit_file.arithmetic,
     )
     return dataclasses.replace(family, **fields)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from mcn_jax.config import Config
 from mcn_jax.errors import InputError
+from mcn_jax.layers.arithmetic import Arithmetic, Quantized
 from mcn_jax.layers.family import (
     DENSE_LAYERS,
     FILTERS,
@@ -111,6 +112,19 @@ def check_values(stored: Mapping[str, np.ndarray], layer: PlannedLayer) -> None:
     """Raises InputError if a scale is negative."""
     if SCALES in stored and stored[SCALES].min() < 0:
         raise InputError(f"its tensor {layer.name}/{SCALES} has negative values")
+
+
+def arithmetic(stored: Mapping[str, np.ndarray], layer: PlannedLayer, module: Any) -> Arithmetic:
+    """Describes the sums of a `KernelConv` with one-bit filters, or with latent filters."""
+    weights: Any
+    if LATENT in stored:
+        weights, scales = stored[LATENT], None
+    else:
+        codes = packing.unpack(stored["bits"], layer.params[LATENT])
+        weights, scales = Quantized(codes, np.array([-1, 1], np.float32)), scales_of(stored)
+    return Arithmetic(
+        weights=weights, scales=scales, strides=module.strides, padding=module.padding
+    )
 
 
 def arrays(view: View) -> dict[str, np.ndarray]:

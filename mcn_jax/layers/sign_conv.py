@@ -4,18 +4,22 @@ The layer takes the signs of its input itself, so a network leaves out the ReLU 
 would make all signs positive. The first convolution of a network takes the image as it is.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from mcn_jax.config import Config
+from mcn_jax.layers import one_bit_file
+from mcn_jax.layers.arithmetic import Arithmetic
 from mcn_jax.layers.conv import KernelConv
-from mcn_jax.layers.family import Family, Group
+from mcn_jax.layers.family import Family, Group, PlannedLayer
 from mcn_jax.layers.one_bit import DECAY, OneBitConv, one_bit_family
 from mcn_jax.ops import one_bit
 from mcn_jax.ops.convolution import convolve
@@ -109,6 +113,15 @@ class SignKernelConv(KernelConv):
         return output
 
 
+def _arithmetic(stored: Mapping[str, np.ndarray], layer: PlannedLayer, module: Any) -> Arithmetic:
+    found = one_bit_file.arithmetic(stored, layer, module)
+    if not module.signs_input:
+        return found
+    if not module.quantized:
+        return dataclasses.replace(found, taken="clipped")
+    return dataclasses.replace(found, taken="signs", scales_activations=module.has_k)
+
+
 def _family(module: type[SignConv], kind: str, **fields: Any) -> Family:
     def deployed(config: Config, quantized: bool) -> Callable[..., nn.Module]:
         return functools.partial(
@@ -116,6 +129,7 @@ def _family(module: type[SignConv], kind: str, **fields: Any) -> Family:
         )
 
     fields |= {"deployed": deployed, "follows_relu": False, "takes_signs": True, "pointwise": False}
+    fields["arithmetic"] = _arithmetic
     return one_bit_family(module, kind, options=("k_gradient",), **fields)
 
 
