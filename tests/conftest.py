@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import signal
+from typing import NamedTuple
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -26,6 +27,7 @@ from mcn_jax import parallel
 from mcn_jax.config import BinarizeConfig, DataConfig, LossConfig
 from mcn_jax.data.dataset import open_dataset
 from mcn_jax.training.run import train_and_evaluate
+from mcn_jax.workdirs.checkpoint import Checkpoints
 from small_runs import digits_config
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -135,6 +137,42 @@ def shared_run(share):
                 train_and_evaluate(config, directory)
 
         return share(name, train)
+
+    return run
+
+
+class RunAndCopy(NamedTuple):
+    """Work directories of a whole run, and of a copy that was made while it was trained."""
+
+    whole: pathlib.Path
+    copy: pathlib.Path
+
+
+@pytest.fixture(scope="session")
+def shared_run_and_copy(share):
+    """Returns a function that trains a run on one device, once for all workers.
+
+    Its work directory is copied when the checkpoint of step `copied_after` is written. The copy is
+    what a kill at that moment would leave. Tests must copy a directory before changing it.
+    """
+
+    def run(name, config, copied_after):
+        def train(directory):
+            save = Checkpoints.save
+
+            def save_and_copy(self, step, *arguments):
+                save(self, step, *arguments)
+                if step == copied_after:
+                    self.wait()
+                    shutil.copytree(directory / "whole", directory / "copy")
+
+            with pytest.MonkeyPatch.context() as patch:
+                use_one_device(patch)
+                patch.setattr(Checkpoints, "save", save_and_copy)
+                train_and_evaluate(config, directory / "whole")
+
+        directory = share(name, train)
+        return RunAndCopy(directory / "whole", directory / "copy")
 
     return run
 

@@ -2,18 +2,20 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from mcn_jax import export, inspect_checkpoint, parallel, report
+from mcn_jax import export, inspect_checkpoint, report
 from mcn_jax.config import BinarizeConfig, LossConfig, ModelConfig, OptimizerConfig
 from mcn_jax.errors import InputError
 from mcn_jax.layers.filter_map import FAMILIES as FILTER_MAP
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.ops import one_bit
+from mcn_jax.training.metrics import MetricsWriter
 from mcn_jax.training.num_epochs import check_num_epochs
 from mcn_jax.training.run import train_and_evaluate
 from mcn_jax.workdirs.checkpoint import Checkpoints
@@ -44,10 +46,29 @@ def kind(request):
     return request.param
 
 
+EPOCHS = 12
+
+
+def whole_config(kind, data_dir):
+    """Returns the config of the run that all slow tests of a kind share.
+
+    They share its compiled programs, too, because compilation is most of their time.
+    """
+    return config_of(kind, data_dir, num_epochs=EPOCHS, log_every_steps=1)
+
+
 @pytest.fixture(scope="module")
-def run(shared_run, data_dir, kind):
+def runs(shared_run_and_copy, data_dir, kind):
+    """Returns the directories of a run on one device, and of its copy before the last epoch."""
+    return shared_run_and_copy(
+        f"compared_{kind}", whole_config(kind, data_dir), (EPOCHS - 1) * STEPS_PER_EPOCH
+    )
+
+
+@pytest.fixture(scope="module")
+def run(runs):
     """Returns the work directory of a run of 12 epochs on one device."""
-    return shared_run(f"compared_{kind}", config_of(kind, data_dir, num_epochs=12))
+    return runs.whole
 
 
 def filter_weights(kind):
@@ -90,31 +111,23 @@ def test_its_files_agree_with_its_checkpoint(run, kind, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_it_resumes_bit_for_bit(kind, data_dir, tmp_path, monkeypatch, one_device):
-    check_resuming(config_of(kind, data_dir), tmp_path, monkeypatch)
+def test_it_resumes_bit_for_bit(runs, kind, data_dir, tmp_path, one_device):
+    check_resuming(whole_config(kind, data_dir), runs, tmp_path)
 
 
-def check_resuming(config, tmp_path, monkeypatch):
-    """Checks that a run that stops after its first epoch ends as an uninterrupted run does."""
-    train_and_evaluate(config, tmp_path / "whole")
-    save = Checkpoints.save
-
-    def save_and_stop(self, step, *arguments):
-        save(self, step, *arguments)
-        if step == STEPS_PER_EPOCH:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train_and_evaluate(config, tmp_path / "stopped")
-    train_and_evaluate(config, tmp_path / "stopped")
+def check_resuming(config, runs, tmp_path):
+    """Checks that a run that was left before its last epoch ends as the uninterrupted run."""
+    shutil.copytree(runs.copy, tmp_path / "resumed")
+    assert not (tmp_path / "resumed" / "result.json").exists()
+    train_and_evaluate(config, tmp_path / "resumed")
     digests, records = [], []
-    for name in ("whole", "stopped"):
-        checkpoints = Checkpoints(tmp_path / name / "checkpoints", read_only=True)
-        digests.append(checkpoints.digests(checkpoints.steps()[-1]))
+    for workdir in (runs.whole, tmp_path / "resumed"):
+        checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+        last = checkpoints.steps()[-1]
+        assert last == config.num_epochs * STEPS_PER_EPOCH
+        digests.append(checkpoints.digests(last))
         checkpoints.close()
-        records.append(without_times(read_metrics(tmp_path / name / "metrics.jsonl")))
+        records.append(without_times(read_metrics(workdir / "metrics.jsonl")))
     assert digests[0] == digests[1]
     assert records[0] == records[1]
 
@@ -142,11 +155,23 @@ def dense_config(kind, data_dir, num_epochs):
     )  # fmt: skip
 
 
+DENSE_EPOCHS = 8
+
+
 @pytest.fixture(scope="module", params=DENSE)
-def dense_run(request, shared_run, data_dir):
-    """Returns (kind, work directory of a run of 8 epochs on one device)."""
+def dense_runs(request, shared_run_and_copy, data_dir):
+    """Returns (kind, the directories of a run on one device and of its copy)."""
     kind = request.param
-    return kind, shared_run(f"dense_{kind}", dense_config(kind, data_dir, num_epochs=8))
+    config = dense_config(kind, data_dir, DENSE_EPOCHS)
+    copied_after = (DENSE_EPOCHS - 1) * STEPS_PER_EPOCH
+    return kind, shared_run_and_copy(f"dense_{kind}", config, copied_after)
+
+
+@pytest.fixture(scope="module")
+def dense_run(dense_runs):
+    """Returns (kind, work directory of a run of 8 epochs on one device)."""
+    kind, runs = dense_runs
+    return kind, runs.whole
 
 
 @pytest.mark.slow
@@ -186,9 +211,9 @@ def test_files_of_one_bit_dense_layers_agree_with_the_checkpoint(dense_run, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", DENSE)
-def test_one_bit_dense_layers_resume_bit_for_bit(kind, data_dir, tmp_path, monkeypatch, one_device):
-    check_resuming(dense_config(kind, data_dir, num_epochs=2), tmp_path, monkeypatch)
+def test_one_bit_dense_layers_resume_bit_for_bit(dense_runs, data_dir, tmp_path, one_device):
+    kind, runs = dense_runs
+    check_resuming(dense_config(kind, data_dir, DENSE_EPOCHS), runs, tmp_path)
 
 
 def test_the_rates_of_an_exponential_schedule_depend_on_the_number_of_epochs(tmp_path):
@@ -201,22 +226,29 @@ def test_the_rates_of_an_exponential_schedule_depend_on_the_number_of_epochs(tmp
 
 
 @pytest.mark.slow
-def test_eight_devices_compute_what_one_computes(kind, data_dir, tmp_path, monkeypatch):
-    config = config_of(kind, data_dir, num_epochs=1, log_every_steps=1)
+def test_eight_devices_compute_what_one_computes(run, kind, data_dir, tmp_path, monkeypatch):
     assert len(jax.local_devices()) == 8
-    train_and_evaluate(config, tmp_path / "eight")
-    monkeypatch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:1])
-    train_and_evaluate(config, tmp_path / "one")
+    write = MetricsWriter.write
+
+    def write_and_stop(self, record):
+        write(self, record)
+        if record["step"] == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(MetricsWriter, "write", write_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_and_evaluate(whole_config(kind, data_dir), tmp_path)
     eight, one = (
-        [r for r in read_metrics(tmp_path / name / "metrics.jsonl") if r["kind"] == "step"]
-        for name in ("eight", "one")
+        [r for r in read_metrics(workdir / "metrics.jsonl") if r["kind"] == "step"][:6]
+        for workdir in (tmp_path, run)
     )
+    assert [r["step"] for r in eight] == [r["step"] for r in one] == [1, 2, 3, 4, 5, 6]
     # Sums are rounded in another order. So a maximum, or a sign, of activations may change.
     rel = 2e-3 if LAYERS[kind].takes_signs else 2e-4
     for name in ("softmax_loss", "gradient_norm", "parameter_norm"):
         assert eight[0][name] == pytest.approx(one[0][name], rel=rel), name
     # Later, filters may have other signs as well, which moves the loss.
-    for mine, theirs in zip(eight[1:6], one[1:6], strict=True):
+    for mine, theirs in zip(eight[1:], one[1:], strict=True):
         assert mine["softmax_loss"] == pytest.approx(theirs["softmax_loss"], rel=0.05)
 
 
