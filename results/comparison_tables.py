@@ -102,6 +102,7 @@ OWN_NETWORKS = (
     Other("PHC, n = 2, ResNet-18", base="phc_resnet18_n2"),
     Other("PHC, n = 3, ResNet-18", base="phc_resnet18_n3"),
     Other("PHC, n = 4, ResNet-18", base="phc_resnet18_n4"),
+    Other("DiffStride, ResNet-18", base="diffstride"),
 )
 
 DIGITS = "digits_layers"

@@ -62,6 +62,9 @@ class Run:
     def setting(self) -> dict[str, Any]:
         """The fields that repetitions of a run share: the config without the seed."""
         kept = {name: value for name, value in self.config.items() if name not in IGNORED}
+        kinds = {kept[f"model.{name}"] for name in ("conv", "stem_conv", "pointwise")}
+        if not any(LAYERS[kind].advance for kind in kinds & LAYERS.keys()):
+            kept["binarize.estimator"] = ""  # which only such layers read
         return kept | {name: bool(kept[name]) for name in PLACES}
 
 
