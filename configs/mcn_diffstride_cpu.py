@@ -4,7 +4,8 @@ Images keep 20x20 pixels or more to the end, so an image takes 3.2 times the mul
 
 Command:  python -m mcn_jax.main --config=configs/mcn_diffstride_cpu.py \
               --config.data.archive_dir=DIR
-Expected: not run to the end here. TIME
+Expected: not run to the end here. About two hours on two cores of an AMD EPYC,
+          computed from short epochs while the machine did other work.
 Partners: strided convolutions of as many channels with --config.model.pooling=strided
           max-pooling of as many channels with --config.model.pooling=max
           average pooling of as many channels with --config.model.pooling=average
