@@ -140,9 +140,7 @@ def test_systems_at_equal_bits_differ_only_in_their_layer_and_its_first_epochs()
                 "num_epochs": 30, "dtype": "float32", "optimizer.schedule": "cosine",
                 "model.head": "linear", "seed": seed,
             }  # fmt: skip
-    assert stages.STAGES["c10-trials"].trainings[0][1].fields["data.test_split"] == (
-        "train[90%:]"
-    )
+    assert stages.STAGES["c10-trials"].trainings[0][1].fields["data.test_split"] == ("train[90%:]")
 
 
 def test_runs_of_a_group_start_together_and_share_the_device():
