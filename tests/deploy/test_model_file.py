@@ -50,12 +50,6 @@ COMPARED = {
     for name, family in LAYERS.items()
     if name not in ("mcconv", "conv")
 }
-# One layer of each format of a file and each module that reads it. The others of `COMPARED` differ
-# from these in the values that are stored, which their files of small networks test.
-FORMATS = (
-    "binaryconnect", "bwn", "irnet", "bnn", "xnor", "lbc", "filter_map", "filter_map_sign",
-    "filter_map_kmeans", "phc",
-)  # fmt: skip
 NETWORKS = {
     "simple_cnn": {},
     "padded": {"image_size": 21},
@@ -82,9 +76,9 @@ NETWORKS = {
     "WRN, conv head": {"num_centers": 0, "conv": "conv", "name": "wide_resnet", "head": "conv"},
     **{kind: fields | {"channels": 3} for kind, fields in COMPARED.items()},
     **{
-        f"wide_resnet, {kind}": COMPARED[kind]
+        f"wide_resnet, {kind}": fields
         | {"name": "wide_resnet", "channels": 3, "planes": 8 if kind in FILTER_MAP else 2}
-        for kind in FORMATS
+        for kind, fields in COMPARED.items()
     },
     "filter map of bits, not yet quantized": {"conv": "filter_map_sign", "num_centers": 0},
     "filter map, three centers": {"conv": "filter_map_kmeans", "num_centers": 3, "channels": 3},
@@ -166,8 +160,8 @@ NETWORKS = {
     },
     "simple_cnn, dense layers of signs": {"conv": "xnor", "head": "one_bit_dense", "planes": 2},
 }  # fmt: skip
-# The slow tests also have every format of a layer with strides and shortcuts.
-SLOW = [f"wide_resnet, {kind}" for kind in FORMATS]
+# The slow tests also have every kind of layer with strides and shortcuts.
+SLOW = [f"wide_resnet, {kind}" for kind in COMPARED]
 EVERY = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NETWORKS]
 # Networks that version 0.1 could write; it had no choice of a head.
 OF_0_1 = [
