@@ -10,6 +10,7 @@ A benchmark's file, benchmarks/MACHINE/BENCHMARK.json, is one record, or {"recor
 """
 
 import fnmatch
+import functools
 import json
 import pathlib
 from typing import Any
@@ -23,12 +24,27 @@ RESULTS = pathlib.Path(__file__).parent
 def stored_runs(pattern: str) -> list[Run]:
     """The runs of one name, or those of a sweep whose names match, such as "digits/mcn_seed?"."""
     path, run_names = _place(pattern)
-    found = read_runs(path)
-    if run_names:
-        found = [run for run in found if fnmatch.fnmatchcase(run.workdir.name, run_names)]
+    if not run_names:
+        return read_runs(path)
+    written = path.stat().st_mtime_ns if path.exists() else None
+    found = [
+        r for r in _sweep_runs(path, written) if fnmatch.fnmatchcase(r.workdir.name, run_names)
+    ]
     if not found:
         raise SystemExit(f"{path} has no run {run_names!r}")
     return found
+
+
+@functools.lru_cache
+def _sweep_runs(path: pathlib.Path, written: int | None) -> tuple[Run, ...]:
+    """The runs of a sweep file; tables ask for single ones of a file of many a hundred times.
+
+    Args:
+        path: the file.
+        written: when it was written, because it is read again if it has changed.
+    """
+    del written
+    return tuple(read_runs(path))
 
 
 def has_run(pattern: str) -> bool:

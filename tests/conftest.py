@@ -27,8 +27,7 @@ from mcn_jax import parallel
 from mcn_jax.config import BinarizeConfig, DataConfig, LossConfig
 from mcn_jax.data.dataset import open_dataset
 from mcn_jax.training.run import train_and_evaluate
-from mcn_jax.workdirs.checkpoint import Checkpoints
-from small_runs import digits_config
+from small_runs import copy_after, digits_config
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Background jobs of a shell ignore interrupts, and processes that tests start would inherit that.
@@ -152,23 +151,15 @@ class RunAndCopy(NamedTuple):
 def shared_run_and_copy(share):
     """Returns a function that trains a run on one device, once for all workers.
 
-    Its work directory is copied when the checkpoint of step `copied_after` is written. The copy is
-    what a kill at that moment would leave. Tests must copy a directory before changing it.
+    Its work directory is copied once the checkpoint of step `copied_after` is written. Tests must
+    copy a directory before changing it.
     """
 
     def run(name, config, copied_after):
         def train(directory):
-            save = Checkpoints.save
-
-            def save_and_copy(self, step, *arguments):
-                save(self, step, *arguments)
-                if step == copied_after:
-                    self.wait()
-                    shutil.copytree(directory / "whole", directory / "copy")
-
             with pytest.MonkeyPatch.context() as patch:
                 use_one_device(patch)
-                patch.setattr(Checkpoints, "save", save_and_copy)
+                copy_after(patch, copied_after, directory / "copy")
                 train_and_evaluate(config, directory / "whole")
 
         directory = share(name, train)

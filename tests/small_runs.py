@@ -1,6 +1,7 @@
 """Trains small but real runs that several test files share."""
 
 import dataclasses
+import shutil
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from mcn_jax.models.plan import plan_of
 from mcn_jax.training import optim
 from mcn_jax.training.state import create_state, from_saved_tree, saved_tree
 from mcn_jax.training.steps import StepSettings
+from mcn_jax.workdirs.checkpoint import Checkpoints
 
 STEPS_PER_EPOCH = 44
 TIMES = ("wall_seconds", "images_per_second")
@@ -87,6 +89,22 @@ def step_arguments(config, quantized, axis_name=None, image_size=16, channels=1)
 def without_times(records):
     """Returns records without what differs between equal runs."""
     return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
+
+
+def copy_after(patch, step, copy):
+    """Makes `patch` copy the work directory of a run once its checkpoint of a step is written.
+
+    The copy is what a kill at that moment would leave.
+    """
+    save = Checkpoints.save
+
+    def save_and_copy(self, saved, *arguments):
+        save(self, saved, *arguments)
+        if saved == step:
+            self.wait()
+            shutil.copytree(self.directory.parent, copy)
+
+    patch.setattr(Checkpoints, "save", save_and_copy)
 
 
 def restored(checkpoints, step, template):

@@ -293,12 +293,12 @@ def test_measurements_take_turns_and_are_delivered(tmp_path):
 
 @pytest.mark.slow
 def test_the_clock_stops_a_stage_and_another_machine_resumes_it(loads, tmp_path):
-    options = ("c10-20", "--rehearse", "--only=umcn", f"--loads={loads}", "--budget=120")
+    options = ("c10-20", "--rehearse", "--only=umcn", f"--loads={loads}", "--budget=70")
     first, seconds = run(
         *options, "--epochs=5000", f"--store={tmp_path / 'a'}", out=tmp_path / "out"
     )
     assert first.returncode == 75, first.stdout + first.stderr
-    assert seconds < 135
+    assert seconds < 85
     assert "stopped; the same stage resumes it" in first.stdout
 
     def epochs(store):
@@ -310,7 +310,7 @@ def test_the_clock_stops_a_stage_and_another_machine_resumes_it(loads, tmp_path)
         *options, f"--store={tmp_path / 'b'}", f"--resume={tmp_path / 'out'}", out=tmp_path / "out2"
     )
     assert second.returncode == 75, second.stdout + second.stderr
-    assert seconds < 135
+    assert seconds < 85
     after = epochs(tmp_path / "b")
     assert after[: len(before)] == before
     assert len(after) > len(before)

@@ -225,7 +225,16 @@ def test_the_rates_of_an_exponential_schedule_depend_on_the_number_of_epochs(tmp
         )
 
 
+# Devices share gradients and batch statistics by code that all layers have in common. So one layer
+# of each kind of computation and state is enough: the others differ from these only in the rule for
+# the filters and their gradient, which each device follows alone and tests/ops checks.
+ON_EIGHT_DEVICES = (
+    "bwn", "irnet", "bnn", "xnor", "lbc", "filter_map", "filter_map_kmeans", "phc",
+)  # fmt: skip
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ON_EIGHT_DEVICES, indirect=True, scope="module")
 def test_eight_devices_compute_what_one_computes(run, kind, data_dir, tmp_path, monkeypatch):
     assert len(jax.local_devices()) == 8
     write = MetricsWriter.write

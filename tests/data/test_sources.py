@@ -25,7 +25,7 @@ from mcn_jax.seeds import Purpose, epoch_order, example_generators
 from mcn_jax.training.run import train_and_evaluate
 from mcn_jax.workdirs.checkpoint import Checkpoints, named_leaves
 from mcn_jax.workdirs.files import read_metrics
-from small_runs import digits_config, restored, step_arguments
+from small_runs import STEPS_PER_EPOCH, copy_after, digits_config, restored, step_arguments
 
 TIMES = ("wall_seconds", "images_per_second")
 
@@ -227,19 +227,10 @@ def test_a_streamed_run_equals_a_resident_one_and_may_resume_it(
 ):
     config = with_data(digits_config(data_dir), workers=2, flip=True, mixup=0.3)
     streamed = with_data(config, pipeline="streamed")
-    result = train_and_evaluate(config, tmp_path / "resident")
-    assert train_and_evaluate(streamed, tmp_path / "streamed")["class_names"] == list("0123456789")
-    save = Checkpoints.save
-
-    def save_and_stop(self, step, *arguments):
-        save(self, step, *arguments)
-        if step == 2 * 44:
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train_and_evaluate(config, tmp_path / "both")
+        copy_after(patch, 2 * STEPS_PER_EPOCH, tmp_path / "both")
+        result = train_and_evaluate(config, tmp_path / "resident")
+    assert train_and_evaluate(streamed, tmp_path / "streamed")["class_names"] == list("0123456789")
     train_and_evaluate(streamed, tmp_path / "both")
     expected = last_leaves(tmp_path / "resident", config)
     for name in ("streamed", "both"):

@@ -62,8 +62,8 @@ def test_trained_networks_agree_on_every_test_image(
 
 
 @pytest.fixture(scope="module")
-def colour_images(tmp_path_factory):
-    """Returns a folder of images: each class has a hue, and pixels vary in brightness."""
+def colour_data(tmp_path_factory):
+    """Returns the config of a folder of images: each class has a hue, and brightness varies."""
     root = tmp_path_factory.mktemp("colours")
     generator = np.random.default_rng(0)
     for name, hue in {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}.items():
@@ -72,22 +72,20 @@ def colour_images(tmp_path_factory):
             pixels = hue + generator.normal(0, 60, (16, 16, 1))
             image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
             image.save(root / name / f"{number}.png")
-    return root
+    return DataConfig(
+        name="image_folder", root=str(root), image_size=16,
+        data_dir=str(tmp_path_factory.mktemp("prepared")),
+    )  # fmt: skip
 
 
+# Every two of the choices meet. The random networks of test_model_file.py have more combinations.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "input_planes", "planes", "num_centers", "head"),
     [
         ("simple_cnn", "rgbx", 4, 2, "dense"),
-        ("simple_cnn", "rgbx", 4, 4, "dense"),
-        ("simple_cnn", "copy", 4, 4, "dense"),
-        ("simple_cnn", "copy", 8, 2, "dense"),
         ("simple_cnn", "copy", 8, 4, "dense"),
-        ("wide_resnet", "rgbx", 4, 2, "dense"),
         ("wide_resnet", "rgbx", 4, 4, "dense"),
-        ("wide_resnet", "copy", 4, 2, "dense"),
-        ("wide_resnet", "copy", 4, 4, "dense"),
         ("wide_resnet", "copy", 8, 2, "dense"),
         ("simple_cnn", "copy", 4, 2, "linear"),
         ("simple_cnn", "copy", 4, 2, "conv"),
@@ -96,16 +94,13 @@ def colour_images(tmp_path_factory):
     ],
 )
 def test_networks_trained_on_colours_agree(
-    name, input_planes, planes, num_centers, head, colour_images, tmp_path, one_device, monkeypatch
+    name, input_planes, planes, num_centers, head, colour_data, tmp_path, one_device, monkeypatch
 ):
     widths = (1, 1, 2, 2) if name == "wide_resnet" else (2, 4)
     config = digits_config(
         batch_size=24,
         eval_batch_size=10,
-        data=DataConfig(
-            name="image_folder", root=str(colour_images), data_dir=str(tmp_path / "data"),
-            image_size=16,
-        ),
+        data=colour_data,
         model=ModelConfig(
             name=name, depth=8, widths=widths, planes=planes, input_planes=input_planes,
             dense_features=16, head=head,

@@ -110,24 +110,25 @@ def test_a_run_stopped_after_any_epoch_ends_where_the_uninterrupted_one_ends(
 ):
     loss = LossConfig(theta=1e-3, center_loss_weight=1e-3)
     config = digits_config(data_dir, loss=loss)
-    result = train_and_evaluate(config, tmp_path / "whole")
-    expected = named_leaves(last_state(tmp_path / "whole", config))
     save = Checkpoints.save
-    for stop_epoch, saved in itertools.product(range(4), (True, False)):
-        workdir = tmp_path / f"stopped_{stop_epoch}_{saved}"
+    stopped = []
 
-        def save_and_stop(self, step, *arguments, stop=stop_epoch, saved=saved):
-            stops = step == (stop + 1) * STEPS_PER_EPOCH
-            # A run that stops before saving leaves a record of the epoch, but no checkpoint.
-            if saved or not stops:
+    def save_and_copy(self, step, *arguments):
+        # A run that stops before saving leaves a record of the epoch, but no checkpoint.
+        for saved in (False, True):
+            if saved:
                 save(self, step, *arguments)
-            if stops:
-                raise KeyboardInterrupt
+            self.wait()
+            stopped.append(tmp_path / f"stopped_{step}_{saved}")
+            shutil.copytree(self.directory.parent, stopped[-1])
 
-        with monkeypatch.context() as patch:
-            patch.setattr(Checkpoints, "save", save_and_stop)
-            with pytest.raises(KeyboardInterrupt):
-                train_and_evaluate(config, workdir)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_copy)
+        result = train_and_evaluate(config, tmp_path / "whole")
+    expected = named_leaves(last_state(tmp_path / "whole", config))
+    assert len(stopped) == 8
+    for workdir in stopped:
+        assert not (workdir / "result.json").exists()
         # A kill between the record and the next checkpoint leaves this behind.
         with (workdir / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"kind": "step", "step": 10**6, "epoch": 9}) + '\n{"kind": "st')
