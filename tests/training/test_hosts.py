@@ -127,6 +127,26 @@ def test_two_processes_of_two_devices_equal_one_of_four(data_dir, tmp_path):
     assert records[0]["train_loss"] == pytest.approx(records[1]["train_loss"], rel=1e-9)
 
 
+@pytest.mark.slow
+def test_two_processes_take_the_sizes_of_one(data_dir, tmp_path):
+    flags = (
+        f"--config.data.data_dir={data_dir}", "--config.dtype=float64",
+        "--config.param_dtype=float64", "--config.batch_size=140", "--config.num_epochs=1",
+        "--config.binarize.start_epoch=0", "--config.model.conv=conv", "--config.model.planes=1",
+        "--config.model.head=conv", "--config.model.pooling=diffstride",
+        "--config.model.smoothness=2.0", "--config.loss.stride_cost=10.0",
+        "--config.stride_update_steps=2",
+    )  # fmt: skip
+    run(*flags, f"--workdir={tmp_path}/two", devices=1, processes=2)
+    run(*flags, f"--workdir={tmp_path}/one", devices=2)
+    two, one = without_times(tmp_path / "two"), without_times(tmp_path / "one")
+    sizes = [[r for r in records if r["kind"] == "sizes"] for records in (two, one)]
+    assert sizes[0] == sizes[1]
+    assert len(sizes[0]) >= 2  # they change
+    assert two[-1]["train_loss"] == pytest.approx(one[-1]["train_loss"], rel=1e-6)
+    assert two[-1]["test_loss"] == pytest.approx(one[-1]["test_loss"], rel=1e-6)
+
+
 def test_processes_that_would_start_from_different_states_are_refused(data_dir, tmp_path):
     flags = (
         f"--config.data.data_dir={data_dir}", "--config.num_epochs=1",
