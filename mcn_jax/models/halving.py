@@ -11,7 +11,7 @@ from mcn_jax.layers.pooling import POOLINGS, PoolingOptions, Size
 from mcn_jax.ops.diffstride import READINGS
 from mcn_jax.ops.spectral import GAINS
 
-MOST_STRIDE = 64  # a larger one leaves nothing of any image that a model file may have
+MOST_STRIDE = 64  # published networks have at most 4
 
 
 def pooling_options(
