@@ -17,8 +17,6 @@ from mcn_jax.seeds import Purpose, run_key
 # The record of an epoch contains the epoch means of these step metrics.
 EPOCH_MEANS = ("softmax_loss", "accuracy", "filter_loss", "center_loss")
 PROGRESS = "epoch"  # name of the epoch's progress in a checkpoint
-# XLA's default is 3. It computes the same random numbers, but compiles them for seconds per layer.
-CPU_COMPILATION = {"xla_backend_optimization_level": 2}
 
 
 @flax.struct.dataclass
@@ -144,6 +142,4 @@ def create_state(
             opt_state=optimizer.init(variables["params"]),
         )
 
-    on_cpu = jax.default_backend() == "cpu"
-    compiled = jax.jit(initialise, compiler_options=CPU_COMPILATION if on_cpu else None)
-    return compiled(run_key(config.seed, Purpose.PARAMETERS))
+    return jax.jit(initialise)(run_key(config.seed, Purpose.PARAMETERS))
