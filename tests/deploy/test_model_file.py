@@ -159,6 +159,20 @@ NETWORKS = {
         "name": "wide_resnet", "conv": "irnet", "head": "one_bit_dense", "channels": 3,
     },
     "simple_cnn, dense layers of signs": {"conv": "xnor", "head": "one_bit_dense", "planes": 2},
+    "convnet, max": {
+        "name": "convnet", "conv": "conv", "planes": 1, "num_centers": 0, "pooling": "max",
+        "strides": (3, 2),
+    },
+    "resnet, average": {"name": "resnet", "pooling": "average", "strides": (2, 3)},
+    "resnet, spectral": {
+        "name": "resnet", "pooling": "spectral", "shortcut": "zeros", "strides": (1, 3),
+    },
+    "resnet, learned strides": {
+        "name": "resnet", "pooling": "diffstride", "preactivation": True, "smoothness": 3.0,
+    },
+    "densenet, a learned stride": {
+        "name": "densenet", "pooling": "diffstride", "shares_stride": True, "reading": "paper",
+    },
 }  # fmt: skip
 # The slow tests also have every kind of layer with strides and shortcuts.
 SLOW = [f"wide_resnet, {kind}" for kind in COMPARED]
@@ -167,7 +181,7 @@ EVERY = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name fo
 OF_0_1 = [
     name
     for name, fields in NETWORKS.items()
-    if "head" not in fields and fields.get("conv", "mcconv") in ("mcconv", "conv")
+    if not {"head", "pooling"} & set(fields) and fields.get("conv", "mcconv") in ("mcconv", "conv")
 ]
 
 
