@@ -189,12 +189,7 @@ def effective_strides(p: Leaves, layer: PlannedLayer) -> jax.Array:
 
 
 def _facts(view: View) -> dict[str, Any]:
-    layer = view.layer
-    return {
-        "strides": [float(value) for value in view.stored["strides"]],
-        "in_size": list(layer.in_shape[:2]),
-        "out_size": list(layer.out_shape[:2]),
-    }
+    return {"strides": [float(value) for value in view.stored["strides"]]} | _sizes(view)
 
 
 def _sizes(view: View) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import jax
 from mcn_jax.config import ModelConfig
 from mcn_jax.errors import InputError
 from mcn_jax.models.classifier import Classifier
-from mcn_jax.models.halving import sizes_after
+from mcn_jax.models.halving import check_sizes
 
 CONVOLUTIONS = 2  # in a stage
 
@@ -73,4 +73,4 @@ def check_image_size(model: ModelConfig, height: int, width: int) -> None:
             f"config.model.widths={model.widths} has too many stages for images of {size} pixels,"
             " which each stage halves; use fewer stages or larger images"
         )
-    sizes_after(model, model.strides or usual_strides(model), (height, width))
+    check_sizes(model, model.strides or usual_strides(model), (height, width))

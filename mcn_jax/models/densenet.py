@@ -14,7 +14,7 @@ from mcn_jax.config import ModelConfig
 from mcn_jax.errors import InputError, require
 from mcn_jax.layers.pooling import POOLINGS, Pooling
 from mcn_jax.models.classifier import Classifier
-from mcn_jax.models.halving import sizes_after
+from mcn_jax.models.halving import check_sizes
 
 BOTTLENECK = 4  # maps of the 1x1 convolution of a block, as a multiple of the growth
 
@@ -136,4 +136,4 @@ def check_image_size(model: ModelConfig, height: int, width: int) -> None:
             f"config.model.blocks={model.blocks} has too many stages for images of {size} pixels,"
             " which each stage but the last halves; use fewer stages or larger images"
         )
-    sizes_after(model, model.strides or usual_strides(model), (height, width))
+    check_sizes(model, model.strides or usual_strides(model), (height, width))

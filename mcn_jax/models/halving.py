@@ -75,10 +75,10 @@ def check_pooling(model: ModelConfig, usual: tuple[int, ...] | None) -> None:
     )
 
 
-def sizes_after(model: ModelConfig, strides: tuple[int, ...], size: Size) -> list[Size]:
-    """Returns the size of images after each pooling layer.
+def check_sizes(model: ModelConfig, strides: tuple[int, ...], size: Size) -> None:
+    """Checks that each pooling layer can take images of its size.
 
-    These are the sizes for the initial strides, unless `model.pooled_sizes` names others.
+    The sizes are those for the initial strides, unless `model.pooled_sizes` names others.
 
     Args:
         model: checked config of the network.
@@ -89,11 +89,10 @@ def sizes_after(model: ModelConfig, strides: tuple[int, ...], size: Size) -> lis
         InputError: if a layer cannot take images of its size.
     """
     pooling, options = POOLINGS[model.pooling], pooling_options(model)
-    sizes: list[Size] = []
     for number, stride in enumerate(strides, start=1):
-        least = pooling.least_size(stride, options)
         if stride == 1 and not pooling.learns_strides:
-            least = 1
+            continue  # no layer
+        least = pooling.least_size(stride, options)
         if min(size) < least:
             raise InputError(
                 f"images of {size[0]}x{size[1]} pixels reach pooling layer {number} of the network,"
@@ -119,5 +118,3 @@ def sizes_after(model: ModelConfig, strides: tuple[int, ...], size: Size) -> lis
                 f" {before[0]}x{before[1]} pixels",
             )
             size = given
-        sizes.append(size)
-    return sizes

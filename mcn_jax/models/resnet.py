@@ -27,7 +27,7 @@ from mcn_jax.errors import InputError, require, require_one_of
 from mcn_jax.layers.pooling import POOLINGS
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.models.classifier import Classifier
-from mcn_jax.models.halving import sizes_after
+from mcn_jax.models.halving import check_sizes
 from mcn_jax.models.wide_resnet import with_channels
 
 # Names for config.model.shortcut, for a block whose input has another shape than its output:
@@ -258,4 +258,4 @@ def check(model: ModelConfig) -> None:
 def check_image_size(model: ModelConfig, height: int, width: int) -> None:
     """Raises InputError unless the pooling layers can take the images; strided convolutions can."""
     if not POOLINGS[model.pooling].by_convolutions:
-        sizes_after(model, model.strides or usual_strides(model), (height, width))
+        check_sizes(model, model.strides or usual_strides(model), (height, width))

@@ -8,7 +8,7 @@ import jax
 from mcn_jax.config import ModelConfig
 from mcn_jax.errors import InputError
 from mcn_jax.models.classifier import Classifier
-from mcn_jax.models.halving import sizes_after
+from mcn_jax.models.halving import check_sizes
 
 
 class SimpleCNN(Classifier):
@@ -66,4 +66,4 @@ def check_image_size(model: ModelConfig, height: int, width: int) -> None:
             f"config.model.widths={model.widths} has too many layers for images of {size} pixels,"
             " which each layer halves; use fewer layers or larger images"
         )
-    sizes_after(model, model.strides or usual_strides(model), (height, width))
+    check_sizes(model, model.strides or usual_strides(model), (height, width))

@@ -16,7 +16,7 @@ from mcn_jax.config import ModelConfig
 from mcn_jax.errors import InputError
 from mcn_jax.layers.pooling import POOLINGS, average_pool, max_pool
 from mcn_jax.models.classifier import Classifier
-from mcn_jax.models.halving import sizes_after
+from mcn_jax.models.halving import check_sizes
 
 
 class Stem(NamedTuple):
@@ -193,7 +193,7 @@ def check_image_size(model: ModelConfig, height: int, width: int) -> None:
     strides = model.strides or usual_strides(model)
     unit = stem.strides * (2 if stem.pools else 1)
     if not POOLINGS[model.pooling].by_convolutions:
-        sizes_after(model, strides, (height // unit, width // unit))
+        check_sizes(model, strides, (height // unit, width // unit))
     else:
         unit *= math.prod(strides)
     if height % unit or width % unit:
