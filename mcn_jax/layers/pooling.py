@@ -215,7 +215,8 @@ def _above_smoothness(stride: int, options: PoolingOptions) -> int:
 
 
 def _initial_size(size: Size, stride: int, options: PoolingOptions) -> Size:
-    return initial_size(size, stride, options.smoothness, options.reading)
+    count = 1 if options.shares_stride else 2
+    return initial_size(size, stride, options.smoothness, options.reading, count=count)
 
 
 def _fixed_size(size: Size, stride: int, options: PoolingOptions) -> Size:

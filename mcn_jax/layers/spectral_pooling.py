@@ -84,14 +84,16 @@ class DiffStride(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [N, Y, X, C] to [N, Y', X', C]."""
         in_size = (x.shape[1], x.shape[2])
-        size = self.size or initial_size(in_size, self.stride, self.smoothness, self.reading)
+        count = 1 if self.shares_stride else 2
+        size = self.size or initial_size(
+            in_size, self.stride, self.smoothness, self.reading, count=count
+        )
         if self.deployed:
             parts = 1 if self.reading == "paper" else 2
             shapes = {"rows": (parts, size[0], in_size[0]), "columns": (parts, size[1], in_size[1])}
             zeros = nn.initializers.zeros
             rows, columns = (self.param(n, zeros, s, self.param_dtype) for n, s in shapes.items())
             return multiply(x, rows, columns)
-        count = 1 if self.shares_stride else 2
         initial = nn.initializers.constant(float(self.stride))
         strides = self.param("strides", initial, (count,), self.param_dtype)
         return diffstride.diffstride_pool(
@@ -105,10 +107,10 @@ class DiffStride(nn.Module):
 
 
 def initial_size(
-    in_size: tuple[int, int], stride: int, smoothness: float, reading: str
+    in_size: tuple[int, int], stride: int, smoothness: float, reading: str, *, count: int
 ) -> tuple[int, int]:
-    """Returns (Y', X') of a DiffStride layer before training; the arguments are as there."""
-    strides = np.full(2, stride, np.float32)
+    """Returns (Y', X') of a DiffStride layer before training; `count` is its number of strides."""
+    strides = np.full(count, stride, np.float32)
     effective = diffstride.effective_strides(strides, in_size, smoothness)
     return diffstride.pool_size(effective, in_size, smoothness, reading)
 

@@ -46,6 +46,17 @@ def test_strides_start_at_the_configured_one(shares, shape):
     assert pooled.shape == (2, 24, 24, 3)
 
 
+def test_a_shared_stride_starts_with_the_size_that_training_finds():
+    # 1 is lifted to the larger of 32 / 28 and 12 / 8. So 2 * ceil(4 + 32 / 3) = 30 rows remain.
+    module = DiffStride(stride=1, shares_stride=True)
+    pooled, variables = module.init_with_output(jax.random.key(0), images(1, 32, 12, 2))
+    assert pooled.shape == (1, 30, 12, 2)
+    network = nn.Sequential([module, nn.Dense(1)])
+    layer = plan_of_module(network, (32, 12, 2))[0]
+    strides = np.asarray(variables["params"]["strides"])
+    assert DIFFSTRIDE.pooled_size(strides, (32, 12), layer) == (30, 12)
+
+
 @pytest.mark.parametrize("reading", diffstride.READINGS)
 @pytest.mark.parametrize("gain", ["authors", "unit"])
 def test_it_pools_as_the_operation_does(reading, gain):
