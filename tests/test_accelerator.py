@@ -1,7 +1,11 @@
 """Tests launch/accelerator.sh: its plans, its clock, and what it delivers."""
 
 import dataclasses
+import fnmatch
+import functools
 import importlib.util
+import io
+import json
 import os
 import pathlib
 import re
@@ -14,8 +18,10 @@ import time
 import delivery
 import numpy as np
 import parcels
+import plans
 import pytest
 import runner
+import small_networks
 import source
 import stages
 from pack import spread
@@ -78,18 +84,24 @@ def run(*arguments, out, **environment):
 @pytest.mark.parametrize("name", TRAININGS)
 def test_the_configs_of_all_runs_are_valid(name):
     stage, training = TRAININGS[name]
-    for epochs in (2, stage.epochs or stages.fitted_epochs(stage, stage.budget) + 1, 201):
+    fitted = (2, plans.fitted_epochs(stage, stage.budget) + 1, 201)
+    for epochs in (0,) if training.epochs else fitted:
         for rehearse in (False, True):
-            config = load_config_file(ROOT / "configs" / f"{training.config}.py")
-            config.update_from_flattened_dict(training.all_fields(epochs, rehearse=rehearse))
-            frozen = from_config_dict(config)
-            if epochs > frozen.binarize.start_epoch:
-                validate(frozen)
-            assert frozen.data.name == stage.data
-            assert frozen.num_epochs == epochs
-            assert frozen.dtype == ("float32" if stage.epochs else "bfloat16")
-            assert (frozen.model.widths == stages.TINY["model.widths"]) == (
-                rehearse and not training.tiny
+            for choice in training.choices.values() or [{}]:
+                config = load_config_file(ROOT / "configs" / f"{training.config}.py")
+                fields = training.all_fields(epochs, rehearse=rehearse) | choice
+                config.update_from_flattened_dict(fields)
+                frozen = from_config_dict(config)
+                if frozen.num_epochs > frozen.binarize.start_epoch:
+                    validate(frozen)
+            assert frozen.data.name in stage.data
+            if not training.epochs:
+                assert frozen.num_epochs == epochs
+            else:
+                assert frozen.num_epochs == (3 if rehearse else training.epochs)
+            assert frozen.dtype == ("bfloat16" if stage.fits_budget else "float32")
+            assert (frozen.model.widths == plans.TINY["model.widths"]) == (
+                rehearse and "model.widths" not in training.tiny
             )
 
 
@@ -97,20 +109,17 @@ def test_the_configs_of_all_runs_are_valid(name):
 def test_a_plan_fills_its_budget_and_no_more(name):
     stage = stages.STAGES[name]
     for budget in (stage.budget, 900):
-        epochs = stages.fitted_epochs(stage, budget)
-        if not stage.trainings:
+        epochs = plans.fitted_epochs(stage, budget)
+        if not stage.fits_budget:
             assert epochs == 0
             continue
-        if stage.epochs:  # takes several calls
-            assert not [run for run in stage.parts if run.is_large]
-            continue
-        assert stages.FEWEST_EPOCHS <= epochs <= stages.MOST_EPOCHS
-        assert stages.seconds(stage, epochs) <= 0.95 * budget
-        if epochs < stages.MOST_EPOCHS:
-            assert stages.seconds(stage, epochs + 1) > 0.95 * budget
-        large = [run for run in stage.parts if isinstance(run, stages.Training) and run.is_large]
-        training = stages.seconds(stage, epochs) - len(large) * stages.EXPORT_SECONDS
-        assert budget - runner.STOP_SECONDS - training > len(large) * stages.EXPORT_SECONDS
+        assert plans.FEWEST_EPOCHS <= epochs <= plans.MOST_EPOCHS
+        assert plans.seconds(stage, epochs) <= 0.95 * budget
+        if epochs < plans.MOST_EPOCHS:
+            assert plans.seconds(stage, epochs + 1) > 0.95 * budget
+        large = [run for run in stage.parts if isinstance(run, plans.Training) and run.is_large]
+        training = plans.seconds(stage, epochs) - len(large) * plans.EXPORT_SECONDS
+        assert budget - runner.STOP_SECONDS - training > len(large) * plans.EXPORT_SECONDS
 
 
 def test_the_time_of_the_measured_runs_is_what_they_took():
@@ -118,37 +127,76 @@ def test_the_time_of_the_measured_runs_is_what_they_took():
     (mcn,), (umcn,) = stages.STAGES["c10-20"].trainings
     for training, record in ((mcn, "mcn"), (umcn, "umcn")):
         result = read_json(ROOT / f"results/cifar10_20_70_epochs_{record}/result.json")
-        assert stages.group_seconds([training], [70]) - 10 == pytest.approx(
+        assert plans.group_seconds([training], [70]) - 10 == pytest.approx(
             result["wall_seconds"], rel=0.05
         )
 
 
 def test_the_first_twentieth_of_the_epochs_has_float_filters():
-    fields = [stages.schedule_fields(epochs) for epochs in (3, 70, 200)]
+    fields = [plans.schedule_fields(epochs) for epochs in (3, 70, 200)]
     assert [f["binarize.start_epoch"] for f in fields] == [1, 4, 10]
 
 
+def small(pattern):
+    (runs,) = stages.STAGES["small"].trainings
+    return [run for run in runs if fnmatch.fnmatch(run.name, pattern)]
+
+
 def test_systems_at_equal_bits_differ_only_in_their_layer_and_its_first_epochs():
-    stage = stages.STAGES["c10-equal-bits"]
-    for group, name in zip(stage.trainings, stages.EQUAL_BITS, strict=True):
-        assert [run.name for run in group] == [f"{name}_seed{seed}" for seed in range(3)]
-        for seed, run in enumerate(group):
-            fields = run.all_fields(stage.epochs, rehearse=False)
+    systems = small_networks.EQUAL_BITS
+    for kind in ("trial", "seed"):
+        runs = [run for name in systems for run in small(f"bits_{name}_{kind}?")]
+        assert len(runs) == (3 if kind == "seed" else 2) * len(systems)
+        for run in runs:
+            fields = run.all_fields(0, rehearse=False)
             for field in ("model.conv", "model.planes", "binarize.enabled", "binarize.start_epoch"):
                 fields.pop(field, None)
+            number = int(run.name[-1])
+            own = {"seed": number} if kind == "seed" else small_networks.RATES[number]
+            if kind == "trial":
+                own = own | small_networks.VALIDATION
             assert fields == {
-                "num_epochs": 30, "dtype": "float32", "optimizer.schedule": "cosine",
-                "model.head": "linear", "seed": seed,
+                "num_epochs": 30 if kind == "seed" else 10, "dtype": "float32",
+                "optimizer.schedule": "cosine", "model.head": "linear", **own,
             }  # fmt: skip
-    assert stages.STAGES["c10-trials"].trainings[0][1].fields["data.test_split"] == ("train[90%:]")
+
+
+def test_all_systems_of_a_comparison_have_two_trials_on_validation_images():
+    finals = [run for run in small("*_seed?") if run.choices]
+    assert len(finals) == 3 * 8 + 4 + 3 * 9
+    for run in finals:
+        trials = [trial for name in run.choices for trial in small(name)]
+        assert len(trials) == 2
+        for trial, choice in zip(trials, run.choices.values(), strict=True):
+            fields = {**run.fields, **small_networks.VALIDATION, **choice}
+            fields.pop("seed")
+            assert trial.fields == fields
+            assert trial.epochs == 10
+
+
+@pytest.mark.parametrize("best", [0, 1])
+def test_a_final_run_waits_for_its_trials_and_takes_the_fields_of_the_better(best, tmp_path):
+    (run,) = small("bits_irnet_seed1")
+    plan = plans.Plan(stage="small", epochs=0, rehearse=False)
+    found = runner.Runner(tmp_path, tmp_path / "data", io.StringIO(), None, plan)
+    end = time.time() + 100
+    for number, name in enumerate(run.choices):
+        assert found._command(run, end) is None
+        (tmp_path / name).mkdir()
+        result = {"final_test_accuracy": 0.6 if number == best else 0.5}
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    command = found._command(run, end)
+    assert f"--config.optimizer.learning_rate={[0.1, 0.03][best]}" in command
+    assert "--config.seed=1" in command
+    assert found._command(run, time.time() + run.start_seconds - 1) is None  # too late to start
 
 
 def test_runs_of_a_group_start_together_and_share_the_device():
-    one = stages.Training(name="a", config="", fields={}, step_seconds=0.1, start_seconds=7)
+    one = plans.Training(name="a", config="", fields={}, step_seconds=0.1, start_seconds=7)
     other = dataclasses.replace(one, name="b", step_seconds=0.3, start_seconds=5)
-    stage = stages.Stage(summary="", budget=1, trainings=((one, other), (other,)))
-    epoch = 0.1 * 390 + 0.3 * 390 + 0.3 * 390 + 3 * stages.EPOCH_SECONDS
-    assert stages.seconds(stage, 2) == pytest.approx(7 + 5 + 2 * epoch)
+    stage = plans.Stage(summary="", budget=1, trainings=((one, other), (other,)))
+    epoch = 0.1 * 390 + 0.3 * 390 + 0.3 * 390 + 3 * plans.EPOCH_SECONDS
+    assert plans.seconds(stage, 2) == pytest.approx(7 + 5 + 2 * epoch)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +219,7 @@ def test_runs_of_a_group_start_together_and_share_the_device():
             ["c10-20", "--budget=60"],
             "--budget=60 is too short for 3 epochs of c10-20, which take",
         ),
+        (["small", "--epochs=3"], "--epochs=3: the runs of small have epochs of their own; leave"),
         (["c10-20", "--budget=inf"], "--budget=inf must be positive and finite"),
     ],
 )
@@ -344,14 +393,15 @@ def test_a_signal_stops_it_like_the_clock(loads, tmp_path):
     assert (tmp_path / "out" / "c10-20.tar.1-of-1").exists()
 
 
-def run_stage(store, *programs, seconds=600):
+def run_stage(store, *programs, seconds=600, at_once=0):
     """Runs Python programs as a stage runs its processes; returns the runner."""
     (store / "stage").mkdir(parents=True)
-    plan = runner.Plan(stage="c10-20", epochs=4, rehearse=True)
+    plan = plans.Plan(stage="c10-20", epochs=4, rehearse=True)
     clock = runner.Clock(time.time() + seconds)
     with (store / "stage" / "log.txt").open("w") as log, clock.listening():
         found = runner.Runner(store / "stage", store / "data", log, clock, plan)
-        found._run({str(n): ["-c", program] for n, program in enumerate(programs)}, clock.left())
+        commands = {str(n): functools.partial(list, ("-c", one)) for n, one in enumerate(programs)}
+        found._run(commands, clock.left(), at_once=at_once)
     return found
 
 
@@ -360,6 +410,24 @@ def test_a_process_that_fails_is_named_and_the_others_end(tmp_path):
     assert sorted(found.failures) == ["0", "2"]
     assert "0 failed with code 3" in "".join(found.notes)
     assert "2 failed with code 1: ValueError: x" in found.notes
+
+
+def test_so_many_processes_run_at_once(tmp_path):
+    log = tmp_path / "order"
+    program = f"""
+import os, pathlib, time
+path = pathlib.Path({str(log)!r})
+with path.open("a") as file: file.write("start\\n")
+time.sleep(0.5)
+with path.open("a") as file: file.write("end\\n")
+"""
+    found = run_stage(tmp_path, *[program] * 4, at_once=2)
+    assert found.failures == []
+    count, most = 0, 0
+    for line in log.read_text().split():
+        count += 1 if line == "start" else -1
+        most = max(most, count)
+    assert (count, most) == (0, 2)
 
 
 def test_a_process_that_does_not_stop_is_killed_in_time_and_named(tmp_path, monkeypatch):
@@ -385,7 +453,7 @@ def test_a_run_with_too_large_a_checkpoint_returns_its_model_file(
 ):
     shutil.copytree(digits_run, tmp_path / "stage" / "mcn")
     (run_of_stage,) = stages.STAGES["c10-34"].trainings[0]
-    plan = runner.Plan(stage="c10-34", epochs=4, rehearse=True)
+    plan = plans.Plan(stage="c10-34", epochs=4, rehearse=True)
     file = tmp_path / "stage" / "mcn" / "model.safetensors"
     with (tmp_path / "log.txt").open("w") as log:
         clock = runner.Clock(time.time() + 600)

@@ -14,6 +14,7 @@ unless --only names it.
 
 import argparse
 import dataclasses
+import fnmatch
 import importlib.util
 import json
 import math
@@ -26,9 +27,11 @@ import time
 from collections.abc import Sequence
 
 import parcels
+import plans
 import stages
 from delivery import deliver, summary, write_summary
-from runner import Clock, Plan, Runner
+from plans import Plan
+from runner import Clock, Runner
 from source import revision_in
 
 from mcn_jax.config import DataConfig
@@ -54,7 +57,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="list the stages with their plans and exit")
     add("--budget", type=float, help="time in seconds (default: the stage's, see --list)")
     add("--epochs", type=int, help="epochs of every run (default: as many as fit)")
-    add("--only", default="", help="parts of the stage, separated by commas (default: all)")
+    add(
+        "--only",
+        default="",
+        help="parts of the stage, separated by commas; * stands for any text (default: all)",
+    )
     add(
         "--loads",
         type=pathlib.Path,
@@ -95,15 +102,16 @@ def describe() -> str:
     for name, stage in stages.STAGES.items():
         plan = f"{stage.budget:.0f} s"
         if stage.trainings:
-            epochs = stage.epochs or stages.fitted_epochs(stage, stage.budget)
-            plan += f", {epochs} epochs in about {stages.seconds(stage, epochs):.0f} s"
-            plan += f"; data: {stage.data}"
+            epochs = plans.fitted_epochs(stage, stage.budget)
+            plan += f", {epochs} epochs" if epochs else ", a fixed number of epochs"
+            plan += f" in about {plans.seconds(stage, epochs):.0f} s"
+            plan += f"; data: {', '.join(stage.data)}"
         lines.append(f"{name:12} {stage.summary}\n{'':12} {plan}")
         lines += [f"{'':14} {part.name}" for part in stage.parts]
     return "\n".join(lines)
 
 
-def chosen(options: argparse.Namespace) -> stages.Stage:
+def chosen(options: argparse.Namespace) -> plans.Stage:
     """Returns the stage with the parts of --only.
 
     Raises:
@@ -121,13 +129,21 @@ def chosen(options: argparse.Namespace) -> stages.Stage:
             raise InputError(f"--{name}={value} must be positive and finite")
     stage = stages.STAGES[options.stage]
     known = [part.name for part in stage.parts]
-    names = [name for name in options.only.split(",") if name] or known
-    for name in names:
-        if name not in known:
+    patterns = [pattern for pattern in options.only.split(",") if pattern] or ["*"]
+    names: set[str] = set()
+    for pattern in patterns:
+        matches = fnmatch.filter(known, pattern)
+        names.update(matches)
+        if not matches:
             raise InputError(
-                f"--only={name} is not a part of {options.stage}, which has {', '.join(known)}"
-                f"{did_you_mean(name, known)}"
+                f"--only={pattern} is not a part of {options.stage}, which has {', '.join(known)}"
+                f"{did_you_mean(pattern, known)}"
             )
+    if options.epochs and stage.trainings and not stage.fits_budget:
+        raise InputError(
+            f"--epochs={options.epochs}: the runs of {options.stage} have epochs of their own;"
+            " leave out --epochs"
+        )
     groups = (tuple(run for run in group if run.name in names) for group in stage.trainings)
     return dataclasses.replace(
         stage,
@@ -156,11 +172,12 @@ def run(options: argparse.Namespace) -> int:
     plan = make_plan(directory / "plan.json", stage, budget, options)
     for load in sorted(loads.glob("*/data")):
         shutil.copytree(load, data, dirs_exist_ok=True)
-    if stage.data and (missing := missing_files(DataConfig(name=stage.data, data_dir=str(data)))):
-        raise InputError(
-            f"{options.stage} needs {missing[0]}, which is not in {loads}/*/data; make the loads by"
-            f" launch/accelerator/pack.py, and carry all loads of {stage.data}"
-        )
+    for name in stage.data:
+        if missing := missing_files(DataConfig(name=name, data_dir=str(data))):
+            raise InputError(
+                f"{options.stage} needs {missing[0]}, which is not in {loads}/*/data; make the"
+                f" loads by launch/accelerator/pack.py, and carry all loads of {name}"
+            )
     if any(loads.glob("*/revision")):
         revisions = {revision for load in loads.glob("*") if (revision := revision_in(load))}
         os.environ["MCN_JAX_REVISION"] = " ".join(revisions)
@@ -183,9 +200,9 @@ def run(options: argparse.Namespace) -> int:
         runner = Runner(directory, data, log, clock, plan)
         if stage.measurements:
             runner.measure(stage.measurements, again=bool(options.only))
-        runner.train(stage.trainings)
+        runner.train(stage.trainings, stage.at_once)
         notes += runner.notes
-        ended, lines = summary(stage, plan.epochs, directory, notes, runner.printed())
+        ended, lines = summary(stage, plan, directory, notes, runner.printed())
         kind = "rehearsal of " if plan.rehearse else ""
         lines.insert(0, f"{kind}{options.stage}: {stage.summary}")
         lines += deliver(directory, out)
@@ -197,7 +214,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def make_plan(
-    path: pathlib.Path, stage: stages.Stage, budget: float, options: argparse.Namespace
+    path: pathlib.Path, stage: plans.Stage, budget: float, options: argparse.Namespace
 ) -> Plan:
     """Returns the plan of a stage that has begun, or makes one.
 
@@ -220,13 +237,13 @@ def make_plan(
         return plan
     epochs = options.epochs
     if epochs is None:
-        epochs = stage.epochs or stages.fitted_epochs(stage, budget)
+        epochs = plans.fitted_epochs(stage, budget)
         if options.rehearse:
-            epochs = stages.FEWEST_EPOCHS
-        if stage.trainings and epochs < stages.FEWEST_EPOCHS:
-            least = stages.seconds(stage, stages.FEWEST_EPOCHS) / stages.PLANNED_SHARE
+            epochs = plans.FEWEST_EPOCHS
+        if stage.fits_budget and epochs < plans.FEWEST_EPOCHS:
+            least = plans.seconds(stage, plans.FEWEST_EPOCHS) / plans.PLANNED_SHARE
             raise InputError(
-                f"--budget={budget:g} is too short for {stages.FEWEST_EPOCHS} epochs of"
+                f"--budget={budget:g} is too short for {plans.FEWEST_EPOCHS} epochs of"
                 f" {options.stage}, which take {least:.0f} s on an H100; raise it, choose runs by"
                 " --only, or pass --epochs to train in several calls"
             )

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import stages
+import plans
 from parcels import pack
 
 from mcn_jax.workdirs.checkpoint import saved_steps
@@ -35,7 +35,7 @@ def epochs_done(workdir: pathlib.Path) -> list[Mapping[str, Any]]:
     return list(of_kind(read_metrics(path), "epoch"))
 
 
-def records_of(measurement: stages.Measurement, directory: pathlib.Path) -> list[pathlib.Path]:
+def records_of(measurement: plans.Measurement, directory: pathlib.Path) -> list[pathlib.Path]:
     """Returns the records of a measurement, also those of its repetitions."""
     name, suffix = measurement.name, measurement.suffix
     found = [*directory.glob(name + suffix), *directory.glob(f"{name}_again_*{suffix}")]
@@ -45,8 +45,8 @@ def records_of(measurement: stages.Measurement, directory: pathlib.Path) -> list
 
 
 def summary(
-    stage: stages.Stage,
-    epochs: int,
+    stage: plans.Stage,
+    plan: plans.Plan,
     directory: pathlib.Path,
     notes: Iterable[str],
     printed: Iterable[str],
@@ -55,7 +55,7 @@ def summary(
 
     Args:
         stage: the stage, or a part of it.
-        epochs: planned epochs of every run.
+        plan: its plan.
         directory: where its results lie.
         notes: what happened to the processes.
         printed: lines that the processes printed.
@@ -63,13 +63,18 @@ def summary(
     lines = []
     ended = True
     for one in stage.parts:
-        if isinstance(one, stages.Training):
+        if isinstance(one, plans.Training):
+            epochs = one.epochs_of(plan.epochs, rehearse=plan.rehearse)
             lines.append(f"  {one.name}: {describe_run(directory / one.name, epochs)}")
             ended &= has_ended(directory / one.name)
         else:
             found = [str(path.relative_to(directory)) for path in records_of(one, directory)]
             lines.append(f"  {one.name}: {', '.join(found) or 'nothing measured'}")
             ended &= bool(found)
+    runs = [one for one in stage.parts if isinstance(one, plans.Training)]
+    if len(runs) > SUMMARY_LINES // 4:
+        count = sum(has_ended(directory / run.name) for run in runs)
+        lines.insert(0, f"  {count} of {len(runs)} runs have ended")
     lines += [f"  {note}" for note in notes]
     if stage.measurements:
         lines += [f"    {line[:150]}" for line in printed if any(mark in line for mark in RESULTS)]

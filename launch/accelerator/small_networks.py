@@ -1,0 +1,191 @@
+"""The small networks of the tables, which train many at a time in float32.
+
+Each system of a comparison gets the same number of trials. They train on 90 % of the training
+images and are judged on the others. The final runs take the fields of the better trial.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from plans import U_MCN, WRN, WRN_HALF, Training
+
+Fields = Mapping[str, Any]
+
+# Upper bounds: the times of the MCN of 16-16-32-64 maps in bfloat16.
+STEP_SECONDS, START_SECONDS = 0.0038, 44
+SEEDS = range(3)
+VALIDATION = {"data.train_split": "train[:90%]", "data.test_split": "train[90%:]"}
+TRIAL_EPOCHS = 10
+ONE_BIT = {"model.planes": 2, "binarize.start_epoch": 0}
+LINEAR = {"model.head": "linear"}
+RATES = [{"optimizer.learning_rate": 0.1}, {"optimizer.learning_rate": 0.03}]
+ADAM_RATES = [
+    {"optimizer.name": "adam", "optimizer.learning_rate": rate} for rate in (0.003, 0.001)
+]
+
+# Systems of 67,000 filter bits each at 4-4-8-16 maps, or of as many float32 weights.
+EQUAL_BITS: Mapping[str, Fields] = {
+    "mcn": {"binarize.start_epoch": 2},
+    "umcn": U_MCN,
+    "wrn": WRN_HALF,
+    **{
+        kind: {"model.conv": kind, **ONE_BIT}
+        for kind in ("binaryconnect", "bwn", "dorefa", "mcdonnell", "irnet")
+    },
+}
+# The same with one-bit activations.
+ONE_BIT_ACTIVATIONS = {kind: {"model.conv": kind, **ONE_BIT} for kind in ("bnn", "xnor")}
+
+# ResNet-18s of 16-32-64-128 channels: {name: (config, fields, what is tried)}.
+MAP_RATES = [{"optimizer.filter_map_rate_scale": scale} for scale in (4.0, 10.0)]
+SUM_RATES = [{"optimizer.filter_map_rate_scale": scale} for scale in (1.0, 4.0)]
+SUM = {"model.filter_map_gradient": "sum"}
+MAP, PHC = "filter_map_resnet18_cpu", "phc_resnet18_n2_cpu"
+RESNETS: Mapping[str, tuple[str, Fields, Sequence[Fields]]] = {
+    "ordinary": (MAP, WRN, RATES),
+    "filter_map_mean": (MAP, {}, MAP_RATES),
+    "filter_map_sum": (MAP, SUM, SUM_RATES),
+    "filter_map_one_bit": (
+        MAP,
+        SUM
+        | {
+            "model.conv": "filter_map_sign", "model.pointwise": "mcdonnell",
+            "binarize.start_epoch": 0,
+        },
+        SUM_RATES,
+    ),
+    "ordinary_of_its_weights": (MAP, WRN | {"model.widths": (6, 6, 12, 23, 46)}, RATES),
+    "phc_n2": (PHC, {}, RATES),
+    "phc_n3": (PHC, {"model.phc_n": 3, "model.widths": (15, 15, 30, 63, 129)}, RATES),
+    "phc_n4": (PHC, {"model.phc_n": 4}, RATES),
+    "mcn": ("resnet18_mcn", {"model.widths": (4, 4, 8, 16, 32)}, RATES),
+}  # fmt: skip
+RESNET_TINY = {"model.widths": (12,) * 5, "model.blocks": (1, 1, 1, 1)}
+
+MNIST: Mapping[str, Fields] = {  # fields of a rehearsal
+    "convnet": {"model.widths": (2, 2, 2)},
+    "lbcnn": {"model.widths": (2,), "model.depth": 2},
+    "maxout": {"model.widths": (2, 2, 2)},
+}
+
+# Networks of 8-8-16-32 maps, for longer.
+LONG_EPOCHS = 100
+WIDER = {"model.widths": (8, 8, 16, 32)}
+LONG: Mapping[str, Fields] = {
+    "mcn": LINEAR,
+    "mcn_dense_head": {},
+    "mcdonnell": EQUAL_BITS["mcdonnell"] | LINEAR,
+    "irnet": EQUAL_BITS["irnet"] | LINEAR,
+    "wrn": EQUAL_BITS["wrn"] | LINEAR,
+}
+
+POOLINGS = ("strided", "max", "average", "spectral", "diffstride")
+STARTS: Mapping[str, Fields] = {"222": {}, "323": {"model.strides": (1, 3, 2, 3)}}
+
+
+def _run(
+    name: str, config: str, fields: Fields, epochs: int, tiny: Fields, choices: Mapping[str, Fields]
+) -> Training:
+    common = {"dtype": "float32", "optimizer.schedule": "cosine"}
+    return Training(
+        name=name, config=config, fields=common | dict(fields), step_seconds=STEP_SECONDS,
+        start_seconds=START_SECONDS, tiny=tiny, epochs=epochs, choices=choices,
+    )  # fmt: skip
+
+
+def _trials_and_finals(
+    name: str,
+    config: str,
+    fields: Fields,
+    tried: Sequence[Fields],
+    *,
+    seeds: Sequence[int] = SEEDS,
+    tiny: Fields | None = None,
+) -> tuple[list[Training], list[Training]]:
+    """Returns the trials of a system, and its final runs of 30 epochs, one for each seed."""
+    tiny = tiny or {}
+    choices = {f"{name}_trial{number}": choice for number, choice in enumerate(tried)}
+    trials = [
+        _run(trial, config, {**fields, **VALIDATION, **choice}, TRIAL_EPOCHS, tiny, {})
+        for trial, choice in choices.items()
+    ]
+    finals = [
+        _run(f"{name}_seed{seed}", config, {**fields, "seed": seed}, 30, tiny, choices)
+        for seed in seeds
+    ]
+    return trials, finals
+
+
+def _in_order(systems: Sequence[tuple[list[Training], list[Training]]]) -> list[Training]:
+    """Returns all trials, then all final runs of the first seed, of the second, and so on."""
+    trials = [trial for one, _ in systems for trial in one]
+    finals = zip(*(one for _, one in systems), strict=True)
+    return trials + [run for seed in finals for run in seed]
+
+
+def _equal_bits() -> list[Training]:
+    return _in_order(
+        [
+            _trials_and_finals(f"bits_{name}", "cifar10_cpu", LINEAR | dict(fields), RATES)
+            for name, fields in EQUAL_BITS.items()
+        ]
+    )
+
+
+def _one_bit_activations() -> list[Training]:
+    return _in_order(
+        [
+            _trials_and_finals(
+                f"bits_{name}_{optimizer}", "cifar10_cpu", LINEAR | dict(fields), rates, seeds=[0]
+            )
+            for name, fields in ONE_BIT_ACTIVATIONS.items()
+            for optimizer, rates in (("sgd", RATES), ("adam", ADAM_RATES))
+        ]
+    )
+
+
+def _mnist() -> list[Training]:
+    return [
+        _run(f"mnist_{name}_seed{seed}", f"{name}_mnist_cpu",
+             {"seed": seed, "binarize.start_epoch": 0}, 24, tiny, {})
+        for seed in SEEDS for name, tiny in MNIST.items()
+    ]  # fmt: skip
+
+
+def _resnets() -> list[Training]:
+    return _in_order(
+        [
+            _trials_and_finals(f"resnet_{name}", config, fields, tried, tiny=RESNET_TINY)
+            for name, (config, fields, tried) in RESNETS.items()
+        ]
+    )
+
+
+def _long() -> list[Training]:
+    return [
+        _run(f"long_{name}_seed{seed}", "cifar10_cpu", WIDER | dict(fields) | {"seed": seed},
+             LONG_EPOCHS, {}, {})
+        for seed in SEEDS for name, fields in LONG.items()
+    ]  # fmt: skip
+
+
+def _poolings() -> list[Training]:
+    """MCNs with each pooling, and narrow ResNet-18s with three, from two starts."""
+    mcn = [
+        _run(f"pooling_mcn_{pooling}", "mcn_diffstride_cpu",
+             {"model.pooling": pooling, "binarize.start_epoch": 2}, 12, {}, {})
+        for pooling in POOLINGS
+    ]  # fmt: skip
+    resnets = [
+        _run(f"pooling_{pooling}_{start}_seed{seed}", "diffstride_cpu",
+             dict(fields) | {"model.pooling": pooling, "seed": seed}, 30, RESNET_TINY, {})
+        for seed in SEEDS
+        for pooling in ("strided", "spectral", "diffstride")
+        for start, fields in STARTS.items()
+    ]  # fmt: skip
+    return mcn + resnets
+
+
+SMALL_NETWORKS = (
+    *_equal_bits(), *_one_bit_activations(), *_mnist(), *_resnets(), *_poolings(), *_long(),
+)  # fmt: skip
