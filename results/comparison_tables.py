@@ -16,14 +16,27 @@ from mcn_jax.config import (
 )
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.reports.runs import method
+from mcn_jax.training.phases import quantizes
 from mcn_jax.workdirs.trained import Trained
 
-SWEEP = "equal_bits"
-# Systems of equal filter bits at 4-4-8-16 maps, and the names of their runs in the sweep file.
-SYSTEMS = (
-    ("MCN", "mcn_seed?"),
-    ("mcdonnell", "mcdonnell_seed?"),
-)
+CPU_SWEEP = "equal_bits"
+CPU_SYSTEMS = ("mcn", "mcdonnell")
+SWEEP = "equal_bits_h100"
+# Systems of equal filter bits at 4-4-8-16 maps: {name of their runs in the sweep file: name}.
+SYSTEMS = {
+    "mcn": "MCN",
+    "umcn": "U-MCN (float32)",
+    "wrn": "Wide-ResNet of its weights (float32)",
+    "binaryconnect": "binaryconnect",
+    "bwn": "bwn",
+    "dorefa": "dorefa",
+    "mcdonnell": "mcdonnell",
+    "irnet": "irnet",
+    "bnn_sgd": "bnn, SGD",
+    "bnn_adam": "bnn, Adam",
+    "xnor_sgd": "xnor, SGD",
+    "xnor_adam": "xnor, Adam",
+}
 
 SIZE_COLUMNS = (
     "channels", "filter bits", "bits of M, centers, scales, anchors",
@@ -112,26 +125,44 @@ RATES = ("0.1", "0.03")  # learning rates that were tried on validation images, 
 def equal_bits_sizes_table() -> str:
     """What the systems of equal filter bits store and compute."""
     rows = []
-    for system, names in SYSTEMS:
-        network = recorded_network(f"{SWEEP}/{names}")
+    for name, system in SYSTEMS.items():
+        network = recorded_network(f"{SWEEP}/{name}_seed?")
         rows.append((system, *_size_cells(sizes(network))))
     return _table(("system", *SIZE_COLUMNS), rows)
 
 
 def equal_bits_table() -> str:
-    """The accuracies of the systems of equal filter bits, all with the same recipe."""
+    """The accuracies of the systems of equal filter bits, each with the better of two trials."""
     rows = []
-    for system, names in SYSTEMS:
-        pattern = f"{SWEEP}/{names}"
-        found, config = cells(Row("", system, record=pattern), root="../"), _config(pattern)
-        rate, start = config.optimizer.learning_rate, config.binarize.start_epoch
-        rows.append(
-            (system, found.accuracy, found.epochs, str(start), f"{rate:g}", found.revisions,
-             found.links)
-        )  # fmt: skip
-    header = ("system", "test accuracy, %", "epochs", "float epochs", "learning rate", "revision",
-              "record")  # fmt: skip
-    return _table(header, rows)
+    for name, system in SYSTEMS.items():
+        trials = []
+        for trial in stored_runs(f"{SWEEP}/{name}_trial?"):
+            assert trial.result is not None
+            rate = config_record(f"{SWEEP}/{trial.workdir.name}")["config"]["optimizer"]
+            accuracy = 100 * trial.result["final_test_accuracy"]
+            trials.append(f"{accuracy:.2f} ({rate['learning_rate']:g})")
+        rows.append((system, ", ".join(trials), *_trained_cells(f"{SWEEP}/{name}_seed?")))
+    return _table(("system", "validation accuracy, % (learning rate)", *TRAINED_COLUMNS), rows)
+
+
+def equal_bits_cpu_table() -> str:
+    """The accuracies of two systems of equal filter bits that were trained on a CPU."""
+    rows = [(SYSTEMS[name], *_trained_cells(f"{CPU_SWEEP}/{name}_seed?")) for name in CPU_SYSTEMS]
+    return _table(("system", *TRAINED_COLUMNS), rows)
+
+
+TRAINED_COLUMNS = (
+    "test accuracy, %", "epochs", "float epochs", "learning rate", "revision", "record",
+)  # fmt: skip
+
+
+def _trained_cells(pattern: str) -> tuple[str, ...]:
+    """The cells of `TRAINED_COLUMNS`."""
+    found, config = _cells_of(pattern), _config(pattern)
+    start = config.binarize.start_epoch
+    floats = found.epochs if not quantizes(config) else str(start)
+    rate = f"{config.optimizer.learning_rate:g}"
+    return found.accuracy, found.epochs, floats, rate, found.revisions, found.links
 
 
 def equal_channels_table() -> str:

@@ -38,6 +38,7 @@ from benchmark_tables import (
 )
 from comparison_tables import (
     digits_table,
+    equal_bits_cpu_table,
     equal_bits_sizes_table,
     equal_bits_table,
     equal_channels_table,
@@ -70,6 +71,7 @@ TABLES = {
     DOCS / "comparison.md": {
         "sizes at equal bits": equal_bits_sizes_table,
         "equal bits": equal_bits_table,
+        "equal bits on a CPU": equal_bits_cpu_table,
         "equal channels": equal_channels_table,
         "own networks": own_networks_table,
         "digits": digits_table,

@@ -287,13 +287,15 @@ def _version(package: str) -> str | None:
 def git_revision() -> str | None:
     """Returns the source tree's git revision, with "-dirty" if its files have changed.
 
-    Changed records under results/ do not count. Without a git repository, the environment variable
-    MCN_JAX_REVISION names the revision; None if it is not set. A warning says why git fails in a
-    repository.
+    Changed records under results/ do not count. The environment variable MCN_JAX_REVISION, if it is
+    set, names the revision of a copied tree. Otherwise it is None without a git repository. A
+    warning says why git fails in a repository.
 
     Git refuses repositories of other users, because their settings can run programs. This project's
     own repository is accepted, as its code is already running.
     """
+    if named := os.environ.get("MCN_JAX_REVISION"):
+        return named
     root = pathlib.Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
@@ -304,14 +306,13 @@ def git_revision() -> str | None:
         revision = git("rev-parse", "HEAD")
         changes = git("status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)results/*.json*")
     except (OSError, subprocess.CalledProcessError) as error:
-        named = os.environ.get("MCN_JAX_REVISION") or None
-        if named is None and (root / ".git").exists():
+        if (root / ".git").exists():
             reason = str(getattr(error, "stderr", "")).strip() or str(error)
             logging.warning(
                 "the git revision of %s is not recorded (%s); set MCN_JAX_REVISION to record it",
                 root, reason.splitlines()[0],
             )  # fmt: skip
-        return named
+        return None
     return revision + ("-dirty" if changes else "")
 
 

@@ -75,6 +75,9 @@ def test_a_revision_is_dirty_by_changes_of_the_source_alone(tmp_path, monkeypatc
     assert workdir.environment()["git_revision"] == revision
     source.write_text("1")
     assert workdir.environment()["git_revision"] == f"{revision}-dirty"
+    # A tree that was copied over another one's repository is not what git says.
+    monkeypatch.setenv("MCN_JAX_REVISION", "0123abc")
+    assert workdir.environment()["git_revision"] == "0123abc"
 
 
 def test_the_repository_of_another_user_has_its_revision(monkeypatch, caplog):
