@@ -198,6 +198,29 @@ def test_what_is_not_a_group_of_fields_is_named():
             "config.optimizer.schedule_final=1.5 must lie in (0, 1]",
         ),
         (
+            Config(optimizer=OptimizerConfig(m_momentum=1.0)),
+            "config.optimizer.m_momentum=1.0 must lie in [0, 1), except that -1 takes",
+        ),
+        (
+            Config(optimizer=OptimizerConfig(m_momentum=0.5, name="adam")),
+            "config.optimizer.m_momentum=0.5 needs config.optimizer.name=sgd, because adam has no",
+        ),
+        (
+            Config(optimizer=OptimizerConfig(m_decay=-0.1)),
+            "config.optimizer.m_decay=-0.1 must not be negative",
+        ),
+        (
+            Config(optimizer=OptimizerConfig(m_decay_target="zero")),
+            "config.optimizer.m_decay_target='zero' must be one of one, none",
+        ),
+        *(
+            (
+                Config(model=ModelConfig(conv="conv"), optimizer=OptimizerConfig(**{field: value})),
+                f"config.optimizer.{field}={value} is for MCconv, which no layer of the network is",
+            )
+            for field, value in (("m_momentum", 0.5), ("m_decay", 0.1), ("center_latents", True))
+        ),
+        (
             Config(num_epochs=10),
             "config.binarize.start_epoch=10 leaves none of the 10 epochs for binary filters",
         ),

@@ -35,6 +35,11 @@ class Group:
         projection: applied to each parameter after its update, such as `jnp.abs` (Eq. 15).
         limit: field of `OptimizerConfig` with the greatest value that an update may give a
             parameter, where 0 means no limit; None for no limit at all.
+        momentum: field or property of `OptimizerConfig` with the momentum.
+        pull: pair of fields of `OptimizerConfig`, the weight of a decay towards a target and the
+            target's name in `mcn_jax.training.optim.DECAY_TARGETS`; None for no such decay.
+        centered: field of `OptimizerConfig` that says whether each update is followed by
+            `mcn_jax.ops.binarize.centered`, before the projection; None for no.
     """
 
     name: str
@@ -42,6 +47,9 @@ class Group:
     decay: str | None = "weight_decay"
     projection: Callable[[jax.Array], jax.Array] | None = None
     limit: str | None = None
+    momentum: str = "momentum"
+    pull: tuple[str, str] | None = None
+    centered: str | None = None
 
 
 WEIGHTS = Group(name="kernels")

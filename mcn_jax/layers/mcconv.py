@@ -21,8 +21,15 @@ from mcn_jax.ops.fastest import Shape
 from mcn_jax.ops.mcconv import M_GRADIENTS, takes_native
 from mcn_jax.ops.modulate import FILTER_LOSSES
 
-LATENT_FILTERS = Group(name="latent_filters", decay="decay_of_latents")
-M_FILTERS = Group(name="m_filters", rate="m_learning_rate", decay=None, projection=jnp.abs)
+LATENT_FILTERS = Group(name="latent_filters", decay="decay_of_latents", centered="center_latents")
+M_FILTERS = Group(
+    name="m_filters",
+    rate="m_learning_rate",
+    decay=None,
+    projection=jnp.abs,
+    momentum="momentum_of_m",
+    pull=("m_decay", "m_decay_target"),
+)
 
 
 class MCConv(nn.Module):

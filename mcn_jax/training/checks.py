@@ -24,9 +24,13 @@ AT_LEAST_ONE = (
 NOT_NEGATIVE = (
     "seed", "model.m_noise", "loss.theta", "loss.center_loss_weight", "binarize.start_epoch",
     "binarize.refresh_epochs", "optimizer.learning_rate", "optimizer.m_learning_rate",
-    "optimizer.filter_map_rate_scale",
+    "optimizer.filter_map_rate_scale", "optimizer.m_decay",
     "optimizer.weight_decay", "optimizer.warmup_epochs", "steps_per_dispatch",
     "checkpoint_every_steps", "loss.stride_cost",
+)  # fmt: skip
+# Fields that only MCconv reads.
+OF_MCCONV = (
+    "optimizer.m_momentum", "optimizer.m_decay", "optimizer.center_latents",
 )  # fmt: skip
 
 
@@ -68,6 +72,7 @@ def validate(config: Config, num_devices: int = 1) -> None:
     check_data(config.data)
     models.check(config)
     _check_optimizer(config)
+    _check_planes(config)
     learns = POOLINGS[config.model.pooling].learns_strides
     require(
         not (learns and config.loss.center_loss_weight),
@@ -158,6 +163,24 @@ def _check_optimizer(config: Config) -> None:
     epochs = optimizer.schedule_epochs
     increase = list(epochs) == sorted(set(epochs))
     require(increase, "optimizer.schedule_epochs", epochs, "must increase")
+    require_one_of("optimizer.m_decay_target", optimizer.m_decay_target, optim.DECAY_TARGETS)
+    momentum = optimizer.m_momentum
+    holds = 0 <= momentum < 1 or momentum == SAME
+    message = "must lie in [0, 1), except that -1 takes config.optimizer.momentum"
+    require(holds, "optimizer.m_momentum", momentum, message)
+    message = f"needs config.optimizer.name=sgd, because {optimizer.name} has no momentum to set"
+    require(momentum == SAME or optimizer.name == "sgd", "optimizer.m_momentum", momentum, message)
+
+
+def _check_planes(config: Config) -> None:
+    """Raises InputError if a field that only MCconv reads is set, but no layer is an MCconv."""
+    kinds = models.convolution_kinds(config.model).values()
+    if any(LAYERS[kind].takes_planes for kind in kinds):
+        return
+    flat, default = flatten(config), flatten(Config())
+    for name in OF_MCCONV:
+        message = "is for MCconv, which no layer of the network is; leave it out"
+        require(flat[name] == default[name], name, flat[name], message)
 
 
 def _check_batch(config: Config, num_devices: int) -> None:
