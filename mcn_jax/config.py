@@ -110,7 +110,10 @@ class ModelConfig:
     phc_n: int = 2  # phc: number of rules and of filters, 1 to 64; it divides all channels but the
     #                 image's, and the number of weights
     phc_init: str = "he"  # phc: "he", or "reference" for the variance of the authors' program
-    m_noise: float = 0.1  # standard deviation of the initial M around one; no source states it
+    m_init: str = "noise"  # mcconv: what M starts as, a name in mcn_jax.ops.m_init.M_INITS:
+    #                        "noise" around one, or planes that differ, "disjoint" (each has its
+    #                        own taps) or "orientations" (ramps)
+    m_noise: float = 0.1  # standard deviation of the noise in the initial M; no source states it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -198,6 +198,19 @@ def test_what_is_not_a_group_of_fields_is_named():
             "config.optimizer.schedule_final=1.5 must lie in (0, 1]",
         ),
         (
+            Config(model=ModelConfig(m_init="disjont")),
+            "config.model.m_init='disjont' must be one of noise, disjoint, orientations; did you",
+        ),
+        (
+            Config(model=ModelConfig(m_init="disjoint", planes=10)),
+            "config.model.m_init='disjoint' gives each plane its own taps, but 10 planes share 3x3"
+            " taps in conv_1",
+        ),
+        (
+            Config(model=ModelConfig(m_init="disjoint", conv="conv")),
+            "config.model.m_init='disjoint' is for MCconv, which no layer of the network is",
+        ),
+        (
             Config(optimizer=OptimizerConfig(m_momentum=1.0)),
             "config.optimizer.m_momentum=1.0 must lie in [0, 1), except that -1 takes",
         ),

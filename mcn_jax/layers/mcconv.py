@@ -18,6 +18,7 @@ from mcn_jax.layers.family import Family, Group, Leaves, PlannedLayer, Share
 from mcn_jax.ops import native, packing
 from mcn_jax.ops.costs import multiply_adds
 from mcn_jax.ops.fastest import Shape
+from mcn_jax.ops.m_init import M_INITS, draw_m, why_unsuitable
 from mcn_jax.ops.mcconv import M_GRADIENTS, takes_native
 from mcn_jax.ops.modulate import FILTER_LOSSES
 
@@ -51,7 +52,8 @@ class MCConv(nn.Module):
         binarized: False convolves with the latent filters themselves (U-MCN).
         num_centers: U; a filter takes ceil(log2 U) bits per weight.
         m_gradient: "binary" or "latent", the two readings of Eq. 16.
-        m_noise: standard deviation of M around one at initialization.
+        m_init: what M starts as, a name in `mcn_jax.ops.m_init.M_INITS`.
+        m_noise: standard deviation of M around that start.
         form: how the convolution is computed; "auto" takes the fastest form, see
             `mcn_jax.ops.mcconv`.
         dtype: dtype of the computation; None takes the dtype of the input.
@@ -66,6 +68,7 @@ class MCConv(nn.Module):
     binarized: bool = True
     num_centers: int = 2
     m_gradient: str = "binary"
+    m_init: str = "noise"
     m_noise: float = 0.1
     form: str = "auto"
     dtype: Any = None
@@ -82,7 +85,7 @@ class MCConv(nn.Module):
             self.param_dtype,
         )
         m_filters = self.param(
-            "m_filters", _around_one(self.m_noise), (*taps, self.planes), self.param_dtype
+            "m_filters", draw_m, (*taps, self.planes), self.param_dtype, self.m_init, self.m_noise
         )
         centers = self.variable(
             "centers", "centers", lambda: ops.kmeans_centers(latent_filters, self.num_centers)
@@ -119,15 +122,6 @@ class ModulatedConv(nn.Module):
         m_filters = self.param("m_filters", zeros, (*taps, self.planes))
         strides = (self.strides, self.strides)
         return ops.mcconv(x, filters, None, m_filters, strides=strides, padding=self.padding)
-
-
-def _around_one(noise: float) -> Callable[..., jax.Array]:
-    """Returns an initializer of M, |1 + noise * N(0, 1)|: not negative, different in each plane."""
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        return jnp.abs(1 + noise * jax.random.normal(key, shape, dtype))
-
-    return init
 
 
 def binary_filters(params: Mapping[str, Any], centers: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -178,6 +172,7 @@ def _make(config: Config, quantized: bool) -> Callable[..., nn.Module]:
         binarized=quantized,
         num_centers=config.binarize.num_centers,
         m_gradient=config.binarize.m_gradient,
+        m_init=config.model.m_init,
         m_noise=config.model.m_noise,
         param_dtype=jnp.dtype(config.param_dtype),
     )
@@ -189,6 +184,7 @@ def _deployed(config: Config, quantized: bool) -> Callable[..., nn.Module]:
 
 
 def _check(config: Config) -> None:
+    require_one_of("model.m_init", config.model.m_init, M_INITS)
     require_one_of("binarize.m_gradient", config.binarize.m_gradient, M_GRADIENTS)
     require_one_of("loss.filter_loss", config.loss.filter_loss, FILTER_LOSSES)
     num_centers, most = config.binarize.num_centers, packing.MAX_CENTERS
@@ -197,6 +193,9 @@ def _check(config: Config) -> None:
 
 
 def _check_layer(layer: PlannedLayer, config: Config) -> None:
+    taps, _, planes = layer.params["m_filters"]
+    reason = why_unsuitable(config.model.m_init, taps, planes)
+    require(reason is None, "model.m_init", config.model.m_init, f"{reason} in {layer.name}")
     weights, num_centers = int(np.prod(layer.params["latent_filters"])), config.binarize.num_centers
     message = f"exceeds the {weights} weights of {layer.name}, the smallest layer"
     require(num_centers <= weights, "binarize.num_centers", num_centers, message)

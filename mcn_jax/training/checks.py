@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from mcn_jax import models
-from mcn_jax.config import SAME, Config, flatten
+from mcn_jax.config import SAME, Config, ModelConfig, flatten
 from mcn_jax.data.checks import check_augmentation, check_data
 from mcn_jax.data.facts import DATASETS
 from mcn_jax.errors import InputError, require, require_one_of
@@ -30,7 +30,7 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 # Fields that only MCconv reads.
 OF_MCCONV = (
-    "optimizer.m_momentum", "optimizer.m_decay", "optimizer.center_latents",
+    "model.m_init", "optimizer.m_momentum", "optimizer.m_decay", "optimizer.center_latents",
 )  # fmt: skip
 
 
@@ -146,10 +146,12 @@ def validate_for_data(
     models.MODELS[model.name].check_image_size(model, height, width)
     if LAYERS[models.stem_conv(model)].takes_planes:
         check_input(model.input_planes, channels, model.planes, config.data.name)
-    # With too many centers planning fails, and its error does not name the config field. So plan
-    # with 2 centers; check_layer then rejects the number in the config with a clear error.
+    # With too many centers, or an M that cannot start so, planning fails, and its error does not
+    # name the config field. So plan with 2 centers and the usual M; check_layer then rejects the
+    # values in the config with a clear error.
     binarize = dataclasses.replace(config.binarize, num_centers=2)
-    plan = plan_of(dataclasses.replace(config, binarize=binarize), 2, image_shape)
+    usual = dataclasses.replace(model, m_init=ModelConfig.m_init)
+    plan = plan_of(dataclasses.replace(config, binarize=binarize, model=usual), 2, image_shape)
     smallest_first = sorted(plan, key=lambda layer: sum(map(math.prod, layer.params.values())))
     for layer in smallest_first:
         layer.family.check_layer(layer, config)
