@@ -110,6 +110,8 @@ class ModelConfig:
     phc_n: int = 2  # phc: number of rules and of filters, 1 to 64; it divides all channels but the
     #                 image's, and the number of weights
     phc_init: str = "he"  # phc: "he", or "reference" for the variance of the authors' program
+    plane_signs: str = ""  # mcconv: pattern of signs and planes with which each output plane reads
+    #                        the filters, a name in mcn_jax.ops.plane_signs.PATTERNS; "" is none
     m_init: str = "noise"  # mcconv: what M starts as, a name in mcn_jax.ops.m_init.M_INITS:
     #                        "noise" around one, or planes that differ, "disjoint" (each has its
     #                        own taps) or "orientations" (ramps)

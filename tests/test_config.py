@@ -198,6 +198,18 @@ def test_what_is_not_a_group_of_fields_is_named():
             "config.optimizer.schedule_final=1.5 must lie in (0, 1]",
         ),
         (
+            Config(model=ModelConfig(plane_signs="quaternions")),
+            "config.model.plane_signs='quaternions' must be one of hadamard, quaternion, circulant",
+        ),
+        (
+            Config(model=ModelConfig(plane_signs="quaternion", planes=2)),
+            "config.model.plane_signs='quaternion' is for maps of 4 planes, not 2",
+        ),
+        (
+            Config(model=ModelConfig(plane_signs="hadamard", conv="conv")),
+            "config.model.plane_signs='hadamard' is for MCconv, which no layer of the network is",
+        ),
+        (
             Config(model=ModelConfig(m_init="disjont")),
             "config.model.m_init='disjont' must be one of noise, disjoint, orientations; did you",
         ),

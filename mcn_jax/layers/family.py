@@ -285,6 +285,8 @@ class Family:
         methods: names of its networks in tables, with and without quantized weights. None stands
             for the name in the config, or for the architecture's title if it does not quantize.
         options: fields of the config, such as "model.planes", that a model file must store.
+        options_if_set: fields of `ModelConfig` that a model file stores unless they have their
+            default.
         check: raises InputError unless the config's values are valid for `options` and for all
             other fields that only this family reads. It also checks the headers of untrusted files.
         check_layer: raises InputError unless the config fits the size of a layer.
@@ -347,6 +349,7 @@ class Family:
     takes_planes: bool = False
     methods: tuple[str, str] | None = None
     options: tuple[str, ...] = ("model.planes",)
+    options_if_set: tuple[str, ...] = ()
     check: Callable[[Config], None] = _no_check
     check_layer: Callable[[PlannedLayer, Config], None] = _no_check_of_layer
 

@@ -30,7 +30,8 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 # Fields that only MCconv reads.
 OF_MCCONV = (
-    "model.m_init", "optimizer.m_momentum", "optimizer.m_decay", "optimizer.center_latents",
+    "model.plane_signs", "model.m_init", "optimizer.m_momentum", "optimizer.m_decay",
+    "optimizer.center_latents",
 )  # fmt: skip
 
 
