@@ -233,7 +233,8 @@ def test_every_choice_of_a_network_is_among_those_that_are_exported():
     for field, table in (
         ("name", models.MODELS), ("conv", LAYERS), ("stem", STEMS), ("layout", LAYOUTS),
         ("block", BLOCKS), ("shortcut", SHORTCUTS),
-        ("input_planes", INPUT_PLANES), ("plane_signs", {"", *PATTERNS}), ("pooling", POOLINGS), ("head", HEADS),
+        ("input_planes", INPUT_PLANES), ("plane_signs", {"", *PATTERNS}),
+        ("pooling", POOLINGS), ("head", HEADS),
     ):  # fmt: skip
         tested = {fields.get(field, getattr(default, field)) for fields in NETWORKS.values()}
         assert tested == set(table), field
