@@ -43,8 +43,25 @@ def kernel(header, tensors, layer):
     filters = tensors[f"{layer}/centers"][codes]
     if len(shape) == 3:  # of a filter map
         return cut(header, filters, layer)
-    m_filters = tensors[f"{layer}/m_filters"][:, :, None, None]
-    return (filters[..., None] * m_filters).reshape(*shape[:3], -1)
+    m_filters = tensors[f"{layer}/m_filters"]
+    pattern = header["network"].get("plane_signs", "")
+    read = [of_plane(filters, k, m_filters.shape[2], pattern) for k in range(m_filters.shape[2])]
+    return (np.stack(read, -1) * m_filters[:, :, None, None]).reshape(*shape[:3], -1)
+
+
+def of_plane(filters, k, planes, pattern):
+    """Returns the filters [W, W, C, H] as output plane k of an MCconv reads them."""
+    i = np.arange(planes)
+    order, signs = i, np.ones(planes)
+    if pattern == "hadamard":
+        signs = np.array([1 - 2 * (bin(k & n).count("1") % 2) for n in range(planes)])
+    elif pattern == "quaternion":
+        negative = {(0, 1), (0, 2), (0, 3), (1, 2), (2, 3), (3, 1)}
+        order, signs = k ^ i, np.array([-1 if (k, n) in negative else 1 for n in range(planes)])
+    elif pattern == "circulant":
+        order = (i - k) % planes
+    groups = filters.reshape(*filters.shape[:2], -1, planes, filters.shape[3])
+    return (groups[:, :, :, order] * signs[:, None]).reshape(filters.shape)
 
 
 def cut(header, filter_map, layer):

@@ -24,7 +24,7 @@ from mcn_jax.errors import InputError, did_you_mean, first_line
 # How ml_collections reports a field that a config does not have, when it is set or read.
 _UNKNOWN = re.compile(r"""Key "(\w+)" does not exist|^['"\\]*(\w+)[\\']""")
 NO_BACKGROUND = -1  # a `data.background` that ignores transparency
-SAME = -1.0  # an `optimizer.latent_weight_decay` that equals `weight_decay`
+SAME = -1.0  # a `latent_weight_decay` or `m_momentum` that equals `weight_decay` or `momentum`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,12 @@ class ModelConfig:
     phc_n: int = 2  # phc: number of rules and of filters, 1 to 64; it divides all channels but the
     #                 image's, and the number of weights
     phc_init: str = "he"  # phc: "he", or "reference" for the variance of the authors' program
-    m_noise: float = 0.1  # standard deviation of the initial M around one; no source states it
+    plane_signs: str = ""  # mcconv: pattern of signs and planes with which each output plane reads
+    #                        the filters, a name in mcn_jax.ops.plane_signs.PATTERNS; "" is none
+    m_init: str = "noise"  # mcconv: what M starts as, a name in mcn_jax.ops.m_init.M_INITS:
+    #                        "noise" around one, or planes that differ, "disjoint" (each has its
+    #                        own taps) or "orientations" (ramps)
+    m_noise: float = 0.1  # standard deviation of the noise in the initial M; no source states it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,9 +160,13 @@ class OptimizerConfig:
     stride_limit: float = 0.0  # diffstride: the greatest stride; 0 for no limit
     momentum: float = 0.9  # sgd only, in [0, 1)
     nesterov: bool = True  # sgd only: whether the momentum is Nesterov's
+    m_momentum: float = SAME  # sgd only: momentum of M, in [0, 1); -1 takes momentum
     weight_decay: float = 5e-4  # L2 on latent filters and kernels; never on M, batch norm,
     #                             biases, and the rules of phc
     latent_weight_decay: float = SAME  # L2 on latent filters; -1 takes weight_decay
+    m_decay: float = 0.0  # mcconv: weight of the term that pulls M to m_decay_target, >= 0
+    m_decay_target: str = "one"  # "one", or "none" for an ordinary L2, which pulls M to zero
+    center_latents: bool = False  # mcconv: after each update, subtract its mean from each filter
     schedule: str = "step"  # a name in mcn_jax.training.optim.SCHEDULES; scales both rates
     schedule_epochs: tuple[int, ...] = (60, 120, 160)  # "step": epochs at which the rates drop
     schedule_factor: float = 0.2  # "step": factor of each drop, in (0, 1]
@@ -175,6 +184,11 @@ class OptimizerConfig:
         """The weight decay of latent filters."""
         is_same = self.latent_weight_decay == SAME
         return self.weight_decay if is_same else self.latent_weight_decay
+
+    @property
+    def momentum_of_m(self) -> float:
+        """The momentum of M."""
+        return self.momentum if self.m_momentum == SAME else self.m_momentum
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -198,6 +198,54 @@ def test_what_is_not_a_group_of_fields_is_named():
             "config.optimizer.schedule_final=1.5 must lie in (0, 1]",
         ),
         (
+            Config(model=ModelConfig(plane_signs="quaternions")),
+            "config.model.plane_signs='quaternions' must be one of hadamard, quaternion, circulant",
+        ),
+        (
+            Config(model=ModelConfig(plane_signs="quaternion", planes=2)),
+            "config.model.plane_signs='quaternion' is for maps of 4 planes, not 2",
+        ),
+        (
+            Config(model=ModelConfig(plane_signs="hadamard", conv="conv")),
+            "config.model.plane_signs='hadamard' is for MCconv, which no layer of the network is",
+        ),
+        (
+            Config(model=ModelConfig(m_init="disjont")),
+            "config.model.m_init='disjont' must be one of noise, disjoint, orientations; did you",
+        ),
+        (
+            Config(model=ModelConfig(m_init="disjoint", planes=10)),
+            "config.model.m_init='disjoint' gives each plane its own taps, but 10 planes share 3x3"
+            " taps in conv_1",
+        ),
+        (
+            Config(model=ModelConfig(m_init="disjoint", conv="conv")),
+            "config.model.m_init='disjoint' is for MCconv, which no layer of the network is",
+        ),
+        (
+            Config(optimizer=OptimizerConfig(m_momentum=1.0)),
+            "config.optimizer.m_momentum=1.0 must lie in [0, 1), except that -1 takes",
+        ),
+        (
+            Config(optimizer=OptimizerConfig(m_momentum=0.5, name="adam")),
+            "config.optimizer.m_momentum=0.5 needs config.optimizer.name=sgd, because adam has no",
+        ),
+        (
+            Config(optimizer=OptimizerConfig(m_decay=-0.1)),
+            "config.optimizer.m_decay=-0.1 must not be negative",
+        ),
+        (
+            Config(optimizer=OptimizerConfig(m_decay_target="zero")),
+            "config.optimizer.m_decay_target='zero' must be one of one, none",
+        ),
+        *(
+            (
+                Config(model=ModelConfig(conv="conv"), optimizer=OptimizerConfig(**{field: value})),
+                f"config.optimizer.{field}={value} is for MCconv, which no layer of the network is",
+            )
+            for field, value in (("m_momentum", 0.5), ("m_decay", 0.1), ("center_latents", True))
+        ),
+        (
             Config(num_epochs=10),
             "config.binarize.start_epoch=10 leaves none of the 10 epochs for binary filters",
         ),

@@ -70,6 +70,7 @@ def _fields(model: ModelConfig) -> tuple[str, ...]:
     own = [*models.MODELS[model.name].options, *HEADS[model.head].options]
     own += POOLINGS[model.pooling].options
     optional = [name for name in OPTIONAL_FIELDS if name in kinds or name == "strides"]
+    optional += dict.fromkeys(n for kind in kinds.values() for n in LAYERS[kind].options_if_set)
     own += [name for name in optional if getattr(model, name) != getattr(ModelConfig, name)]
     options = dict.fromkeys(name for kind in kinds.values() for name in LAYERS[kind].options)
     return (*BASE_FIELDS, *(f"model.{name}" for name in own), *options)
@@ -82,6 +83,7 @@ def _known_fields() -> dict[str, str]:
     options += [f"model.{name}" for pooling in POOLINGS.values() for name in pooling.options]
     options += [name for family in LAYERS.values() for name in family.options]
     options += [f"model.{name}" for name in OPTIONAL_FIELDS]
+    options += [f"model.{name}" for family in LAYERS.values() for name in family.options_if_set]
     parts = (name.partition(".") for name in (*BASE_FIELDS, *options))
     return {field: group for group, _, field in parts}
 

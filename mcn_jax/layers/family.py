@@ -35,6 +35,11 @@ class Group:
         projection: applied to each parameter after its update, such as `jnp.abs` (Eq. 15).
         limit: field of `OptimizerConfig` with the greatest value that an update may give a
             parameter, where 0 means no limit; None for no limit at all.
+        momentum: field or property of `OptimizerConfig` with the momentum.
+        pull: pair of fields of `OptimizerConfig`, the weight of a decay towards a target and the
+            target's name in `mcn_jax.training.optim.DECAY_TARGETS`; None for no such decay.
+        centered: field of `OptimizerConfig` that says whether each update is followed by
+            `mcn_jax.ops.binarize.centered`, before the projection; None for no.
     """
 
     name: str
@@ -42,6 +47,9 @@ class Group:
     decay: str | None = "weight_decay"
     projection: Callable[[jax.Array], jax.Array] | None = None
     limit: str | None = None
+    momentum: str = "momentum"
+    pull: tuple[str, str] | None = None
+    centered: str | None = None
 
 
 WEIGHTS = Group(name="kernels")
@@ -277,6 +285,8 @@ class Family:
         methods: names of its networks in tables, with and without quantized weights. None stands
             for the name in the config, or for the architecture's title if it does not quantize.
         options: fields of the config, such as "model.planes", that a model file must store.
+        options_if_set: fields of `ModelConfig` that a model file stores unless they have their
+            default.
         check: raises InputError unless the config's values are valid for `options` and for all
             other fields that only this family reads. It also checks the headers of untrusted files.
         check_layer: raises InputError unless the config fits the size of a layer.
@@ -339,6 +349,7 @@ class Family:
     takes_planes: bool = False
     methods: tuple[str, str] | None = None
     options: tuple[str, ...] = ("model.planes",)
+    options_if_set: tuple[str, ...] = ()
     check: Callable[[Config], None] = _no_check
     check_layer: Callable[[PlannedLayer, Config], None] = _no_check_of_layer
 

@@ -15,14 +15,22 @@ from mcn_jax.config import Config, LossConfig
 from mcn_jax.errors import require, require_one_of
 from mcn_jax.layers import mcconv_file
 from mcn_jax.layers.family import Family, Group, Leaves, PlannedLayer, Share
-from mcn_jax.ops import native, packing
+from mcn_jax.ops import native, packing, plane_signs
 from mcn_jax.ops.costs import multiply_adds
 from mcn_jax.ops.fastest import Shape
+from mcn_jax.ops.m_init import M_INITS, draw_m, why_unsuitable
 from mcn_jax.ops.mcconv import M_GRADIENTS, takes_native
 from mcn_jax.ops.modulate import FILTER_LOSSES
 
-LATENT_FILTERS = Group(name="latent_filters", decay="decay_of_latents")
-M_FILTERS = Group(name="m_filters", rate="m_learning_rate", decay=None, projection=jnp.abs)
+LATENT_FILTERS = Group(name="latent_filters", decay="decay_of_latents", centered="center_latents")
+M_FILTERS = Group(
+    name="m_filters",
+    rate="m_learning_rate",
+    decay=None,
+    projection=jnp.abs,
+    momentum="momentum_of_m",
+    pull=("m_decay", "m_decay_target"),
+)
 
 
 class MCConv(nn.Module):
@@ -44,7 +52,10 @@ class MCConv(nn.Module):
         binarized: False convolves with the latent filters themselves (U-MCN).
         num_centers: U; a filter takes ceil(log2 U) bits per weight.
         m_gradient: "binary" or "latent", the two readings of Eq. 16.
-        m_noise: standard deviation of M around one at initialization.
+        m_init: what M starts as, a name in `mcn_jax.ops.m_init.M_INITS`.
+        m_noise: standard deviation of M around that start.
+        plane_signs: how output planes read the filters, a name in
+            `mcn_jax.ops.plane_signs.PATTERNS`; "" is no pattern.
         form: how the convolution is computed; "auto" takes the fastest form, see
             `mcn_jax.ops.mcconv`.
         dtype: dtype of the computation; None takes the dtype of the input.
@@ -59,7 +70,9 @@ class MCConv(nn.Module):
     binarized: bool = True
     num_centers: int = 2
     m_gradient: str = "binary"
+    m_init: str = "noise"
     m_noise: float = 0.1
+    plane_signs: str = ""
     form: str = "auto"
     dtype: Any = None
     param_dtype: Any = jnp.float32
@@ -75,7 +88,7 @@ class MCConv(nn.Module):
             self.param_dtype,
         )
         m_filters = self.param(
-            "m_filters", _around_one(self.m_noise), (*taps, self.planes), self.param_dtype
+            "m_filters", draw_m, (*taps, self.planes), self.param_dtype, self.m_init, self.m_noise
         )
         centers = self.variable(
             "centers", "centers", lambda: ops.kmeans_centers(latent_filters, self.num_centers)
@@ -89,6 +102,7 @@ class MCConv(nn.Module):
             padding=self.padding,
             m_gradient=self.m_gradient,
             form=self.form,
+            plane_signs=self.plane_signs,
         )
 
 
@@ -103,6 +117,7 @@ class ModulatedConv(nn.Module):
     kernel_size: int = 3
     strides: int = 1
     padding: str = "SAME"
+    plane_signs: str = ""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -110,17 +125,15 @@ class ModulatedConv(nn.Module):
         taps, zeros = (self.kernel_size, self.kernel_size), nn.initializers.zeros
         filters = self.param("filters", zeros, (*taps, x.shape[-1], self.out_maps))
         m_filters = self.param("m_filters", zeros, (*taps, self.planes))
-        strides = (self.strides, self.strides)
-        return ops.mcconv(x, filters, None, m_filters, strides=strides, padding=self.padding)
-
-
-def _around_one(noise: float) -> Callable[..., jax.Array]:
-    """Returns an initializer of M, |1 + noise * N(0, 1)|: not negative, different in each plane."""
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        return jnp.abs(1 + noise * jax.random.normal(key, shape, dtype))
-
-    return init
+        return ops.mcconv(
+            x,
+            filters,
+            None,
+            m_filters,
+            strides=(self.strides, self.strides),
+            padding=self.padding,
+            plane_signs=self.plane_signs,
+        )
 
 
 def binary_filters(params: Mapping[str, Any], centers: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -171,17 +184,25 @@ def _make(config: Config, quantized: bool) -> Callable[..., nn.Module]:
         binarized=quantized,
         num_centers=config.binarize.num_centers,
         m_gradient=config.binarize.m_gradient,
+        m_init=config.model.m_init,
         m_noise=config.model.m_noise,
+        plane_signs=config.model.plane_signs,
         param_dtype=jnp.dtype(config.param_dtype),
     )
 
 
 def _deployed(config: Config, quantized: bool) -> Callable[..., nn.Module]:
     del quantized
-    return functools.partial(ModulatedConv, planes=config.model.planes)
+    model = config.model
+    return functools.partial(ModulatedConv, planes=model.planes, plane_signs=model.plane_signs)
 
 
 def _check(config: Config) -> None:
+    require_one_of("model.m_init", config.model.m_init, M_INITS)
+    if signs := config.model.plane_signs:
+        require_one_of("model.plane_signs", signs, plane_signs.PATTERNS)
+        reason = plane_signs.why_unsuitable(signs, config.model.planes)
+        require(reason is None, "model.plane_signs", signs, f"{reason}")
     require_one_of("binarize.m_gradient", config.binarize.m_gradient, M_GRADIENTS)
     require_one_of("loss.filter_loss", config.loss.filter_loss, FILTER_LOSSES)
     num_centers, most = config.binarize.num_centers, packing.MAX_CENTERS
@@ -190,6 +211,9 @@ def _check(config: Config) -> None:
 
 
 def _check_layer(layer: PlannedLayer, config: Config) -> None:
+    taps, _, planes = layer.params["m_filters"]
+    reason = why_unsuitable(config.model.m_init, taps, planes)
+    require(reason is None, "model.m_init", config.model.m_init, f"{reason} in {layer.name}")
     weights, num_centers = int(np.prod(layer.params["latent_filters"])), config.binarize.num_centers
     message = f"exceeds the {weights} weights of {layer.name}, the smallest layer"
     require(num_centers <= weights, "binarize.num_centers", num_centers, message)
@@ -276,18 +300,21 @@ def _multiply_adds(layer: PlannedLayer) -> dict[str, int]:
     one_pixel = Shape(channels // planes, maps, planes, size=1, stride=1)
     return {
         form: layer.out_pixels * multiply_adds(one_pixel, form, taps=height * width)
-        for form in ("direct", "factored")
+        for form in (("direct",) if layer.settings["plane_signs"] else ("direct", "factored"))
     }
 
 
 def _computed_by(layers: Sequence[PlannedLayer], dtype: str) -> str:
-    counted = sum(takes_native(_shape(layer)) for layer in layers) if dtype == "float32" else 0
+    plain = [layer for layer in layers if not layer.settings["plane_signs"]]
+    counted = sum(takes_native(_shape(layer)) for layer in plain) if dtype == "float32" else 0
     if counted:
         code = f"native kernel ({native.instruction_set()})"
         if counted < len(layers):
             code += f" in {counted} of {len(layers)} layers, XLA forms in the others"
     else:
         reason = native.why_unavailable()
+        if not plain:
+            reason = "the native kernel does not compute patterns of planes"
         if reason is None and dtype != "float32":
             reason = f"the native kernel does not compute {dtype}"
         reason = reason or "no measurement at similar shapes says that the native kernel is faster"
@@ -317,7 +344,9 @@ MCCONV = Family(
     takes_planes=True,
     pointwise=False,
     methods=("MCN", "U-MCN"),
+    settings=("plane_signs",),
     options=("model.planes", "model.input_planes", "binarize.num_centers"),
+    options_if_set=("plane_signs",),
     check=_check,
     check_layer=_check_layer,
     refresh=_refresh,

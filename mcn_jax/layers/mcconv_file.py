@@ -34,6 +34,7 @@ from mcn_jax.layers.quantized_file import (
     relative_error,
 )
 from mcn_jax.ops import packing
+from mcn_jax.ops.plane_signs import of_plane
 
 
 def codes_of(latent_filters: np.ndarray, centers: np.ndarray) -> np.ndarray:
@@ -76,7 +77,16 @@ def spec(
 
 
 def arithmetic(stored: Mapping[str, np.ndarray], layer: PlannedLayer, module: Any) -> Arithmetic:
-    """Describes the sums of a `ModulatedConv`."""
+    """Describes the sums of a `ModulatedConv`.
+
+    Raises:
+        InputError: if the layer has a pattern of planes, which `Arithmetic` does not describe.
+    """
+    if module.plane_signs:
+        raise InputError(
+            f"the layer {layer.name} has plane_signs={module.plane_signs!r}, which has no C source;"
+            " use the .safetensors or the .onnx file"
+        )
     weights: Any = stored.get("latent_filters")
     if weights is None:
         codes = packing.unpack(stored["bits"], layer.params["latent_filters"])
@@ -106,7 +116,8 @@ def arrays(view: View) -> dict[str, np.ndarray]:
     """
     found = _filters(view)
     filters = found.get("binary_filters", found.get("latent_filters"))
-    q = ops.reconstructed_filters(jnp.asarray(filters), jnp.asarray(found["m_filters"]))
+    signs = view.layer.settings["plane_signs"]
+    q = ops.reconstructed_filters(jnp.asarray(filters), jnp.asarray(found["m_filters"]), signs)
     return found | {"reconstructed_filters": np.asarray(q)}
 
 
@@ -184,8 +195,10 @@ def pictures(view: View) -> Pictures:
         filters["binary"] = binary
     m_filters = found["m_filters"]
     whole = next(reversed(filters.values()))
-    for plane in range(min(m_filters.shape[-1], 4)):
-        modulated = whole * m_filters[:, :, None, None, plane]
+    planes, signs = m_filters.shape[-1], view.layer.settings["plane_signs"]
+    for plane in range(min(planes, 4)):
+        read = np.asarray(of_plane(jnp.asarray(whole), plane, planes, signs)) if signs else whole
+        modulated = read * m_filters[:, :, None, None, plane]
         filters[f"reconstructed, plane {plane + 1}"] = modulated
     weights = NO_VALUES if latent is None else latent
     levels = tuple(float(center) for center in found.get("centers", ()))

@@ -113,6 +113,18 @@ def _add_cluster(score: np.ndarray, prefix: np.ndarray) -> tuple[np.ndarray, np.
     return new_score, cuts
 
 
+def centered(latent_filters: jax.Array) -> jax.Array:
+    """Subtracts from each filter its mean over taps and channels.
+
+    Args:
+        latent_filters: [W, W, G*K, H], of one layer.
+
+    Returns:
+        The same shape; each of the H filters has the mean zero, up to rounding.
+    """
+    return latent_filters - jnp.mean(latent_filters, axis=(0, 1, 2), keepdims=True)
+
+
 def nearest_center(values: jax.Array, centers: jax.Array) -> jax.Array:
     """Replaces each value by the nearest of the sorted centers (Eq. 6).
 

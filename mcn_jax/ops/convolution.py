@@ -28,6 +28,7 @@ class ConvSpec:
     padding: str
     m_gradient: str
     form: str
+    plane_signs: str = ""
 
 
 def pads_and_out_size(

@@ -30,6 +30,7 @@ from mcn_jax.ops.fastest import (
     native_is_faster,
 )
 from mcn_jax.ops.modulate import reconstructed_filters
+from mcn_jax.ops.plane_signs import PATTERNS, gradient_of_plane, why_unsuitable
 
 # Features, latent filters, centers, M, and the products of the native kernel if it saved them.
 Residuals = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array | None]
@@ -48,7 +49,7 @@ class Form(NamedTuple):
 def _direct_forward(
     spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
 ) -> jax.Array:
-    q_WWCO = reconstructed_filters(filters, m_filters)
+    q_WWCO = reconstructed_filters(filters, m_filters, spec.plane_signs)
     return convolve(features, q_WWCO, spec.strides, spec.padding)
 
 
@@ -60,10 +61,16 @@ def _direct_backward(
     m_filters: jax.Array,
     cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    q_WWCO = reconstructed_filters(filters, m_filters)
+    q_WWCO = reconstructed_filters(filters, m_filters, spec.plane_signs)
     _, vjp = jax.vjp(lambda x, q: convolve(x, q, spec.strides, spec.padding), features, q_WWCO)
     d_features, dq_WWCO = vjp(cotangent)
-    dq_WWCHK = dq_WWCO.reshape(*filters.shape, m_filters.shape[-1])
+    planes = m_filters.shape[-1]
+    dq_WWCHK = dq_WWCO.reshape(*filters.shape, planes)
+    if spec.plane_signs:
+        undone = [
+            gradient_of_plane(dq_WWCHK[..., k], k, planes, spec.plane_signs) for k in range(planes)
+        ]
+        dq_WWCHK = jnp.stack(undone, axis=-1)
     d_filters = jnp.einsum("xychk,xyk->xych", dq_WWCHK, m_filters)
     d_m = jnp.einsum("xychk,xych->xyk", dq_WWCHK, m_sum_filters)
     return d_features, d_filters, d_m.astype(m_filters.dtype)
@@ -195,6 +202,9 @@ FORMS = {
     "native": Form(_auto_forward, _auto_backward),
     "pallas": Form(_fused_forward, _fused_backward),
 }
+# What "auto" takes for a pattern of planes, and the only form that computes one: the others make
+# one product for all planes of a map, which read the filter differently.
+OF_PATTERNS = "direct"
 
 
 def mcconv(
@@ -207,6 +217,7 @@ def mcconv(
     padding: str = "SAME",
     m_gradient: str = "binary",
     form: str = "auto",
+    plane_signs: str = "",
 ) -> jax.Array:
     """Convolves features with modulated binary filters (Wang et al. 2018, Eqs. 3 to 9, 12 and 16).
 
@@ -238,13 +249,17 @@ def mcconv(
             C++ code for CPUs and float32, see `mcn_jax.ops.native`; on other platforms and for
             other dtypes it is what "auto" takes. "pallas" is for NVIDIA GPUs and has not been
             measured, so no row of the table names it.
+        plane_signs: a name in `mcn_jax.ops.plane_signs.PATTERNS`, or "". With a pattern, plane k of
+            Q has the filter's planes in another order or with other signs, and the gradients
+            follow. Only "direct" computes a pattern, so "auto" takes it.
 
     Returns:
         [N, Y', X', H*K].
 
     Raises:
-        ValueError: if shapes do not fit each other, the output is empty, a name is unknown, or
-            form="native" is not available on this machine.
+        ValueError: if shapes do not fit each other, the output is empty, a name is unknown,
+            form="native" is not available on this machine, or the form or the number of planes
+            does not allow the pattern.
     """
     _check_shapes(features, latent_filters, m_filters, padding)
     for name, value, allowed in (
@@ -256,7 +271,21 @@ def mcconv(
             raise ValueError(f"{name}={value!r} must be one of {', '.join(allowed)}")
     if form == "native" and (reason := native.why_unavailable()) is not None:
         raise ValueError(f"form='native' cannot be used: {reason}")
-    spec = ConvSpec(strides=strides, padding=padding, m_gradient=m_gradient, form=form)
+    if plane_signs:
+        if plane_signs not in PATTERNS:
+            names = ", ".join(PATTERNS)
+            raise ValueError(f"plane_signs={plane_signs!r} must be empty or one of {names}")
+        if (reason := why_unsuitable(plane_signs, m_filters.shape[-1])) is not None:
+            raise ValueError(f"plane_signs={plane_signs!r} {reason}")
+        if form not in ("auto", OF_PATTERNS):
+            raise ValueError(
+                f"form={form!r} cannot compute plane_signs={plane_signs!r}; use 'auto' or"
+                f" {OF_PATTERNS!r}"
+            )
+        form = OF_PATTERNS
+    spec = ConvSpec(
+        strides=strides, padding=padding, m_gradient=m_gradient, form=form, plane_signs=plane_signs
+    )
     return _mcconv(spec, features, latent_filters, centers, m_filters)
 
 

@@ -3,18 +3,30 @@
 import jax
 import jax.numpy as jnp
 
+from mcn_jax.ops.plane_signs import of_plane
 
-def reconstructed_filters(filters: jax.Array, m_filters: jax.Array) -> jax.Array:
+
+def reconstructed_filters(
+    filters: jax.Array, m_filters: jax.Array, plane_signs: str = ""
+) -> jax.Array:
     """Computes Q[.., c, h*K + k] = filters[.., c, h] * M[.., k] (Eqs. 3 to 5).
 
     Args:
         filters: [W, W, G*K, H], binary filters (or latent ones, in a U-MCN).
         m_filters: [W, W, K].
+        plane_signs: a name in `mcn_jax.ops.plane_signs.PATTERNS`, or "". With a pattern, plane k of
+            Q has the filters as `of_plane` returns them for k, instead of the filters themselves.
 
     Returns:
         [W, W, G*K, H*K].
     """
-    q_WWCHK = filters[..., None] * m_filters[:, :, None, None, :]
+    if plane_signs:
+        planes = m_filters.shape[-1]
+        read = [of_plane(filters, k, planes, plane_signs) for k in range(planes)]
+        filters_WWCHK = jnp.stack(read, axis=-1)
+    else:
+        filters_WWCHK = filters[..., None]
+    q_WWCHK = filters_WWCHK * m_filters[:, :, None, None, :]
     return q_WWCHK.reshape(*filters.shape[:3], -1)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from mcn_jax import models
-from mcn_jax.config import SAME, Config, flatten
+from mcn_jax.config import SAME, Config, ModelConfig, flatten
 from mcn_jax.data.checks import check_augmentation, check_data
 from mcn_jax.data.facts import DATASETS
 from mcn_jax.errors import InputError, require, require_one_of
@@ -24,9 +24,14 @@ AT_LEAST_ONE = (
 NOT_NEGATIVE = (
     "seed", "model.m_noise", "loss.theta", "loss.center_loss_weight", "binarize.start_epoch",
     "binarize.refresh_epochs", "optimizer.learning_rate", "optimizer.m_learning_rate",
-    "optimizer.filter_map_rate_scale",
+    "optimizer.filter_map_rate_scale", "optimizer.m_decay",
     "optimizer.weight_decay", "optimizer.warmup_epochs", "steps_per_dispatch",
     "checkpoint_every_steps", "loss.stride_cost",
+)  # fmt: skip
+# Fields that only MCconv reads.
+OF_MCCONV = (
+    "model.plane_signs", "model.m_init", "optimizer.m_momentum", "optimizer.m_decay",
+    "optimizer.center_latents",
 )  # fmt: skip
 
 
@@ -68,6 +73,7 @@ def validate(config: Config, num_devices: int = 1) -> None:
     check_data(config.data)
     models.check(config)
     _check_optimizer(config)
+    _check_planes(config)
     learns = POOLINGS[config.model.pooling].learns_strides
     require(
         not (learns and config.loss.center_loss_weight),
@@ -141,10 +147,12 @@ def validate_for_data(
     models.MODELS[model.name].check_image_size(model, height, width)
     if LAYERS[models.stem_conv(model)].takes_planes:
         check_input(model.input_planes, channels, model.planes, config.data.name)
-    # With too many centers planning fails, and its error does not name the config field. So plan
-    # with 2 centers; check_layer then rejects the number in the config with a clear error.
+    # With too many centers, or an M that cannot start so, planning fails, and its error does not
+    # name the config field. So plan with 2 centers and the usual M; check_layer then rejects the
+    # values in the config with a clear error.
     binarize = dataclasses.replace(config.binarize, num_centers=2)
-    plan = plan_of(dataclasses.replace(config, binarize=binarize), 2, image_shape)
+    usual = dataclasses.replace(model, m_init=ModelConfig.m_init)
+    plan = plan_of(dataclasses.replace(config, binarize=binarize, model=usual), 2, image_shape)
     smallest_first = sorted(plan, key=lambda layer: sum(map(math.prod, layer.params.values())))
     for layer in smallest_first:
         layer.family.check_layer(layer, config)
@@ -158,6 +166,24 @@ def _check_optimizer(config: Config) -> None:
     epochs = optimizer.schedule_epochs
     increase = list(epochs) == sorted(set(epochs))
     require(increase, "optimizer.schedule_epochs", epochs, "must increase")
+    require_one_of("optimizer.m_decay_target", optimizer.m_decay_target, optim.DECAY_TARGETS)
+    momentum = optimizer.m_momentum
+    holds = 0 <= momentum < 1 or momentum == SAME
+    message = "must lie in [0, 1), except that -1 takes config.optimizer.momentum"
+    require(holds, "optimizer.m_momentum", momentum, message)
+    message = f"needs config.optimizer.name=sgd, because {optimizer.name} has no momentum to set"
+    require(momentum == SAME or optimizer.name == "sgd", "optimizer.m_momentum", momentum, message)
+
+
+def _check_planes(config: Config) -> None:
+    """Raises InputError if a field that only MCconv reads is set, but no layer is an MCconv."""
+    kinds = models.convolution_kinds(config.model).values()
+    if any(LAYERS[kind].takes_planes for kind in kinds):
+        return
+    flat, default = flatten(config), flatten(Config())
+    for name in OF_MCCONV:
+        message = "is for MCconv, which no layer of the network is; leave it out"
+        require(flat[name] == default[name], name, flat[name], message)
 
 
 def _check_batch(config: Config, num_devices: int) -> None:

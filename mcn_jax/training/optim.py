@@ -1,5 +1,6 @@
 """Builds the optimizer: parameter groups, learning-rate schedules and one chain per group."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from mcn_jax.config import OptimizerConfig
 from mcn_jax.layers.family import Group
 from mcn_jax.layers.table import GROUPS
 from mcn_jax.models.plan import Plan
+from mcn_jax.ops.binarize import centered
 
 
 def parameter_groups(plan: Plan) -> dict[str, Any]:
@@ -115,6 +117,21 @@ def absolute_projection() -> optax.GradientTransformation:
     return projected(jnp.abs)
 
 
+def pulled(weight: float, target: float) -> optax.GradientTransformation:
+    """Returns a transformation that adds weight * (p - target) to the gradient of a parameter p.
+
+    This is the gradient of weight/2 * ||p - target||^2; with a target of zero it is ordinary weight
+    decay.
+    """
+
+    def update(updates, params):
+        if params is None:
+            raise ValueError("a decay needs params: update(updates, state, params)")
+        return jax.tree.map(lambda u, p: u + weight * (p - target), updates, params)
+
+    return optax.stateless(update)
+
+
 def _in_turn(functions: Sequence[Callable[[jax.Array], jax.Array]], x: jax.Array) -> jax.Array:
     for function in functions:
         x = function(x)
@@ -135,7 +152,16 @@ def _adam(rate: optax.Schedule, config: OptimizerConfig) -> optax.GradientTransf
     return optax.adam(rate)
 
 
+DECAY_TARGETS = {"one": 1.0, "none": 0.0}
 OPTIMIZERS = {"sgd": _sgd, "adadelta": _adadelta, "adam": _adam}
+
+
+def _pull_of(group: Group, config: OptimizerConfig) -> tuple[float, float]:
+    """Returns the weight and the target of the decay of a group; the weight 0 means none."""
+    if group.pull is None:
+        return 0.0, 0.0
+    weight, target = (getattr(config, field) for field in group.pull)
+    return weight, DECAY_TARGETS[target]
 
 
 def make_optimizer(
@@ -151,11 +177,17 @@ def make_optimizer(
 
     def chain(group: Group) -> optax.GradientTransformation:
         rate = getattr(config, group.rate)
-        base = make(lambda step: rate * scale(step), config)
+        own = dataclasses.replace(config, momentum=getattr(config, group.momentum))
+        base = make(lambda step: rate * scale(step), own)
         if group.decay is not None:
             base = optax.chain(optax.add_decayed_weights(getattr(config, group.decay)), base)
+        weight, target = _pull_of(group, config)
+        if weight:
+            base = optax.chain(pulled(weight, target), base)
         limit = getattr(config, group.limit) if group.limit else 0
-        projections = [group.projection] if group.projection else []
+        projections: list[Callable[[jax.Array], jax.Array]] = []
+        projections += [centered] if group.centered and getattr(config, group.centered) else []
+        projections += [group.projection] if group.projection else []
         projections += [lambda x: jnp.minimum(x, limit)] if limit else []
         if not projections:
             return base

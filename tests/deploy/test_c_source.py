@@ -123,6 +123,10 @@ def test_selftest_notices_a_wrong_weight(tmp_path):
             r"the layer conv_1 \(.*\) has no C source; these have: mcconv, conv, bin",
         ),
         ({"conv": "phc"}, r"the layer conv_1 \(.*\) has no C source"),
+        (
+            {"plane_signs": "quaternion"},
+            "the layer conv_1 has plane_signs='quaternion', which has no C source",
+        ),
         ({"num_centers": 5}, "the layer conv_1 has 5 centers, but C source supports only 4"),
         ({"num_centers": 0}, "the layer conv_1 has float filters with M, which have no C source"),
         (

@@ -43,6 +43,7 @@ from mcn_jax.models.maxout import LAYOUTS
 from mcn_jax.models.plan import specs
 from mcn_jax.models.resnet import BLOCKS, SHORTCUTS
 from mcn_jax.models.wide_resnet import STEMS, blocks_per_stage
+from mcn_jax.ops.plane_signs import PATTERNS
 
 # All layers but MCconv and the ordinary convolution.
 COMPARED = {
@@ -59,6 +60,15 @@ NETWORKS = {
     "three centers, first": {"num_centers": 3, "input_planes": "first"},
     "rgbx": {"input_planes": "rgbx", "channels": 3},
     "colour": {"channels": 3, "planes": 2},
+    "hadamard": {"plane_signs": "hadamard", "channels": 3},
+    "hadamard of two planes": {"plane_signs": "hadamard", "planes": 2, "num_centers": 3},
+    "quaternion": {"plane_signs": "quaternion", "input_planes": "rgbx", "channels": 3},
+    "circulant": {"plane_signs": "circulant", "planes": 8},
+    "U-MCN, quaternion": {"plane_signs": "quaternion", "num_centers": 0},
+    "wide_resnet, quaternion": {"name": "wide_resnet", "plane_signs": "quaternion"},
+    "MCN stem, circulant": {
+        "conv": "mcdonnell", "stem_conv": "mcconv", "channels": 3, "plane_signs": "circulant",
+    },
     "wide_resnet": {"name": "wide_resnet"},
     "wide_resnet, four centers": {"name": "wide_resnet", "num_centers": 4, "planes": 8},
     "wide_resnet, rgbx": {"name": "wide_resnet", "input_planes": "rgbx", "channels": 3},
@@ -181,7 +191,8 @@ EVERY = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name fo
 OF_0_1 = [
     name
     for name, fields in NETWORKS.items()
-    if not {"head", "pooling"} & set(fields) and fields.get("conv", "mcconv") in ("mcconv", "conv")
+    if not {"head", "pooling", "plane_signs"} & set(fields)
+    and fields.get("conv", "mcconv") in ("mcconv", "conv")
 ]
 
 
@@ -222,7 +233,8 @@ def test_every_choice_of_a_network_is_among_those_that_are_exported():
     for field, table in (
         ("name", models.MODELS), ("conv", LAYERS), ("stem", STEMS), ("layout", LAYOUTS),
         ("block", BLOCKS), ("shortcut", SHORTCUTS),
-        ("input_planes", INPUT_PLANES), ("pooling", POOLINGS), ("head", HEADS),
+        ("input_planes", INPUT_PLANES), ("plane_signs", {"", *PATTERNS}),
+        ("pooling", POOLINGS), ("head", HEADS),
     ):  # fmt: skip
         tested = {fields.get(field, getattr(default, field)) for fields in NETWORKS.values()}
         assert tested == set(table), field
@@ -359,6 +371,8 @@ def test_a_header_holds_what_its_network_depends_on():
         "head": "dense", "dense_features": 16, "planes": 4, "input_planes": "copy",
         "num_centers": 4, "quantized": True,
     }  # fmt: skip
+    model, _, _ = random_model(plane_signs="circulant")
+    assert json.loads(header(model))["network"]["plane_signs"] == "circulant"
     model, _, _ = random_model(name="wide_resnet", conv="conv", num_centers=0, head="linear")
     assert json.loads(header(model))["network"] == {
         "name": "wide_resnet", "conv": "conv", "widths": [1, 2, 2, 3], "pooling": "strided",

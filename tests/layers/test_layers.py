@@ -6,11 +6,12 @@ import pytest
 
 import paper
 from mcn_jax import layers
-from mcn_jax.config import BinarizeConfig, Config
+from mcn_jax.config import BinarizeConfig, Config, ModelConfig
 from mcn_jax.layers import Affine, Conv, KernelConv, MCConv, folded_batch_norm
 from mcn_jax.layers.planes import expand_input
 from mcn_jax.layers.pooling import average_pool, max_pool
 from mcn_jax.models.plan import filter_bits, plan_of_module
+from mcn_jax.ops.m_init import initial_m
 
 
 def images(seed=0, shape=(2, 8, 8, 8)):
@@ -67,6 +68,14 @@ def test_m_starts_non_negative_with_planes_that_differ():
     m = layer.init(jax.random.key(0), images())["params"]["m_filters"]
     assert np.min(m) >= 0
     assert np.max(np.std(m, axis=-1)) > 0.5
+
+
+@pytest.mark.parametrize("start", ["disjoint", "orientations"])
+def test_a_config_chooses_what_m_starts_as(start):
+    config = Config(model=ModelConfig(m_init=start, m_noise=0.0, planes=2))
+    layer = layers.table.LAYERS["mcconv"].make(config, True)(3)
+    m = layer.init(jax.random.key(0), images())["params"]["m_filters"]
+    np.testing.assert_allclose(m, initial_m(start, 3, 2), rtol=1e-6)
 
 
 def test_conv_has_the_signature_and_output_of_mcconv():

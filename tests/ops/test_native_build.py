@@ -1,5 +1,6 @@
 """Tests how the native kernel is built, loaded and chosen."""
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -237,6 +238,11 @@ def test_training_says_which_code_computes(kernel, measured, monkeypatch):
     assert name in ("avx512", "avx2", "baseline")
     assert computed_by(plan, "float32") == [f"{start} native kernel ({name})"]
     assert computed_by(plan, "bfloat16")[0].startswith(f"{start} XLA forms; ")
+    model = dataclasses.replace(digits_config().model, plane_signs="hadamard")
+    patterned = plan_of(digits_config(model=model), 10, (8, 8, 1))
+    assert computed_by(patterned, "float32") == [
+        f"{start} XLA forms; the native kernel does not compute patterns of planes"
+    ]
     measured(1.5)
     assert computed_by(plan, "float32")[0].startswith(f"{start} XLA forms; ")
     monkeypatch.setenv(native.SWITCH, "0")

@@ -82,6 +82,23 @@ def test_a_model_file_tells_the_same_of_its_filters(model_path):
         array_of(inspected, "conv_1/latent_filters")
 
 
+def test_a_pattern_of_planes_is_part_of_the_reconstructed_filters(tmp_path):
+    model, _, _ = random_model(widths=(2, 4), plane_signs="circulant")
+    write_model(model, tmp_path / "model.safetensors")
+    inspected = inspect(tmp_path / "model.safetensors")
+    filters, m = (array_of(inspected, f"conv_2/{name}") for name in ("binary_filters", "m_filters"))
+    q = array_of(inspected, "conv_2/reconstructed_filters")
+    # Output plane 1 takes plane j + 1 of the input with plane j of the filter.
+    np.testing.assert_array_equal(q[:, :, 7, 1], filters[:, :, 6, 0] * m[..., 1])
+    np.testing.assert_array_equal(q[:, :, 4, 1], filters[:, :, 7, 0] * m[..., 1])
+    view = inspected.view("conv_2")
+    pictures = view.layer.family.pictures(view)
+    np.testing.assert_array_equal(pictures.filters["reconstructed, plane 2"], q[..., 1::4])
+    record = describe(inspected)["layers"][1]
+    assert record["multiply_adds_direct"] == 8 * 8 * 9 * 8 * 16
+    assert "multiply_adds_factored" not in record
+
+
 def test_pixels_of_a_wide_resnet(tmp_path):
     model, _, _ = random_model(name="wide_resnet")
     write_model(model, tmp_path / "model.safetensors")

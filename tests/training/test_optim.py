@@ -157,6 +157,71 @@ def test_m_is_reflected_at_zero():
     np.testing.assert_allclose(moved, [0.02, 0.47, 0.02], rtol=1e-5)
 
 
+def moved(config, name, values, steps):
+    """Returns a parameter of an MCconv after a step with each of the gradients."""
+    plan = (planned("conv", MCCONV, **{name: values}),)
+    optimizer = optim.make_optimizer(config, steps_per_epoch=10, num_epochs=1, plan=plan)
+    with jax.enable_x64(True):
+        params = {"conv": {name: jnp.asarray(values)}}
+        state = optimizer.init(params)
+        for gradient in steps:
+            gradients = {"conv": {name: jnp.asarray(gradient)}}
+            updates, state = optimizer.update(gradients, state, params)
+            params = optax.apply_updates(params, updates)
+    return np.asarray(params["conv"][name])
+
+
+def test_m_may_have_its_own_momentum():
+    config = dataclasses.replace(CONFIG, momentum=0.9, m_momentum=0.5, nesterov=False)
+    m = moved(config, "m_filters", np.array([1.0]), [[1.0], [2.0]])
+    # v is 1, then 0.5 + 2; the rate of M is 0.01.
+    np.testing.assert_allclose(m, [1 - 0.01 * (1 + 2.5)], rtol=1e-12)
+    latent = moved(
+        dataclasses.replace(config, weight_decay=0.0),
+        "latent_filters", np.full((1, 1, 1, 1), 1.0), [[[[[1.0]]]], [[[[2.0]]]]],
+    )  # fmt: skip
+    np.testing.assert_allclose(latent, [[[[1 - 0.1 * (1 + 2.9)]]]], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [("one", [0.5 + 0.01 * 0.1, 3 - 0.01 * 0.4]), ("none", [0.5 - 0.01 * 0.1, 3 - 0.01 * 0.6])],
+)
+def test_m_may_decay_to_one_or_to_zero(target, expected):
+    config = dataclasses.replace(CONFIG, momentum=0.0, m_decay=0.2, m_decay_target=target)
+    m = moved(config, "m_filters", np.array([0.5, 3.0]), [[0.0, 0.0]])
+    np.testing.assert_allclose(m, expected, rtol=1e-12)
+
+
+def test_a_decay_of_zero_leaves_the_state_of_the_optimizer_as_it_was():
+    """Checkpoints from before this option must fit."""
+    plan = (planned("conv", MCCONV, m_filters=np.ones(3)),)
+    params = {"conv": {"m_filters": jnp.ones(3)}}
+    with_decay, without = (
+        jax.tree.structure(optim.make_optimizer(config, 10, 1, plan).init(params))
+        for config in (dataclasses.replace(CONFIG, m_decay=0.1), CONFIG)
+    )
+    assert without == jax.tree.structure(
+        optim.make_optimizer(dataclasses.replace(CONFIG, m_momentum=0.1), 10, 1, plan).init(params)
+    )
+    assert with_decay != without
+
+
+def test_latent_filters_may_be_centered_after_each_update():
+    generator = np.random.default_rng(0)
+    latent, gradient = generator.normal(1, 1, (2, 3, 3, 4, 5))
+    config = dataclasses.replace(CONFIG, momentum=0.0, weight_decay=0.0, center_latents=True)
+    found = moved(config, "latent_filters", latent, [gradient])
+    plain = latent - 0.1 * gradient
+    for h in range(5):
+        expected = plain[..., h] - plain[..., h].mean()
+        np.testing.assert_allclose(found[..., h], expected, rtol=1e-11, atol=1e-12)
+    off = moved(
+        dataclasses.replace(config, center_latents=False), "latent_filters", latent, [gradient]
+    )
+    np.testing.assert_allclose(off, plain, rtol=1e-12)
+
+
 def test_projected_parameters_are_never_negative_in_floating_point():
     projection = optim.absolute_projection()
     generator = np.random.default_rng(0)

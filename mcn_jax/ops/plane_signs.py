@@ -1,0 +1,114 @@
+"""Fixed patterns of signs and planes, with which each output plane reads a filter differently.
+
+All K planes of an output map share one filter of K planes per input map, so they differ only by M.
+A pattern applies the filter to each output plane k in another way. Input plane i meets the filter's
+plane order[k, i], times signs[k, i]:
+
+    "hadamard":   order[k, i] = i, signs[k, i] = (-1)^(number of ones in the bits of k & i)
+    "quaternion": order[k, i] = k xor i, and the signs of the Hamilton product filter * input, with
+                  the planes as the components 1, i, j, k
+    "circulant":  order[k, i] = (i - k) mod K, no signs
+
+In terms of the filter's planes j, "circulant" takes input plane (j + k) mod K for output plane k.
+The signs of "hadamard" are Sylvester's matrix, so the rows of signs are orthogonal. "quaternion" is
+the convolution of Gaudet and Maida 2018 (Deep Quaternion Networks). A pattern depends on K alone,
+so it takes no bits.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class _Pattern(NamedTuple):
+    """Order and signs of all output planes, each [K, K]: row k, column i."""
+
+    order: np.ndarray
+    signs: np.ndarray
+
+
+def _hadamard(planes: int) -> _Pattern:
+    _, i = np.indices((planes, planes))
+    signs = np.ones((1, 1), int)
+    while len(signs) < planes:
+        signs = np.kron([[1, 1], [1, -1]], signs)
+    return _Pattern(i, signs)
+
+
+def _quaternion(planes: int) -> _Pattern:
+    k, i = np.indices((planes, planes))
+    signs = [[1, -1, -1, -1], [1, 1, -1, 1], [1, 1, 1, -1], [1, -1, 1, 1]]
+    return _Pattern(k ^ i, np.array(signs))
+
+
+def _circulant(planes: int) -> _Pattern:
+    k, i = np.indices((planes, planes))
+    return _Pattern((i - k) % planes, np.ones_like(k))
+
+
+# {name: (the pattern of K planes, the allowed K)}
+PATTERNS: dict[str, tuple[Callable[[int], _Pattern], tuple[int, ...]]] = {
+    "hadamard": (_hadamard, (2, 4, 8)),
+    "quaternion": (_quaternion, (4,)),
+    "circulant": (_circulant, (2, 4, 8)),
+}
+
+
+def why_unsuitable(plane_signs: str, planes: int) -> str | None:
+    """Returns why maps of K planes cannot have a pattern, or None if they can.
+
+    Args:
+        plane_signs: a name in `PATTERNS`, or "".
+        planes: K.
+    """
+    if not plane_signs or planes in PATTERNS[plane_signs][1]:
+        return None
+    allowed = ", ".join(map(str, PATTERNS[plane_signs][1]))
+    return f"is for maps of {allowed} planes, not {planes}"
+
+
+def of_plane(filters: jax.Array, plane: int, planes: int, plane_signs: str) -> jax.Array:
+    """Returns the filters as one output plane reads them, before M.
+
+    Args:
+        filters: [W, W, G*K, H].
+        plane: k, the output plane.
+        planes: K.
+        plane_signs: a name in `PATTERNS`; "" returns the filters themselves.
+
+    Returns:
+        The same shape.
+    """
+    if not plane_signs:
+        return filters
+    pattern = PATTERNS[plane_signs][0](planes)
+    return _signed(_ordered(filters, pattern.order[plane]), pattern.signs[plane])
+
+
+def gradient_of_plane(gradient: jax.Array, plane: int, planes: int, plane_signs: str) -> jax.Array:
+    """Applies the transpose of `of_plane`, which is also its inverse; arguments are the same."""
+    if not plane_signs:
+        return gradient
+    pattern = PATTERNS[plane_signs][0](planes)
+    signed = _signed(gradient, pattern.signs[plane])
+    return _ordered(signed, np.argsort(pattern.order[plane]))
+
+
+def _ordered(filters: jax.Array, order: np.ndarray) -> jax.Array:
+    if np.array_equal(order, np.arange(len(order))):
+        return filters
+    height, width, channels, maps = filters.shape
+    grouped = filters.reshape(height, width, -1, len(order), maps)
+    places = grouped.at[:, :, :, order]
+    taken = places.get(mode="promise_in_bounds", wrap_negative_indices=False)
+    return taken.reshape(height, width, channels, maps)
+
+
+def _signed(filters: jax.Array, signs: np.ndarray) -> jax.Array:
+    if np.all(signs == 1):
+        return filters
+    of_channels = np.tile(signs, filters.shape[2] // len(signs))
+    return filters * jnp.asarray(of_channels, filters.dtype)[None, None, :, None]

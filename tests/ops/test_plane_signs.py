@@ -1,0 +1,188 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import paper
+from mcn_jax.ops.mcconv import FORMS, mcconv
+from mcn_jax.ops.modulate import reconstructed_filters
+from mcn_jax.ops.plane_signs import gradient_of_plane, of_plane
+
+CENTERS = np.array([-0.4, 0.7])
+PATTERNS = [("hadamard", 2), ("hadamard", 4), ("hadamard", 8), ("quaternion", 4)]
+PATTERNS += [("circulant", planes) for planes in (2, 4, 8)]
+
+# What output plane k takes of a filter with planes a, b, c, d: the filter's plane and sign for each
+# input plane, written out by hand.
+HADAMARD = {
+    2: ["+a +b", "+a -b"],
+    4: ["+a +b +c +d", "+a -b +c -d", "+a +b -c -d", "+a -b -c +d"],
+}
+CIRCULANT = {
+    2: ["+a +b", "+b +a"],
+    4: ["+a +b +c +d", "+d +a +b +c", "+c +d +a +b", "+b +c +d +a"],
+}
+BY_HAND = {"hadamard": HADAMARD, "circulant": CIRCULANT}
+
+
+def arrays(planes, in_maps=2, out_maps=3, taps=3, seed=0):
+    generator = np.random.default_rng(seed)
+    features = generator.normal(size=(2, 6, 5, in_maps * planes))
+    latent = generator.normal(size=(taps, taps, in_maps * planes, out_maps))
+    m = np.abs(generator.normal(size=(taps, taps, planes)))
+    return features, latent, m
+
+
+def expanded(filters, planes, pattern):
+    """Returns one filter per output plane, [K][W, W, G*K, H], with loops over the definitions."""
+    found = []
+    for k in range(planes):
+        taken = np.zeros_like(filters)
+        for channel in range(filters.shape[2]):
+            g, j = divmod(channel, planes)  # plane j of the filter
+            if pattern == "hadamard":
+                i, sign = j, (-1) ** bin(k & j).count("1")
+            elif pattern == "circulant":
+                i, sign = (j + k) % planes, 1
+            else:
+                [(i, sign)] = [
+                    (i, SIGN_AND_BASIS[j][i][0]) for i in range(4) if SIGN_AND_BASIS[j][i][1] == k
+                ]
+            taken[:, :, g * planes + i] = sign * filters[:, :, channel]
+        found.append(taken)
+    return found
+
+
+# The product of the basis elements 1, i, j, k of the quaternions: sign and element.
+SIGN_AND_BASIS = [
+    [(1, 0), (1, 1), (1, 2), (1, 3)],
+    [(1, 1), (-1, 0), (1, 3), (-1, 2)],  # i * i = -1, i * j = k, i * k = -j
+    [(1, 2), (-1, 3), (-1, 0), (1, 1)],  # j * i = -k, j * j = -1, j * k = i
+    [(1, 3), (1, 2), (-1, 1), (-1, 0)],  # k * i = j, k * j = -i, k * k = -1
+]
+
+
+@pytest.mark.parametrize("pattern", BY_HAND)
+@pytest.mark.parametrize("planes", [2, 4])
+def test_a_pattern_by_hand(pattern, planes):
+    values = dict(zip("abcd", (1.0, 10.0, 100.0, 1000.0), strict=True))
+    filters = jnp.asarray(list(values.values())[:planes]).reshape(1, 1, planes, 1)
+    for k, row in enumerate(BY_HAND[pattern][planes]):
+        expected = [values[term[1]] * (1 if term[0] == "+" else -1) for term in row.split()]
+        found = of_plane(filters, k, planes, pattern)
+        np.testing.assert_array_equal(np.ravel(found), expected)
+
+
+def test_a_filter_of_one_tap_multiplies_quaternions():
+    """(1 + 2i + 3j + 4k) * (5 + 6i + 7j + 8k) = -60 + 12i + 30j + 24k."""
+    filters = jnp.arange(1.0, 5.0).reshape(1, 1, 4, 1)
+    features = jnp.arange(5.0, 9.0).reshape(1, 1, 1, 4)
+    product = mcconv(features, filters, None, jnp.ones((1, 1, 4)), plane_signs="quaternion")
+    np.testing.assert_allclose(np.ravel(product), [-60, 12, 30, 24], rtol=1e-6)
+
+
+def test_hadamard_planes_of_equal_filters_are_orthogonal():
+    q = reconstructed_filters(jnp.ones((3, 3, 8, 1)), jnp.ones((3, 3, 8)), "hadamard")
+    rows = np.asarray(q).reshape(-1, 8)
+    np.testing.assert_array_equal(rows.T @ rows, 9 * 8 * np.eye(8))
+
+
+@pytest.mark.parametrize(("pattern", "planes"), PATTERNS)
+def test_the_gradient_of_a_plane_undoes_it(pattern, planes):
+    filters = jnp.asarray(arrays(planes)[1])
+    for k in range(planes):
+        back = gradient_of_plane(of_plane(filters, k, planes, pattern), k, planes, pattern)
+        np.testing.assert_array_equal(back, filters)
+
+
+@pytest.mark.parametrize("m_gradient", ["binary", "latent"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("pattern", "planes"), PATTERNS)
+def test_output_and_gradients_are_those_of_the_expanded_filters(
+    pattern, planes, stride, m_gradient
+):
+    features, latent, m = arrays(planes)
+    with jax.enable_x64(True):
+
+        @jax.jit
+        def computed(*arrays):
+            output, vjp = jax.vjp(
+                lambda f, c, m: mcconv(
+                    f, c, jnp.asarray(CENTERS), m,
+                    strides=(stride, stride), m_gradient=m_gradient, plane_signs=pattern,
+                ),
+                *arrays,
+            )  # fmt: skip
+            cotangent = jnp.cos(jnp.arange(output.size)).reshape(output.shape)
+            return output, cotangent, vjp(cotangent)
+
+        output, cotangent, gradients = computed(*map(jnp.asarray, (features, latent, m)))
+    filters = paper.binary(latent, CENTERS)
+    of_planes = expanded(filters, planes, pattern)
+    q = np.zeros((3, 3, filters.shape[2], filters.shape[3] * planes))
+    for k in range(planes):
+        q[..., k::planes] = of_planes[k] * m[:, :, None, None, k]
+    np.testing.assert_allclose(output, paper.correlate(features, q, stride), rtol=1e-10)
+    d_features, dq = paper.correlate_gradients(features, q, np.asarray(cotangent), stride)
+    np.testing.assert_allclose(gradients[0], d_features, rtol=1e-9, atol=1e-10)
+    # The derivatives of q = of_planes * m, where a filter's weight meets each plane once.
+    d_latent, d_m = np.zeros_like(latent), np.zeros_like(m)
+    in_sum = expanded(latent if m_gradient == "latent" else filters, planes, pattern)
+    places = expanded(np.arange(1.0, latent.size + 1).reshape(latent.shape), planes, pattern)
+    for k in range(planes):
+        d_m[..., k] = np.sum(dq[..., k::planes] * in_sum[k], axis=(2, 3))
+        weighed = dq[..., k::planes] * m[:, :, None, None, k] * np.sign(places[k])
+        np.add.at(d_latent.ravel(), np.abs(places[k]).astype(int).ravel() - 1, weighed.ravel())
+    np.testing.assert_allclose(gradients[1], d_latent, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(gradients[2], d_m, rtol=1e-9, atol=1e-10)
+
+
+def test_gradients_of_quaternions_are_those_of_finite_differences():
+    features, latent, m = arrays(4)
+    with jax.enable_x64(True):
+
+        @jax.jit
+        def loss(features, latent, m):
+            return jnp.sum(jnp.sin(mcconv(features, latent, None, m, plane_signs="quaternion")))
+
+        point = tuple(map(jnp.asarray, (features, latent, m)))
+        gradients = jax.grad(loss, argnums=(0, 1, 2))(*point)
+        generator = np.random.default_rng(3)
+        for place in range(3):
+            for index in generator.integers(0, point[place].shape, (5, point[place].ndim)):
+                values = []
+                for step in (1e-6, -1e-6):
+                    moved = list(point)
+                    moved[place] = moved[place].at[tuple(index)].add(step)
+                    values.append(float(loss(*moved)))
+                expected = (values[0] - values[1]) / 2e-6
+                np.testing.assert_allclose(
+                    gradients[place][tuple(index)], expected, rtol=1e-5, atol=1e-7
+                )
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in ("auto", "direct")])
+def test_other_forms_refuse_a_pattern(form, monkeypatch):
+    monkeypatch.setattr("mcn_jax.ops.native.why_unavailable", lambda: None)
+    features, latent, m = map(jnp.asarray, arrays(4))
+    with pytest.raises(ValueError, match=f"form='{form}' cannot compute plane_signs='hadamard'"):
+        mcconv(features, latent, None, m, form=form, plane_signs="hadamard")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "planes", "message"),
+    [
+        ("quaternion", 2, "plane_signs='quaternion' is for maps of 4 planes, not 2"),
+        ("hadamard", 3, "plane_signs='hadamard' is for maps of 2, 4, 8 planes, not 3"),
+        ("circulant", 1, "plane_signs='circulant' is for maps of 2, 4, 8 planes, not 1"),
+        (
+            "octonion",
+            8,
+            "plane_signs='octonion' must be empty or one of hadamard, quaternion, circulant",
+        ),
+    ],
+)
+def test_a_pattern_that_cannot_be_is_refused(pattern, planes, message):
+    features, latent, m = map(jnp.asarray, arrays(planes))
+    with pytest.raises(ValueError, match=message):
+        mcconv(features, latent, None, m, plane_signs=pattern)

@@ -1,0 +1,57 @@
+"""Tests runs whose planes differ by more than a trained M."""
+
+import jax
+import numpy as np
+import pytest
+
+from mcn_jax.config import BinarizeConfig, DataConfig, ModelConfig, OptimizerConfig
+from mcn_jax.ops.m_init import initial_m
+from mcn_jax.training.run import train_and_evaluate
+from mcn_jax.workdirs.checkpoint import Checkpoints, named_leaves
+from small_runs import copy_after, digits_config, restored, step_arguments
+
+
+@pytest.mark.parametrize(
+    ("plane_signs", "m_init"), [("quaternion", "disjoint"), ("circulant", "orientations")]
+)
+def test_a_run_with_all_options_resumes_where_it_was_stopped(
+    plane_signs, m_init, data_dir, tmp_path, monkeypatch, one_device
+):
+    config = digits_config(
+        data_dir,
+        num_epochs=2,
+        data=DataConfig(name="digits", data_dir=data_dir, train_split="train[:160]"),
+        model=ModelConfig(
+            widths=(2, 4), dense_features=32, plane_signs=plane_signs, m_init=m_init, m_noise=0.0
+        ),
+        binarize=BinarizeConfig(start_epoch=1),
+        optimizer=OptimizerConfig(
+            learning_rate=0.05, schedule="constant", m_momentum=0.5, m_decay=0.1,
+            center_latents=True,
+        ),
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        copy_after(patch, 5, tmp_path / "stopped")
+        result = train_and_evaluate(config, tmp_path / "whole")
+    assert not (tmp_path / "stopped" / "result.json").exists()
+    resumed = train_and_evaluate(config, tmp_path / "stopped")
+    assert resumed["final_test_accuracy"] == result["final_test_accuracy"]
+
+    template, _ = step_arguments(config, quantized=True, image_size=32)
+    # The start of a run is that of its options, and the centers are of centered filters.
+    np.testing.assert_allclose(
+        template.params["conv_2"]["m_filters"], initial_m(m_init, 3, 4), rtol=1e-6
+    )
+    states = []
+    for workdir in (tmp_path / "whole", tmp_path / "stopped"):
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        states.append(restored(checkpoints, 10, template))
+        checkpoints.close()
+    expected = named_leaves(states[0])
+    for name, leaf in named_leaves(states[1]).items():
+        np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
+    for layer in ("conv_1", "conv_2"):
+        params = jax.device_get(states[0].params[layer])
+        means = np.mean(params["latent_filters"], axis=(0, 1, 2))
+        np.testing.assert_allclose(means, 0, atol=1e-6)
+        assert np.min(params["m_filters"]) >= 0
