@@ -79,6 +79,32 @@ LONG: Mapping[str, Fields] = {
     "wrn": EQUAL_BITS["wrn"] | LINEAR,
 }
 
+# What could make the planes of an MCN differ, one change at a time, and two marks beside it.
+PLANES: Mapping[str, Fields] = {
+    "usual": {},
+    "m_rate_0.1": {"optimizer.m_learning_rate": 0.1},
+    "m_rate_1": {"optimizer.m_learning_rate": 1.0},
+    "m_momentum_0": {"optimizer.m_momentum": 0.0},
+    "m_decay_to_one": {"optimizer.m_decay": 5e-4},
+    "m_decay_to_zero": {"optimizer.m_decay": 5e-4, "optimizer.m_decay_target": "none"},
+    "m_noise_0.5": {"model.m_noise": 0.5},
+    "m_disjoint": {"model.m_init": "disjoint"},
+    "m_orientations": {"model.m_init": "orientations"},
+    "hadamard": {"model.plane_signs": "hadamard"},
+    "quaternion": {"model.plane_signs": "quaternion"},
+    "circulant": {"model.plane_signs": "circulant"},
+    "quaternion_m_disjoint": {"model.plane_signs": "quaternion", "model.m_init": "disjoint"},
+    "centered_latents": {"optimizer.center_latents": True},
+    "binary_from_the_start": {"binarize.start_epoch": 0},
+    "centers_each_epoch": {"binarize.refresh_epochs": 1},
+    # Nearly the same filter bits with other numbers of planes.
+    "k_2": {"model.planes": 2, "model.widths": (6, 6, 11, 23)},
+    "k_8": {"model.planes": 8, "model.widths": (3, 3, 6, 11)},
+    "umcn": U_MCN,
+    "mcdonnell": EQUAL_BITS["mcdonnell"],
+}
+PLANES_EPOCHS = 12
+
 POOLINGS = ("strided", "max", "average", "spectral", "diffstride")
 STARTS: Mapping[str, Fields] = {"222": {}, "323": {"model.strides": (1, 3, 2, 3)}}
 
@@ -169,6 +195,15 @@ def _long() -> list[Training]:
     ]  # fmt: skip
 
 
+def _planes() -> list[Training]:
+    return [
+        _run(f"planes_{name}_seed{seed}", "cifar10_cpu",
+             {"binarize.start_epoch": 2, **LINEAR, **VALIDATION, **fields, "seed": seed},
+             PLANES_EPOCHS, {}, {})
+        for seed in SEEDS for name, fields in PLANES.items()
+    ]  # fmt: skip
+
+
 def _poolings() -> list[Training]:
     """MCNs with each pooling, and narrow ResNet-18s with three, from two starts."""
     mcn = [
@@ -187,5 +222,6 @@ def _poolings() -> list[Training]:
 
 
 SMALL_NETWORKS = (
-    *_equal_bits(), *_one_bit_activations(), *_mnist(), *_resnets(), *_poolings(), *_long(),
+    *_equal_bits(), *_one_bit_activations(), *_mnist(), *_resnets(), *_planes(), *_poolings(),
+    *_long(),
 )  # fmt: skip
