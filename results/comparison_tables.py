@@ -118,6 +118,15 @@ OWN_NETWORKS = (
     Other("DiffStride, ResNet-18", base="diffstride"),
 )
 
+MNIST = "mnist_networks"
+# Networks of other authors at a smaller size: (system, config, runs, printed accuracy).
+MNIST_NETWORKS = (
+    ("BinaryConnect", "convnet_mnist_cpu", "convnet_seed?", "98.99"),
+    ("LBCNN", "lbcnn_mnist_cpu", "lbcnn_seed?", "99.51"),
+    ("Maxout", "maxout_mnist_cpu", "maxout_seed?", "99.55"),
+    ("MCN, 5-10-20-40 maps", "mnist_cpu", "", "99.52"),
+)
+
 DIGITS = "digits_layers"
 RATES = ("0.1", "0.03")  # learning rates that were tried on validation images, in this order
 
@@ -173,6 +182,25 @@ def equal_channels_table() -> str:
 def own_networks_table() -> str:
     """The networks that other systems were published with, at their published sizes."""
     return _others_table("network", OWN_NETWORKS)
+
+
+def mnist_table() -> str:
+    """Small forms of the networks of other authors on MNIST, and an MCN."""
+    rows = []
+    for system, config, runs, printed in MNIST_NETWORKS:
+        pattern = f"{MNIST}/{runs}" if runs else "mnist_cpu_mcn"
+        found, size = _cells_of(pattern), sizes(recorded_network(pattern))
+        stored = size.filter_bits + size.scale_bits + size.other_bits
+        link = f"{system} ([config](../configs/{config}.py))"
+        rows.append(
+            (link, f"{size.filter_bits:,}", f"{stored:,}", printed, found.accuracy, found.epochs,
+             f"{found.hardware}; {found.revisions}", found.links)
+        )  # fmt: skip
+    return _table(
+        ("small network", "filter bits", "all stored bits", "printed for the large network, %",
+         "test accuracy, %", "epochs", "hardware; revision", "record"),
+        rows,
+    )  # fmt: skip
 
 
 def _others_table(title: str, others: tuple[Other, ...]) -> str:

@@ -42,6 +42,7 @@ from comparison_tables import (
     equal_bits_sizes_table,
     equal_bits_table,
     equal_channels_table,
+    mnist_table,
     own_networks_table,
 )
 from gpu_tables import h100_fused_table, h100_layer_table, h100_step_table
@@ -74,6 +75,7 @@ TABLES = {
         "equal bits on a CPU": equal_bits_cpu_table,
         "equal channels": equal_channels_table,
         "own networks": own_networks_table,
+        "networks on MNIST": mnist_table,
         "digits": digits_table,
     },
     DOCS / "experiments.md": {

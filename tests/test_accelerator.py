@@ -81,7 +81,9 @@ def run(*arguments, out, **environment):
     return result, time.monotonic() - start
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize(
+    "name", [name for name in TRAININGS if name[-6:-1] != "_seed" or name[-1] == "0"]
+)
 def test_the_configs_of_all_runs_are_valid(name):
     stage, training = TRAININGS[name]
     fitted = (2, plans.fitted_epochs(stage, stage.budget) + 1, 201)
@@ -94,7 +96,7 @@ def test_the_configs_of_all_runs_are_valid(name):
                 frozen = from_config_dict(config)
                 if frozen.num_epochs > frozen.binarize.start_epoch:
                     validate(frozen)
-            assert frozen.data.name in stage.data
+            assert frozen.data.name == stage.data
             if not training.epochs:
                 assert frozen.num_epochs == epochs
             else:

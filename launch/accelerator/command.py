@@ -105,7 +105,7 @@ def describe() -> str:
             epochs = plans.fitted_epochs(stage, stage.budget)
             plan += f", {epochs} epochs" if epochs else ", a fixed number of epochs"
             plan += f" in about {plans.seconds(stage, epochs):.0f} s"
-            plan += f"; data: {', '.join(stage.data)}"
+            plan += f"; data: {stage.data}"
         lines.append(f"{name:12} {stage.summary}\n{'':12} {plan}")
         lines += [f"{'':14} {part.name}" for part in stage.parts]
     return "\n".join(lines)
@@ -172,12 +172,11 @@ def run(options: argparse.Namespace) -> int:
     plan = make_plan(directory / "plan.json", stage, budget, options)
     for load in sorted(loads.glob("*/data")):
         shutil.copytree(load, data, dirs_exist_ok=True)
-    for name in stage.data:
-        if missing := missing_files(DataConfig(name=name, data_dir=str(data))):
-            raise InputError(
-                f"{options.stage} needs {missing[0]}, which is not in {loads}/*/data; make the"
-                f" loads by launch/accelerator/pack.py, and carry all loads of {name}"
-            )
+    if stage.data and (missing := missing_files(DataConfig(name=stage.data, data_dir=str(data)))):
+        raise InputError(
+            f"{options.stage} needs {missing[0]}, which is not in {loads}/*/data; make the loads by"
+            f" launch/accelerator/pack.py, and carry all loads of {stage.data}"
+        )
     if any(loads.glob("*/revision")):
         revisions = {revision for load in loads.glob("*") if (revision := revision_in(load))}
         os.environ["MCN_JAX_REVISION"] = " ".join(revisions)

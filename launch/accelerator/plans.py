@@ -100,7 +100,7 @@ class Stage:
     Attributes:
         summary: description in one line.
         budget: default time in seconds.
-        data: the data sets that it needs.
+        data: the data set that it needs; empty if none.
         measurements: run side by side; they take turns on the device.
         trainings: groups of runs. The runs of a group share the device, the groups follow each
             other. Runs without epochs of their own have as many as fit into the budget.
@@ -109,7 +109,7 @@ class Stage:
 
     summary: str
     budget: float
-    data: tuple[str, ...] = ()
+    data: str = ""
     measurements: tuple[Measurement, ...] = ()
     trainings: tuple[tuple[Training, ...], ...] = ()
     at_once: int = 0

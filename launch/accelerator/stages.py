@@ -73,7 +73,7 @@ STAGES = {
     "c10-20": Stage(
         summary="CIFAR-10, 20 layers, 16-16-32-64 maps: MCN, then U-MCN",
         budget=300,
-        data=("cifar10",),
+        data="cifar10",
         trainings=(
             (_run("mcn", "cifar10_20_16_16_32_64", {}, 3.80, 44),),
             (_run("umcn", "cifar10_20_16_16_32_64", U_MCN, 3.38, 16),),
@@ -83,7 +83,7 @@ STAGES = {
     "c10-small": Stage(
         summary="CIFAR-10, 20 layers, 8-8-16-32 maps: MCN and its partners, three seeds together",
         budget=540,
-        data=("cifar10",),
+        data="cifar10",
         trainings=tuple(
             tuple(
                 _run(f"{name}_seed{seed}", "cifar10_20_16_16_32_64",
@@ -100,32 +100,31 @@ STAGES = {
     "c10-34": Stage(
         summary="CIFAR-10, the paper's network: 34 layers, 64-64-128-256 maps",
         budget=540,
-        data=("cifar10",),
+        data="cifar10",
         trainings=((_run("mcn", "cifar10", {}, 17.00 * 15 / 9, 70, is_large=True),),),
     ),
     "c100-34": Stage(
         summary="CIFAR-100, the paper's network: 34 layers, 64-64-128-256 maps",
         budget=540,
-        data=("cifar100",),
+        data="cifar100",
         trainings=((_run("mcn", "cifar100", {}, 17.00 * 15 / 9, 70, is_large=True),),),
     ),
     # Between the measured widths, the time is interpolated by multiply-adds.
     "c10-20-wide": Stage(
         summary="CIFAR-10, 20 layers: the book's three wider networks",
         budget=540,
-        data=("cifar10",),
+        data="cifar10",
         trainings=(
             (_run("mcn_16_32_64_128", "cifar10_20_16_32_64_128", {}, 6.8, 50),),
             (_run("mcn_32_64_128_256", "cifar10_20_32_64_128_256", {}, 15.0, 50, is_large=True),),
             (_run("mcn_64_64_128_256", "cifar10_20_64_64_128_256", {}, 17.0, 50, is_large=True),),
         ),
     ),
-    # No step has been measured; the time of the MCN of 16-16-32-64 maps is an upper bound for all.
     "small": Stage(
-        summary="small networks of the tables, most important first: systems at equal bits, MNIST,"
-        " narrow ResNet-18s, 8-8-16-32 maps, poolings; takes several calls",
+        summary="small networks of the tables, most important first: systems at equal bits, narrow"
+        " ResNet-18s, trials of planes, poolings, 8-8-16-32 maps; takes several calls",
         budget=540,
-        data=("cifar10", "mnist"),
+        data="cifar10",
         trainings=(SMALL_NETWORKS,),
         at_once=16,
     ),
@@ -134,7 +133,7 @@ STAGES = {
     "c10-resnet18": Stage(
         summary="CIFAR-10, ResNet-18: ordinary, filter maps, and PHC",
         budget=540,
-        data=("cifar10",),
+        data="cifar10",
         trainings=(tuple(
             _resnet(name, config, fields, ms, widths)
             for name, config, fields, ms, widths in (
@@ -153,7 +152,7 @@ STAGES = {
         summary="CIFAR-10, ResNet-18: strided, spectral and learned strides, from (2,2,2) and"
         " (3,2,3)",
         budget=540,
-        data=("cifar10",),
+        data="cifar10",
         trainings=(tuple(
             _resnet(f"{pooling}_{start}", "diffstride", fields | {"model.pooling": pooling}, ms,
                     (2,) * 5)
