@@ -114,11 +114,17 @@ def restored(checkpoints, step, template):
     return state
 
 
-def planned(name, family, state=(), **params):
+def planned(name, family, state=(), settings=(), **params):
     """Returns a planned layer with these parameters; its other sizes are left empty."""
     shapes = {leaf: np.shape(value) for leaf, value in params.items()}
     return PlannedLayer(
-        name=name, family=family, params=shapes, state=dict(state), in_shape=(), out_shape=()
+        name=name,
+        family=family,
+        params=shapes,
+        state=dict(state),
+        settings=dict(settings),
+        in_shape=(),
+        out_shape=(),
     )
 
 

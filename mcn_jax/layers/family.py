@@ -303,8 +303,8 @@ class Family:
             loss term, a scalar, and the gradients with that term included.
         watched: leaf name -> short name under which each step records minimum and maximum.
         compared: leaf names whose values from the start of the epoch `health` needs.
-        health: (p before, p, s) -> {"flip_ratio": ...}: how quantized weights changed in an epoch.
-            A `Share` is also pooled over layers.
+        health: (p before, p, s, layer) -> {"flip_ratio": ...}: how quantized weights changed in an
+            epoch. A `Share` is also pooled over layers.
 
     Optional fields for layers whose output size depends on trained parameters, see `DiffStride`:
         pooled_size: (strides, (Y, X), layer) -> (Y', X') for an input of this size, on the host.
@@ -363,7 +363,7 @@ class Family:
     ) = None
     watched: Mapping[str, str] = dataclasses.field(default_factory=dict)
     compared: tuple[str, ...] = ()
-    health: Callable[[Leaves, Leaves, Leaves], dict[str, float | Share]] | None = None
+    health: Callable[[Leaves, Leaves, Leaves, PlannedLayer], dict[str, float | Share]] | None = None
 
     pooled_size: Callable[[np.ndarray, tuple[int, int], PlannedLayer], tuple[int, int]] | None = (
         None

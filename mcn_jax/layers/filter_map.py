@@ -149,7 +149,9 @@ def _refresh(p: Leaves, s: Leaves) -> dict[str, jax.Array]:
     return {"centers": kmeans_centers(p[MAP], s["centers"].size)}
 
 
-def _health(quantizer: Quantizer, before: Leaves, p: Leaves, s: Leaves) -> dict[str, float | Share]:
+def _health(
+    quantizer: Quantizer, before: Leaves, p: Leaves, s: Leaves, layer: PlannedLayer
+) -> dict[str, float | Share]:
     """Measures how the elements of a map changed in an epoch.
 
     Returns:
@@ -157,6 +159,7 @@ def _health(quantizer: Quantizer, before: Leaves, p: Leaves, s: Leaves) -> dict[
         quantization_error: ||map - quantized map|| / ||map||.
         share_0 ... share_{U-1}: share of elements at each center, in ascending order.
     """
+    del layer
     sums = jax.device_get(_health_sums(quantizer, dict(before), dict(p), dict(s)))
     size = p[MAP].size
     return {

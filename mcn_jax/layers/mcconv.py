@@ -14,7 +14,8 @@ from mcn_jax import ops
 from mcn_jax.config import Config, LossConfig
 from mcn_jax.errors import require, require_one_of
 from mcn_jax.layers import mcconv_file
-from mcn_jax.layers.family import Family, Group, Leaves, PlannedLayer, Share
+from mcn_jax.layers.family import Family, Group, Leaves, PlannedLayer
+from mcn_jax.layers.mcconv_health import health
 from mcn_jax.ops import native, packing, plane_signs
 from mcn_jax.ops.costs import multiply_adds
 from mcn_jax.ops.fastest import Shape
@@ -254,46 +255,6 @@ def _penalty(
     return value, {name: g + loss.theta * terms[name] for name, g in gradients.items()}
 
 
-def _health(before: Leaves, p: Leaves, s: Leaves) -> dict[str, float | Share]:
-    """Measures how the binary filters of a layer changed in an epoch.
-
-    Returns:
-        flip_ratio: share of filter weights whose nearest center has changed since `before`.
-        quantization_error: ||C - C-hat * M|| / ||C||, the root mean square over the planes.
-        share_0 ... share_{U-1}: share of weights at each center, in ascending order.
-        m_min, m_max: range of M.
-    """
-    sums = jax.device_get(
-        _health_sums(before["latent_filters"], p["latent_filters"], p["m_filters"], s["centers"])
-    )
-    size = p["latent_filters"].size
-    return {
-        "flip_ratio": Share(int(sums["flips"]), size),
-        "quantization_error": Share(sums["error"], sums["norm"], root=True),
-        **{f"share_{u}": float(count / size) for u, count in enumerate(sums["counts"])},
-        "m_min": float(sums["m_min"]),
-        "m_max": float(sums["m_max"]),
-    }
-
-
-@jax.jit
-def _health_sums(
-    latent_before: jax.Array, latent_filters: jax.Array, m_filters: jax.Array, centers: jax.Array
-) -> dict[str, jax.Array]:
-    nearest = ops.nearest_index(latent_filters, centers)
-    planes = m_filters.shape[-1]
-    # The per-plane filter loss is half the sum over the planes.
-    loss = ops.filter_loss(latent_filters, ops.nearest_center(latent_filters, centers), m_filters)
-    return {
-        "flips": jnp.sum(nearest != ops.nearest_index(latent_before, centers)),
-        "counts": jnp.bincount(nearest.ravel(), length=centers.size),
-        "error": 2 * loss / planes,
-        "norm": jnp.sum(latent_filters**2),
-        "m_min": jnp.min(m_filters),
-        "m_max": jnp.max(m_filters),
-    }
-
-
 def _multiply_adds(layer: PlannedLayer) -> dict[str, int]:
     height, width, channels, maps = layer.params["latent_filters"]
     planes = layer.params["m_filters"][-1]
@@ -353,7 +314,7 @@ MCCONV = Family(
     penalty=_penalty,
     watched={"m_filters": "m"},
     compared=("latent_filters",),
-    health=_health,
+    health=health,
     check_values=mcconv_file.check_values,
     arithmetic=mcconv_file.arithmetic,
     arrays=mcconv_file.arrays,

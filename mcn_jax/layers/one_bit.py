@@ -169,7 +169,9 @@ def _filters(rule: str, p: Leaves, s: Leaves) -> jax.Array:
     return one_bit.RULES[rule](p[LATENT], **options)
 
 
-def _health(rule: str, before: Leaves, p: Leaves, s: Leaves) -> dict[str, float | Share]:
+def _health(
+    rule: str, before: Leaves, p: Leaves, s: Leaves, layer: PlannedLayer
+) -> dict[str, float | Share]:
     """Measures how the signs of a layer changed in an epoch.
 
     Returns:
@@ -178,6 +180,7 @@ def _health(rule: str, before: Leaves, p: Leaves, s: Leaves) -> dict[str, float 
             ReCU in place of w.
         share_0, share_1: share of negative and of positive weights.
     """
+    del layer
     sums = jax.device_get(_health_sums(rule, dict(before), dict(p), dict(s)))
     size = p[LATENT].size
     return {

@@ -18,6 +18,9 @@ from mcn_jax.workdirs.files import of_kind
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Measures that records of older versions do not have. An older run that is resumed has them from
+# then on.
+NEWER_MEASURES = ("plane_correlation", "effective_planes", "m_spread")
 FEW_LAYERS = 8  # up to this many layers, every layer has a line style of its own
 
 
@@ -27,6 +30,8 @@ def health(records: Iterable[Record]) -> "Figure":
     Up to 8 layers have a line style each. With more layers, the first and the last stand out, and
     the others are thin lines that darken with depth. A bold line is the measure of all layers
     together.
+
+    Two more panels show how the planes of a map differ, if any record has these measures.
 
     Args:
         records: of one run, with at least one of kind "health".
@@ -48,18 +53,24 @@ def health(records: Iterable[Record]) -> "Figure":
         (("least_share",), 100, "weights at the least used center (%)"),
         (("m_min", "m_max"), 1, "least and greatest element of M"),
     )
-    # A line through a single epoch is visible only by its mark.
-    dot = {"marker": "."} if len(lines) == 1 else {}
-    figure = new_figure(11, 8)
-    grid = figure.subplots(2, 2)
+    if any(name.endswith("/effective_planes") for record in lines for name in record):
+        panels += (
+            (("plane_correlation",), 1, "correlation between planes"),
+            (("effective_planes",), 1, "effective number of planes"),
+        )
+    rows = len(panels) // 2
+    figure = new_figure(11, 4 * rows)
+    grid = figure.subplots(rows, 2)
     for axes, (measures, scale, label) in zip(grid.flat, panels, strict=True):
         for index, layer in enumerate(layers):
-            style = dot | _layer_style(index, layers)
+            style = _layer_style(index, layers)
             # A layer family reports only the measures that suit its weights.
-            for measure in (m for m in measures if f"{layer}/{m}" in lines[0]):
-                values = [scale * record[f"{layer}/{measure}"] for record in lines]
-                axes.plot(epoch_numbers(lines), values, **style)
-                style = style | {"label": None}
+            for measure in measures:
+                having = [record for record in lines if f"{layer}/{measure}" in record]
+                if having:
+                    values = [scale * record[f"{layer}/{measure}"] for record in having]
+                    axes.plot(epoch_numbers(having), values, **_dot(having) | style)
+                    style = style | {"label": None}
         if together and measures[0] in together[0]:
             values = [scale * record[measures[0]] for record in together]
             axes.plot(
@@ -68,7 +79,7 @@ def health(records: Iterable[Record]) -> "Figure":
                 "k-",
                 linewidth=2.5,
                 label="all layers together",
-                **dot,
+                **_dot(together),
             )
         if measures == ("flip_ratio",):
             log_scale_with_zero(axes)
@@ -76,6 +87,11 @@ def health(records: Iterable[Record]) -> "Figure":
         over_epochs(axes)
     legend_below(figure, grid.flat[0])
     return figure
+
+
+def _dot(records: Sequence[Record]) -> dict[str, Any]:
+    """Returns a mark if there is one record, for a line through one point is not visible."""
+    return {"marker": "."} if len(records) == 1 else {}
 
 
 def _least_shares(record: Record, layers: Iterable[str]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from mcn_jax.data.facts import stores_files
 from mcn_jax.errors import InputError
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.models import MODELS
+from mcn_jax.reports.health_plots import NEWER_MEASURES
 from mcn_jax.workdirs.files import of_kind, read_json, read_metrics, read_result
 
 # Fields that do not define a setting: seeds repeat it, the others do not change results.
@@ -167,13 +168,18 @@ def _make_run(
         if line["kind"] == "epoch":
             _check_fields(line, EPOCH_FIELDS, f"{path}, line {number},")
     health = of_kind(metrics, "health")
-    if any(line.keys() != health[0].keys() for line in health):
+    if len({_measures(line) for line in health}) > 1:
         raise InputError(f"{path} is damaged: not all of its health records have the same layers")
     if not of_kind(metrics, "epoch"):
         raise InputError(f"{workdir} has no complete epoch yet; wait for one, or leave it out")
     if result is not None:
         _check_fields(result, RESULT_FIELDS, f"{workdir / 'result.json'}")
     return Run(workdir=workdir, config=config, records=metrics, result=result)
+
+
+def _measures(record: Mapping[str, Any]) -> frozenset[str]:
+    """Returns the names in a health record that records of all versions have."""
+    return frozenset(name for name in record if name.rpartition("/")[2] not in NEWER_MEASURES)
 
 
 def _check_fields(record: Any, names: Iterable[str], place: str) -> None:

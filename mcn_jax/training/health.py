@@ -1,7 +1,8 @@
 """Measures the health of quantized layers, once per epoch.
 
 A binary network can stall or collapse while its loss looks normal. Bits may stop flipping, nearly
-all weights may sit at one center, or an M-filter may have shrunk to zero.
+all weights may sit at one center, an M-filter may have shrunk to zero, or the planes of a map may
+respond alike.
 """
 
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ def network_health(
             continue
         p_before = layer.params_in(before, family.compared)
         p, s = layer.params_in(params), layer.state_in(collections)
-        for name, measure in family.health(p_before, p, s).items():
+        for name, measure in family.health(p_before, p, s, layer).items():
             if isinstance(measure, Share):
                 others = pooled.get(name)
                 pooled[name] = measure if others is None else others.plus(measure)

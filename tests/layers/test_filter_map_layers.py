@@ -310,7 +310,7 @@ def test_health_counts_flipped_elements(kind):
     _, layer, p, s, _ = layer_of(kind)
     negated = jnp.where(jnp.arange(8) < 4, -1, 1).reshape(1, 1, 8)
     before = {"filter_map": p["filter_map"] * negated}
-    health = layer.family.health(before, p, s)
+    health = layer.family.health(before, p, s, layer)
     binary = used_map(kind, p, s)
     latent = np.asarray(p["filter_map"])
     flipped = np.mean(used_map(kind, before, s) != binary)

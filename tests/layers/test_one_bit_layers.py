@@ -249,7 +249,7 @@ def test_health_counts_flipped_signs():
         "latent_kernel": p["latent_kernel"]
         * jnp.where(jnp.arange(6) < 3, 1, -1).reshape(1, 1, 1, 6)
     }
-    health = layer.family.health(before, p, s)
+    health = layer.family.health(before, p, s, layer)
     signs = np.asarray(one_bit.irnet(p["latent_kernel"])) >= 0
     assert health["flip_ratio"].value == pytest.approx(0.5, abs=0.01)
     assert health["share_1"] == pytest.approx(np.mean(signs))

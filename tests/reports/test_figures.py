@@ -1,3 +1,4 @@
+import pathlib
 import statistics
 
 import numpy as np
@@ -5,6 +6,8 @@ import pytest
 
 from mcn_jax.reports import figures, health_plots
 from mcn_jax.workdirs.files import read_metrics
+
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures/v0_1"
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +63,11 @@ def test_health_shows_the_records_of_every_layer(records, name, centers):
     figure = health_plots.health(records[name])
     by_epoch = [record for record in records[name] if record["kind"] == "health"]
     assert [record["epoch"] for record in by_epoch] == [0, 1]
-    flips, error, share, m_range = figure.axes
+    flips, error, share, m_range, correlation, effective = figure.axes
     for layer in ("conv_1", "conv_2"):
         for axes, measure, scale in (
             (flips, "flip_ratio", 100), (error, "quantization_error", 1), (m_range, "m_min", 1),
+            (correlation, "plane_correlation", 1), (effective, "effective_planes", 1),
         ):  # fmt: skip
             drawn = line(axes, layer)
             assert list(drawn.get_xdata()) == [1, 2]
@@ -106,6 +110,32 @@ def test_health_of_a_deep_network_names_the_first_layer_and_the_last(records):
     of_one_epoch = health_plots.health([record]).axes[0]
     assert {line.get_marker() for line in of_one_epoch.lines} == {"."}
     assert all(tick == int(tick) for tick in of_one_epoch.get_xticks())
+
+
+def older(record):
+    """Returns a record without the measures that older versions did not write."""
+    newer = ("/plane_correlation", "/effective_planes", "/m_spread")
+    return {name: value for name, value in record.items() if not name.endswith(newer)}
+
+
+def test_health_of_older_records_has_the_panels_of_its_measures(records):
+    lines = [record for record in records["seed_0"] if record["kind"] == "health"]
+    old = [older(record) for record in lines]
+    assert len(old[0]) == len(lines[0]) - 6  # three measures of two layers
+    figure = health_plots.health(old)
+    assert len(figure.axes) == 4
+    for axes, new in zip(figure.axes, health_plots.health(lines).axes, strict=False):
+        assert axes.get_ylabel() == new.get_ylabel()
+        drawn, expected = ([list(line.get_ydata()) for line in a.lines] for a in (axes, new))
+        assert drawn == expected
+    # A newer version resumed the run: its epochs alone are in the new panels.
+    mixed = health_plots.health([old[0], lines[1]])
+    assert list(line(mixed.axes[0], "conv_1").get_xdata()) == [1, 2]
+    effective = line(mixed.axes[5], "conv_1")
+    assert list(effective.get_xdata()) == [2]
+    assert list(effective.get_ydata()) == [lines[1]["conv_1/effective_planes"]]
+    fixture = FIXTURES / "mcn/metrics.jsonl"
+    assert len(health_plots.health(read_metrics(fixture)).axes) == 4
 
 
 def test_flips_of_zero_have_their_place(records):

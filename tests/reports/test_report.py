@@ -332,6 +332,19 @@ def test_what_is_wrong_is_told_in_one_line_before_anything_is_written(
     assert capsys.readouterr().out == ""
 
 
+def test_a_run_of_an_older_version_that_was_resumed_is_shown(report_runs, tmp_path):
+    workdir = copy(report_runs["seed_1"], tmp_path / "run")
+    records = read_metrics(workdir / "metrics.jsonl")
+    first, second = (record for record in records if record["kind"] == "health")
+    newer = [name for name in first if name.endswith(("_planes", "_correlation", "m_spread"))]
+    assert len(newer) == 6  # three measures of two layers
+    for name in newer:
+        del first[name]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    run = read_run(workdir)
+    assert [r for r in run.records if r["kind"] == "health"] == [first, second]
+
+
 def test_runs_given_twice_are_both_named(report_runs, tmp_path):
     first, second = report_runs["seed_0"], copy(report_runs["seed_0"], tmp_path / "again")
     with pytest.raises(InputError, match=f"{first} and {second} have the same config and seed=0"):

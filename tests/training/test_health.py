@@ -19,6 +19,9 @@ def layer(latent_filters, m_filters):
     }
 
 
+STATE, PLAIN = {"centers": "centers"}, {"plane_signs": ""}
+
+
 def test_measures_worked_by_hand():
     before = {
         "stem": layer([-1, 1, 3, -3], [1, 1]),
@@ -35,8 +38,8 @@ def test_measures_worked_by_hand():
         "block": {"conv_1": {"centers": np.array([-2.0, -1.0, 1.0], np.float32)}},
     }
     plan = (
-        planned("stem", MCCONV, {"centers": "centers"}, **before["stem"]),
-        planned("block/conv_1", MCCONV, {"centers": "centers"}, **before["block"]["conv_1"]),
+        planned("stem", MCCONV, STATE, PLAIN, **before["stem"]),
+        planned("block/conv_1", MCCONV, STATE, PLAIN, **before["block"]["conv_1"]),
         planned("dense", DENSE, **before["dense"]),
     )
     state = TrainState(0, before, {}, {}, None, None)
@@ -48,7 +51,10 @@ def test_measures_worked_by_hand():
     by_layer, together = network_health(filters_before, after, {"centers": centers}, plan)
     # stem: C = 1, 2, 2, -1 against C-hat = 2, 2, 2, -2 times 0.5 and 1.5, a quarter of the bits
     # flipped. Squared errors 0 + 1 + 1 + 0 and 4 + 1 + 1 + 4 over planes, mean 6; norm 10.
-    # conv_1: C-hat = 1, 1, -2, -1 both times; squared errors 0.25 + 4, norm 14.25.
+    # With one tap and no pattern, the kernels of its two planes are proportional. M is 0.5 and 1.5,
+    # with the variance 0.25 and the mean 1.
+    # conv_1: C-hat = 1, 1, -2, -1 both times; squared errors 0.25 + 4, norm 14.25. Its maps have
+    # one plane, which cannot differ from others.
     expected = {
         "stem/flip_ratio": 0.25,
         "stem/quantization_error": np.sqrt(6 / 10),
@@ -56,6 +62,9 @@ def test_measures_worked_by_hand():
         "stem/share_1": 0.75,
         "stem/m_min": 0.5,
         "stem/m_max": 1.5,
+        "stem/plane_correlation": 1.0,
+        "stem/effective_planes": 1.0,
+        "stem/m_spread": 0.5,
         "block/conv_1/flip_ratio": 0.0,
         "block/conv_1/quantization_error": np.sqrt(4.25 / 14.25),
         "block/conv_1/share_0": 0.25,
@@ -70,6 +79,27 @@ def test_measures_worked_by_hand():
     assert together == pytest.approx(
         {"flip_ratio": 1 / 8, "quantization_error": np.sqrt(10.25 / 24.25)}
     )
+
+
+def test_planes_are_measured_with_the_binary_filters_and_the_pattern():
+    # One map of two planes at two taps. The nearest centers are 2, -1 and -1, 2.
+    latent = np.array([[3, -1], [-0.5, 1]], np.float32).reshape(1, 2, 2, 1)
+    m_filters = np.array([[1, 2], [1, 1]], np.float32).reshape(1, 2, 2)
+    params = {"conv": {"latent_filters": latent, "m_filters": m_filters}}
+    collections = {"centers": {"conv": {"centers": np.array([-1, 2], np.float32)}}}
+    # Kernel 0 is 2, -1, -1, 2. Kernel 1 is 4, -2, -1, 2 and with signs 4, 2, -1, -2. Its second
+    # plane changes sign: 8 + 2 + 1 + 4 = 15 becomes 8 - 2 + 1 - 4 = 3.
+    for plane_signs, product in (("", 15), ("hadamard", 3)):
+        settings = {"plane_signs": plane_signs}
+        plan = (planned("conv", MCCONV, STATE, settings, **params["conv"]),)
+        measures, together = network_health(params, params, collections, plan)
+        cosine = product / np.sqrt(10 * 25)
+        assert measures["conv/plane_correlation"] == pytest.approx(cosine, rel=1e-5)
+        effective = 4 / (2 + 2 * cosine**2)
+        assert measures["conv/effective_planes"] == pytest.approx(effective, rel=1e-5)
+        # The variances of M over the planes are 0.25 and 0, and the mean of M is 1.25.
+        assert measures["conv/m_spread"] == pytest.approx(np.sqrt(0.125) / 1.25)
+        assert set(together) == {"flip_ratio", "quantization_error"}
 
 
 def test_layers_come_in_the_order_of_the_network():

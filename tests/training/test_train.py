@@ -364,7 +364,18 @@ def test_files_of_a_run_and_what_they_say(digits_run, data_dir, tmp_path, one_de
         was_higher = before.params[layer]["latent_filters"] >= middle
         assert health[-1][f"{layer}/share_1"] == pytest.approx(is_higher.mean())
         assert health[-1][f"{layer}/flip_ratio"] == pytest.approx((is_higher != was_higher).mean())
-        assert health[-1][f"{layer}/m_max"] == state.params[layer]["m_filters"].max()
+        m_filters = state.params[layer]["m_filters"]
+        assert health[-1][f"{layer}/m_max"] == m_filters.max()
+        spread = np.sqrt(m_filters.var(axis=-1).mean()) / m_filters.mean()
+        assert health[-1][f"{layer}/m_spread"] == pytest.approx(spread, rel=1e-5)
+        binary = state.layer_state["centers"][layer]["centers"][is_higher.astype(int)]
+        q = binary[..., None] * m_filters[:, :, None, None]
+        q = q / np.sqrt(np.sum(q**2, axis=(0, 1, 2), keepdims=True))
+        cosines = np.einsum("abchk,abchl->hkl", q, q)
+        mean = cosines[:, *np.triu_indices(4, 1)].mean()
+        assert health[-1][f"{layer}/plane_correlation"] == pytest.approx(mean, rel=1e-5)
+        effective = np.mean(16 / np.sum(cosines**2, axis=(1, 2)))
+        assert health[-1][f"{layer}/effective_planes"] == pytest.approx(effective, rel=1e-5)
     assert all(0 < epoch["flip_ratio"] < 0.3 for epoch in epochs[2:])
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
     record = json.loads((tmp_path / "config.json").read_text())
