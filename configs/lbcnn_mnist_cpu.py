@@ -6,8 +6,10 @@ Expected: not run; the paper has no such row. An hour and a half on two cores of
 Partners: ordinary convolutions of as many channels with --config.model.conv=conv
           one-bit convolutions of as many channels with --config.model.conv=bwn
               --config.binarize.start_epoch=0
-Ours:     the size, 8 epochs, the cosine schedule, shifts of up to 2 pixels, and the choices of
-          `lbcnn.py`.
+Ours:     the size, 4 epochs, the cosine schedule, shifts of up to 2 pixels, and the choices of
+          `lbcnn.py`. The learning rate of 0.03 was better than 0.01 on the last tenth of the
+          training images, after 3 epochs with 15 % of them (results/mnist_networks.jsonl). With 0.1,
+          the network stopped learning in its second epoch.
 """
 
 import pathlib
@@ -20,11 +22,12 @@ def get_config():
     config.data.name = "mnist"
     config.data.crop_padding = 2
     config.data.flip = False
-    config.num_epochs = 8
+    config.num_epochs = 4
     config.model.widths = (16,)
     config.model.depth = 10
     config.model.lbc_ratio = 4.0
     config.model.lbc_density = 0.5
     config.model.dense_features = 128
+    config.optimizer.learning_rate = 0.03
     config.optimizer.schedule = "cosine"
     return config

@@ -98,9 +98,10 @@ DERIVED = {
     "lbcnn_mnist_cpu": (
         "lbcnn",
         {
-            "data.name": "mnist", "data.crop_padding": 2, "data.flip": False, "num_epochs": 24,
+            "data.name": "mnist", "data.crop_padding": 2, "data.flip": False, "num_epochs": 4,
             "model.widths": (16,), "model.depth": 10, "model.lbc_ratio": 4.0,
-            "model.lbc_density": 0.5, "model.dense_features": 128, **COSINE,
+            "model.lbc_density": 0.5, "model.dense_features": 128, "optimizer.learning_rate": 0.03,
+            **COSINE,
         },
     ),
     "filter_map_resnet34": ("filter_map_resnet18", {"model.blocks": (3, 4, 6, 3)}),
