@@ -10,6 +10,7 @@ from mcn_jax import models
 from mcn_jax.config import BinarizeConfig, Config, ModelConfig
 from mcn_jax.deploy.header import InputImages, Network
 from mcn_jax.deploy.model_file import Model, packed_tensors
+from mcn_jax.layers.formats import Formats
 from mcn_jax.models.plan import plan_of, sized
 
 CLASSES = 5
@@ -36,6 +37,7 @@ def random_model(
     size=(16, 16),
     image_size=0,
     dense="float32",
+    scales="float32",
     classes=CLASSES,
     **fields,
 ):
@@ -47,6 +49,7 @@ def random_model(
         size: of the images.
         image_size: as in `InputImages`.
         dense: storage format of dense kernels.
+        scales: storage format of scales.
         classes: number of logits, at most 26.
         **fields: fields of `ModelConfig`.
     """
@@ -92,6 +95,6 @@ def random_model(
         ),
         class_names=tuple(string.ascii_lowercase[:classes]),
         provenance={"config": dataclasses.asdict(config)},
-        tensors=packed_tensors(variables, plan, quantized, dense),
+        tensors=packed_tensors(variables, plan, quantized, Formats(dense, scales)),
     )  # fmt: skip
     return model, variables, config
