@@ -24,6 +24,22 @@ TINY = {
 }
 
 
+def header_of_version_1(model):
+    """Returns the header of a model file as version 1 has it."""
+    return {
+        "version": 1,
+        "network": model.network.to_json(),
+        "images": dataclasses.asdict(model.images),
+        "class_names": list(model.class_names),
+        "filter_shapes": {
+            layer.name: list(layer.params[layer.family.filters])
+            for layer in model.plan
+            if layer.family.quantizes
+        },
+        "provenance": dict(model.provenance),
+    }
+
+
 def random_images(count, model):
     """Returns random images that a model takes."""
     images = model.images
