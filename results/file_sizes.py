@@ -34,14 +34,19 @@ class Network(NamedTuple):
 
 CIFAR10, DIGITS, LINEAR = "equal_bits/mcn_seed0", "digits/one_process", {"model.head": "linear"}
 PAPERS_HEAD = {"model.head": "dense", "model.dense_features": 256}
-NETWORKS = tuple(
-    Network(f"CIFAR-10, 20 layers, {'-'.join(map(str, widths))} maps, one dense layer", CIFAR10,
-            LINEAR | {"model.widths": widths})
-    for widths in ((4, 4, 8, 16), (8, 8, 16, 32), (16, 16, 32, 64))
-) + (
+WIDTHS = ((4, 4, 8, 16), (8, 8, 16, 32), (16, 16, 32, 64))
+NETWORKS = (
+    *(
+        Network(
+            f"CIFAR-10, 20 layers, {'-'.join(map(str, widths))} maps, one dense layer",
+            CIFAR10,
+            LINEAR | {"model.widths": widths},
+        )
+        for widths in WIDTHS
+    ),
     Network("digits, 5-10-20-40 maps, one dense layer", DIGITS, LINEAR),
     Network("digits, 5-10-20-40 maps, the paper's head of 256", DIGITS, PAPERS_HEAD),
-)  # fmt: skip
+)
 
 
 def model_without_weights(network: Network, *, quantized: bool, formats: Formats) -> Model:
