@@ -257,12 +257,12 @@ def main(arguments: list[str] | None = None) -> None:
         help=f"short for --dense={SMALLEST.dense} --scales={SMALLEST.scales}",
     )
     parser.add_argument(
-        "--dense", choices=DENSE_FORMATS, help="how kernels of dense layers are stored"
+        "--dense", choices=DENSE_FORMATS, help="kernels of dense layers; float32 unless given"
     )
     parser.add_argument(
         "--scales",
         choices=SCALE_FORMATS,
-        help="how batch norm, M-filters and the scales of one-bit filters are stored",
+        help="batch norm, M-filters and the scales of one-bit filters; float32 unless given",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument(

@@ -8,6 +8,7 @@ it again, because the shapes follow from the network.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from mcn_jax.layers.family import Family
 from mcn_jax.models.plan import Plan
 
 
-def own_tensors(tensors: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+def own_tensors(tensors: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Returns the tensors of one layer by leaf name."""
     prefix = f"{name}/"
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
