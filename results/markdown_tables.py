@@ -192,15 +192,13 @@ def exports_table() -> str:
     for path in sorted((RESULTS / "exports").glob("*.json")):
         record = read_json(path)
         network, provenance = record["network"], record["provenance"]
-        small = (
-            record["parts"]["M-filters"]["bytes"] < record["parts"]["M-filters"]["float32_bytes"]
-        )
+        option = "" if record["savings"] else "`--small`"
         maps, head = "-".join(map(str, network["widths"])), heads[network["head"]].format(**network)
         title = f"{titles[provenance['data']['name']]}, {maps} maps, {head}"
         file, graph = record["model.safetensors"], record["model.onnx"]
         accuracies = [f"{record[name]['accuracy']:.2%}" for name in ("checkpoint", *FILES)]
         lines.append(
-            f"| {title}, {provenance['epoch']} epochs | {'`--small`' if small else ''}"
+            f"| {title}, {provenance['epoch']} epochs | {option}"
             f" | {file['bytes']:,} | {graph['bytes']:,} | {' | '.join(accuracies)}"
             f" | {file['difference']:.0e} |"
         )

@@ -2,8 +2,11 @@
 
 import file_sizes
 from file_sizes import DIGITS, LINEAR, NETWORKS, Network, file_bytes
+from markdown_tables import exports_table
+from record_files import RESULTS
 
 from mcn_jax.layers.formats import FLOAT32, SMALLEST
+from mcn_jax.workdirs.files import read_json
 
 BY_TITLE = {network.title: network for network in NETWORKS}
 CIFAR10 = BY_TITLE["CIFAR-10, 20 layers, 8-8-16-32 maps, one dense layer"]
@@ -64,3 +67,23 @@ def test_every_network_has_a_row():
         assert cells[3].startswith(f"{sum(small.values()):,} (")
         assert cells[-1] == f"{small['header']:,}"
         assert len({cell.count("x") for cell in cells[2:4]}) == 1
+
+
+def test_recorded_files_have_the_bytes_of_the_present_format():
+    """What a record shows of its file is what an export writes now, apart from the header."""
+    for name, network in {"linear": SIMPLE, "dense": NETWORKS[-1]}.items():
+        for suffix, formats in {"": FLOAT32, "_small": SMALLEST}.items():
+            record = read_json(RESULTS / "exports" / f"digits_{name}{suffix}.json")
+            expected = file_bytes(network, quantized=True, formats=formats)
+            found = {part: sizes["bytes"] for part, sizes in record["parts"].items()}
+            assert abs(found.pop("header") - expected.pop("header")) < 100
+            assert found == expected
+
+
+def test_every_export_has_a_row():
+    lines = exports_table().splitlines()[2:]
+    paths = sorted((RESULTS / "exports").glob("*.json"))
+    assert len(lines) == len(paths)
+    for line, path in zip(lines, paths, strict=True):
+        assert ("`--small`" in line) == path.stem.endswith("_small")
+        assert f"{read_json(path)['model.safetensors']['bytes']:,}" in line
