@@ -10,6 +10,7 @@ from mcn_jax.workdirs.files import read_json
 
 BY_TITLE = {network.title: network for network in NETWORKS}
 CIFAR10 = BY_TITLE["CIFAR-10, 20 layers, 8-8-16-32 maps, one dense layer"]
+MNIST = BY_TITLE["MNIST at 28x28, 5-10-20-40 maps, one dense layer"]
 SIMPLE = Network("", DIGITS, LINEAR)
 
 
@@ -24,6 +25,7 @@ def ratio(network):
 
 def test_whole_files_are_many_times_smaller():
     assert ratio(CIFAR10) > 25
+    assert ratio(MNIST) > 17.5
     assert ratio(SIMPLE) > 13
 
 
@@ -71,9 +73,10 @@ def test_every_network_has_a_row():
 
 def test_recorded_files_have_the_bytes_of_the_present_format():
     """What a record shows of its file is what an export writes now, apart from the header."""
-    for name, network in {"linear": SIMPLE, "dense": NETWORKS[-1]}.items():
+    networks = {"digits_linear": SIMPLE, "digits_dense": NETWORKS[-1], "mnist_linear": MNIST}
+    for name, network in networks.items():
         for suffix, formats in {"": FLOAT32, "_small": SMALLEST}.items():
-            record = read_json(RESULTS / "exports" / f"digits_{name}{suffix}.json")
+            record = read_json(RESULTS / "exports" / f"{name}{suffix}.json")
             expected = file_bytes(network, quantized=True, formats=formats)
             found = {part: sizes["bytes"] for part, sizes in record["parts"].items()}
             assert abs(found.pop("header") - expected.pop("header")) < 100
