@@ -2,7 +2,9 @@
 
 Writes OUT/model.safetensors and OUT/model.onnx, in which every binary filter weight takes
 ceil(log2 U) bits. Then reads both files, runs them on the test split, and prints their sizes and
-accuracies. WORKDIR is only read; WORKDIR/checkpoints/STEP exports an earlier checkpoint.
+accuracies. WORKDIR is only read; WORKDIR/checkpoints/STEP exports an earlier checkpoint, and a
+model.safetensors is exported again, to another directory.
+--small makes the smallest files; compare the accuracies that the command prints.
 --no-evaluate needs no data set: it runs the files on generated images, and measures no accuracy.
 --c also writes OUT/model.c, model.h and model_selftest.c: the network as C99, for microcontrollers.
 """
@@ -10,7 +12,7 @@ accuracies. WORKDIR is only read; WORKDIR/checkpoints/STEP exports an earlier ch
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rich.console
@@ -18,17 +20,59 @@ import rich.markup
 import rich.table
 
 from mcn_jax.command_line import add_places, make_parser, one_line_errors, places
+from mcn_jax.config import Config
+from mcn_jax.data.examples import Examples
 from mcn_jax.deploy import model_file, predictor
 from mcn_jax.deploy.c_source import c_source, write_c_source
-from mcn_jax.deploy.model_file import model_of, read_model, write_model
+from mcn_jax.deploy.model_file import Model, model_of, read_model, write_model
 from mcn_jax.deploy.onnx import write_onnx
+from mcn_jax.deploy.recoding import CHOICES, recoded, savings
 from mcn_jax.errors import InputError
-from mcn_jax.layers.dense import FORMATS
+from mcn_jax.layers.formats import DENSE_FORMATS, SCALE_FORMATS, SMALLEST, Formats
 from mcn_jax.terminal import run_command
 from mcn_jax.workdirs.files import environment
 from mcn_jax.workdirs.trained import read_trained
 
 GENERATED_IMAGES, SEED = 64, 0  # of `run_generated`
+CHECKPOINT, GIVEN_FILE = "checkpoint", "given file"  # what is exported
+
+
+class Source(NamedTuple):
+    """What is exported.
+
+    Attributes:
+        name: `CHECKPOINT` or `GIVEN_FILE`.
+        member: runs it.
+        examples: the test split; None if it is not to be read.
+        model: the content of its model file.
+        file_bytes: of all its files.
+        batch_size: most images at once.
+    """
+
+    name: str
+    member: predictor.Predictor
+    examples: Examples | None
+    model: Model
+    file_bytes: int
+    batch_size: int
+
+
+def open_source(
+    path: pathlib.Path, formats: Formats, data: dict[str, Any], *, evaluate: bool
+) -> Source:
+    """Opens what `export` is given; see there for the arguments and errors."""
+    if path.suffix == ".safetensors":
+        given = read_model(path)
+        member = predictor.of_model(given, path)
+        examples = predictor.open_test_split(member, data) if evaluate else None
+        model, file_bytes = recoded(given, formats), path.stat().st_size
+        return Source(GIVEN_FILE, member, examples, model, file_bytes, Config.eval_batch_size)
+    trained = read_trained(path)
+    member = predictor.of_trained(trained)
+    examples = predictor.open_test_split(member, data) if evaluate else None
+    shape = predictor.stored_shape(trained) if examples is None else examples.shape
+    model, batch_size = model_of(trained, shape, formats), trained.config.eval_batch_size
+    return Source(CHECKPOINT, member, examples, model, trained.file_bytes, batch_size)
 
 
 def run_generated(
@@ -38,7 +82,7 @@ def run_generated(
 
     The images are the same ones for all networks that take images of the same size.
     """
-    taken = predictors["checkpoint"].images
+    taken = next(iter(predictors.values())).images
     shape = (GENERATED_IMAGES, taken.height, taken.width, taken.channels)
     images = np.random.default_rng(SEED).integers(0, 256, shape, np.uint8)
     most = min(member.most_images for member in predictors.values())
@@ -51,20 +95,20 @@ def run_generated(
 
 
 def export(
-    workdir: pathlib.Path,
+    source: pathlib.Path,
     out: pathlib.Path,
-    dense: str,
+    formats: Formats,
     data: dict[str, Any],
     *,
     evaluate: bool = True,
     c: bool = False,
 ) -> dict[str, Any]:
-    """Writes both files and compares them with the checkpoint.
+    """Writes both files and compares them with what is exported.
 
     Args:
-        workdir: work directory of a run, or a checkpoint in it.
+        source: work directory of a run, a checkpoint in it, or a `.safetensors` file.
         out: directory for the files, created if absent.
-        dense: how kernels of dense layers are stored, a name in `FORMATS`.
+        formats: how numbers are stored; "float32" leaves those of a file unchanged.
         data: fields of `DataConfig` that say where the data are now.
         evaluate: whether to compare them on the test split. If not, `run_generated` compares them
             without a data set, and nothing has an "accuracy".
@@ -76,60 +120,60 @@ def export(
         "images": the number of images on which they were compared.
         "parts": the parts of model.safetensors, {"filters": {"bytes": ..., "float32_bytes": ...},
             ...}, with "header" last.
-        "checkpoint", "model.safetensors", "model.onnx": for each of them "bytes" on disk and
-            "accuracy". For the two files also "difference": the largest difference of a logit from
-            the checkpoint's, divided by the largest logit; and "same_class": the share of images
-            to which both give the same class. Without ONNX Runtime, "model.onnx" has
-            only "bytes".
+        "savings": what the options would save that were not chosen, see `savings`.
+        "checkpoint" or "given file", "model.safetensors", "model.onnx": for each of them "bytes" on
+            disk and "accuracy". For the two files also "difference": the largest difference of a
+            logit from that of the source, divided by the largest logit; and "same_class": the share
+            of images to which both give the same class. Without ONNX Runtime, "model.onnx" has only
+            "bytes".
         "model.c": with `c`, the sizes "arena_bytes" and "constant_bytes" of `CSource`.
 
     Raises:
-        InputError: if there is nothing to export, the data cannot be read, or the network has no C
-            source. Then nothing has been written.
+        InputError: if there is nothing to export, the data cannot be read, the network has no C
+            source, or `source` is the file that would be written. Then nothing has been written.
     """
-    trained = read_trained(workdir)
-    checkpoint = predictor.of_trained(trained)
-    examples = predictor.open_test_split(checkpoint, data) if evaluate else None
-    shape = predictor.stored_shape(trained) if examples is None else examples.shape
-    model = model_of(trained, shape, dense)
-    source = c_source(model) if c else None
-    out.mkdir(parents=True, exist_ok=True)
-    if source is not None:
-        write_c_source(source, out)
     files = {"model.safetensors": write_model, "model.onnx": write_onnx}
+    if source.resolve() == (out / "model.safetensors").resolve():
+        raise InputError(f"{source} would be overwritten; name another directory than {out}")
+    opened = open_source(source, formats, data, evaluate=evaluate)
+    model, examples = opened.model, opened.examples
+    program = c_source(model) if c else None
+    out.mkdir(parents=True, exist_ok=True)
+    if program is not None:
+        write_c_source(program, out)
     for name, write in files.items():
         write(model, out / name)
-    predictors = {"checkpoint": checkpoint}
+    predictors = {opened.name: opened.member}
     predictors["model.safetensors"] = predictor.of_model(read_model(out / "model.safetensors"))
     if predictor.has_onnx_runtime():
         predictors["model.onnx"] = predictor.of_onnx(out / "model.onnx")
-    batch_size = trained.config.eval_batch_size
     if examples is None:
-        logits, labels = run_generated(predictors, batch_size), None
+        logits, labels = run_generated(predictors, opened.batch_size), None
     else:
-        logits, labels = predictor.run_all(predictors, examples, batch_size)
-    expected = logits["checkpoint"]
+        logits, labels = predictor.run_all(predictors, examples, opened.batch_size)
+    expected = logits[opened.name]
     result: dict[str, Any] = {"model": model, "evaluated": evaluate, "images": len(expected)}
     for name, values in logits.items():
         result[name] = {}
         if labels is not None:
             result[name]["accuracy"] = float(np.mean(values.argmax(1) == labels))
-        if name != "checkpoint":
+        if name != opened.name:
             difference = np.abs(values - expected).max() / np.abs(expected).max()
             result[name]["difference"] = float(difference)
             result[name]["same_class"] = float(np.mean(values.argmax(1) == expected.argmax(1)))
     for name in files:
         result.setdefault(name, {})["bytes"] = (out / name).stat().st_size
-    result["checkpoint"]["bytes"] = trained.file_bytes
+    result[opened.name]["bytes"] = opened.file_bytes
     parts = model_file.parts(model)
     tensors = sum(there for there, _ in parts.values())
     parts["header"] = (result["model.safetensors"]["bytes"] - tensors, 0)
     result["parts"] = {
         kind: {"bytes": there, "float32_bytes": float32} for kind, (there, float32) in parts.items()
     }
-    if source is not None:
+    result["savings"] = {option: saving._asdict() for option, saving in savings(model).items()}
+    if program is not None:
         result["model.c"] = {
-            "arena_bytes": source.arena_bytes, "constant_bytes": source.constant_bytes
+            "arena_bytes": program.arena_bytes, "constant_bytes": program.constant_bytes
         }  # fmt: skip
     return result
 
@@ -153,13 +197,23 @@ def _print(result: dict[str, Any], out: pathlib.Path) -> None:
     table.add_section()
     table.add_row("file", f"{size:,}", f"{total:,}", _ratio(total, size))
     console.print(table)
-    measure, title = "same_class", "same class as checkpoint"
+    for option, saving in result["savings"].items():
+        named = " and ".join(saving["parts"])
+        console.print(
+            f"{option} would store {named} in {saving['smaller']:,} bytes instead of"
+            f" {saving['there']:,}",
+            soft_wrap=True,
+        )
+    if len(result["savings"]) == len(CHOICES):
+        console.print(f"--small chooses {' and '.join(CHOICES)}", soft_wrap=True)
+    source = CHECKPOINT if CHECKPOINT in result else GIVEN_FILE
+    measure, title = "same_class", f"same class as {source}"
     if result["evaluated"]:
         measure, title = "accuracy", "test accuracy"
     table = rich.table.Table("", "bytes", title, "largest difference")
-    for name in ("checkpoint", "model.safetensors", "model.onnx"):
+    for name in (source, "model.safetensors", "model.onnx"):
         values = result[name]
-        untested = "" if name == "checkpoint" else "needs onnxruntime"
+        untested = "" if name == source else "needs onnxruntime"
         table.add_row(
             name,
             f"{values['bytes']:,}",
@@ -169,7 +223,7 @@ def _print(result: dict[str, Any], out: pathlib.Path) -> None:
     console.print(table)
     if not result["evaluated"]:
         console.print(
-            f"Accuracy was not measured. The files were compared with the checkpoint on"
+            f"Accuracy was not measured. The files were compared with the {source} on"
             f" {result['images']} generated images."
         )
 
@@ -188,12 +242,27 @@ def _ratio(float32: int, there: int) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Exports one run."""
+    """Exports one network."""
     parser = make_parser("export", __doc__)
-    parser.add_argument("workdir", type="path", help="a run, such as runs/digits")
-    parser.add_argument("out", type="path", help="directory for the files")
     parser.add_argument(
-        "--dense", default="float32", choices=FORMATS, help="how kernels of dense layers are stored"
+        "source",
+        type="path",
+        metavar="WORKDIR",
+        help="a run, such as runs/digits, a checkpoint of it, or a model.safetensors",
+    )
+    parser.add_argument("out", type="path", metavar="OUT", help="directory for the files")
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help=f"short for --dense={SMALLEST.dense} --scales={SMALLEST.scales}",
+    )
+    parser.add_argument(
+        "--dense", choices=DENSE_FORMATS, help="kernels of dense layers; float32 unless given"
+    )
+    parser.add_argument(
+        "--scales",
+        choices=SCALE_FORMATS,
+        help="batch norm, M-filters and the scales of one-bit filters; float32 unless given",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument(
@@ -214,10 +283,12 @@ def main(arguments: list[str] | None = None) -> None:
             raise InputError(
                 f"--{next(iter(data))} has no effect with --no-evaluate; drop one of them"
             )
+        default = SMALLEST if options.small else Formats()
+        formats = Formats(options.dense or default.dense, options.scales or default.scales)
         result = export(
-            options.workdir,
+            options.source,
             options.out,
-            options.dense,
+            formats,
             data,
             evaluate=not options.no_evaluate,
             c=options.c,

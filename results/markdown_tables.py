@@ -9,6 +9,8 @@ from mcn_jax.reports import runs, tables
 from mcn_jax.reports.runs import group_runs
 from mcn_jax.workdirs.files import read_json
 
+FILES = ("model.safetensors", "model.onnx")
+
 
 class Row(NamedTuple):
     """A line of the table of results.
@@ -183,31 +185,28 @@ def sweep_table(pattern: str, *columns: str) -> str:
 
 
 def exports_table() -> str:
-    """What was in the files of some networks that were exported."""
-    names = {"digits": "digits", "mnist": "MNIST at 28x28", "cifar10": "CIFAR-10, 20 layers"}
-    kinds = ("filters", "M-filters", "centers", "batch norm", "dense layers", "header")
+    """The bytes and accuracies of some networks that were exported, with and without --small."""
+    titles = {"digits": "digits", "mnist": "MNIST at 28x28"}
+    heads = {"dense": "the paper's head of {dense_features}", "linear": "one dense layer"}
     lines = []
-    for name, shown in names.items():
-        record = read_json(RESULTS / "exports" / f"{name}.json")
-        parts, file = record["parts"], record["model.safetensors"]
-        filters, whole = parts["filters"], sum(part["float32_bytes"] for part in parts.values())
-        maps = "-".join(map(str, record["network"]["widths"]))
-        sizes = [f"{parts[kind]['bytes']:,}" for kind in kinds]
-        networks = ("checkpoint", "model.safetensors", "model.onnx")
-        accuracies = [f"{record[network]['accuracy']:.2%}" for network in networks]
+    for path in sorted((RESULTS / "exports").glob("*.json")):
+        record = read_json(path)
+        network, provenance = record["network"], record["provenance"]
+        option = "" if record["savings"] else "`--small`"
+        maps, head = "-".join(map(str, network["widths"])), heads[network["head"]].format(**network)
+        title = f"{titles[provenance['data']['name']]}, {maps} maps, {head}"
+        file, graph = record["model.safetensors"], record["model.onnx"]
+        accuracies = [f"{record[name]['accuracy']:.2%}" for name in ("checkpoint", *FILES)]
         lines.append(
-            f"| {shown}, {maps} maps, {record['provenance']['epoch']} epochs | {sizes[0]}"
-            f" ({filters['float32_bytes'] / filters['bytes']:.1f}x) | {' | '.join(sizes[1:])}"
-            f" | {file['bytes']:,} ({whole / file['bytes']:.1f}x)"
-            f" | {record['model.onnx']['bytes']:,}"
-            f" | {', '.join(accuracies)} |"
+            f"| {title}, {provenance['epoch']} epochs | {option}"
+            f" | {file['bytes']:,} | {graph['bytes']:,} | {' | '.join(accuracies)}"
+            f" | {file['difference']:.0e} |"
         )
     return "\n".join(
         [
-            "| network | filters (smaller than float32) | M-filters | centers | batch norm | dense"
-            " | header | `model.safetensors` (whole, smaller) | `model.onnx` | test accuracy:"
-            " checkpoint, safetensors, ONNX |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            "| network | option | `model.safetensors` | `model.onnx` | accuracy of checkpoint"
+            " | of `model.safetensors` | of `model.onnx` | largest difference of a logit |",
+            "|---|---|---|---|---|---|---|---|",
             *lines,
         ]
     )

@@ -45,6 +45,7 @@ from comparison_tables import (
     mnist_table,
     own_networks_table,
 )
+from file_sizes import file_sizes_table
 from gpu_tables import h100_fused_table, h100_layer_table, h100_step_table
 from markdown_tables import all_results_table, exports_table, results_table, sweep_table
 
@@ -68,7 +69,7 @@ TABLES = {
     ROOT / "README.md": {"results": results_table},
     DOCS / "data.md": {"input": input_table},
     DOCS / "training.md": {"faults": faults_table},
-    DOCS / "export.md": {"exports": exports_table},
+    DOCS / "export.md": {"exports": exports_table, "file sizes": file_sizes_table},
     DOCS / "comparison.md": {
         "sizes at equal bits": equal_bits_sizes_table,
         "equal bits": equal_bits_table,

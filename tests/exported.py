@@ -10,6 +10,7 @@ from mcn_jax import models
 from mcn_jax.config import BinarizeConfig, Config, ModelConfig
 from mcn_jax.deploy.header import InputImages, Network
 from mcn_jax.deploy.model_file import Model, packed_tensors
+from mcn_jax.layers.formats import Formats
 from mcn_jax.models.plan import plan_of, sized
 
 CLASSES = 5
@@ -21,6 +22,22 @@ TINY = {
     "resnet": {"blocks": (2, 1), "widths": (2, 2, 3)},
     "densenet": {"blocks": (2, 1), "growth": 2, "widths": (3,)},
 }
+
+
+def header_of_version_1(model):
+    """Returns the header of a model file as version 1 has it."""
+    return {
+        "version": 1,
+        "network": model.network.to_json(),
+        "images": dataclasses.asdict(model.images),
+        "class_names": list(model.class_names),
+        "filter_shapes": {
+            layer.name: list(layer.params[layer.family.filters])
+            for layer in model.plan
+            if layer.family.quantizes
+        },
+        "provenance": dict(model.provenance),
+    }
 
 
 def random_images(count, model):
@@ -36,6 +53,7 @@ def random_model(
     size=(16, 16),
     image_size=0,
     dense="float32",
+    scales="float32",
     classes=CLASSES,
     **fields,
 ):
@@ -47,6 +65,7 @@ def random_model(
         size: of the images.
         image_size: as in `InputImages`.
         dense: storage format of dense kernels.
+        scales: storage format of scales.
         classes: number of logits, at most 26.
         **fields: fields of `ModelConfig`.
     """
@@ -92,6 +111,6 @@ def random_model(
         ),
         class_names=tuple(string.ascii_lowercase[:classes]),
         provenance={"config": dataclasses.asdict(config)},
-        tensors=packed_tensors(variables, plan, quantized, dense),
+        tensors=packed_tensors(variables, plan, quantized, Formats(dense, scales)),
     )  # fmt: skip
     return model, variables, config

@@ -13,6 +13,7 @@ from mcn_jax import export, inspect_checkpoint, report
 from mcn_jax.config import BinarizeConfig, LossConfig, ModelConfig, OptimizerConfig
 from mcn_jax.errors import InputError
 from mcn_jax.layers.filter_map import FAMILIES as FILTER_MAP
+from mcn_jax.layers.formats import FLOAT32
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.ops import one_bit
 from mcn_jax.training.metrics import MetricsWriter
@@ -93,7 +94,7 @@ def test_it_learns_digits(run, kind):
 
 @pytest.mark.slow
 def test_its_files_agree_with_its_checkpoint(run, kind, tmp_path, capsys):
-    result = export.export(run, tmp_path / "out", "float32", {})
+    result = export.export(run, tmp_path / "out", FLOAT32, {})
     accuracy = json.loads((run / "result.json").read_text())["final_test_accuracy"]
     for file in ("model.safetensors", "model.onnx"):
         assert result[file]["accuracy"] == accuracy
@@ -193,7 +194,7 @@ def test_one_bit_dense_layers_learn_digits(dense_run):
 @pytest.mark.slow
 def test_files_of_one_bit_dense_layers_agree_with_the_checkpoint(dense_run, tmp_path):
     kind, run = dense_run
-    result = export.export(run, tmp_path / "out", "float32", {})
+    result = export.export(run, tmp_path / "out", FLOAT32, {})
     accuracy = json.loads((run / "result.json").read_text())["final_test_accuracy"]
     for file in ("model.safetensors", "model.onnx"):
         assert result[file]["accuracy"] == accuracy

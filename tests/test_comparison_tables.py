@@ -13,6 +13,7 @@ from exported import random_model
 from mcn_jax import export
 from mcn_jax.config import BinarizeConfig, Config, DataConfig, ModelConfig
 from mcn_jax.deploy.model_file import write_model
+from mcn_jax.layers.formats import FLOAT32
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.models.plan import plan_of
 from mcn_jax.workdirs.files import read_json, read_metrics
@@ -132,7 +133,7 @@ def test_layers_of_one_row_have_the_same_sizes(row):
 @pytest.mark.parametrize("name", ["mcn", "umcn"])
 def test_the_bytes_are_those_of_the_exported_file(name, tmp_path):
     run = FIXTURES / name
-    export.export(run, tmp_path, "float32", {}, evaluate=False)
+    export.export(run, tmp_path, FLOAT32, {}, evaluate=False)
     metrics = read_metrics(run / "metrics.jsonl")
     network = network_of_record(read_json(run / "config.json"), metrics)
     assert network.epoch == read_trained(run).epoch

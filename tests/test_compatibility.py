@@ -11,11 +11,11 @@ import shutil
 
 import numpy as np
 import pytest
-import safetensors.numpy
 from PIL import Image
 
 import processes
 from mcn_jax import evaluate, export, inspect_checkpoint, predict, report
+from mcn_jax.deploy.model_file import read_model
 from mcn_jax.deploy.predictor import open_predictor
 from mcn_jax.errors import InputError
 from mcn_jax.reports.runs import read_run
@@ -152,7 +152,7 @@ def assert_usable(path, name, data_dir, tmp_path, capsys):
 
 def assert_same_tensors(out, before):
     found, expected = (
-        safetensors.numpy.load_file(directory / "model.safetensors") for directory in (out, before)
+        read_model(directory / "model.safetensors").tensors for directory in (out, before)
     )
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -257,7 +257,7 @@ def test_a_stopped_run_goes_on(case, removed, data_dir, tmp_path, capsys):
     assert evaluated(capsys, workdir, data_dir)["accuracy"] == result["final_test_accuracy"]
     printed(capsys, export.main, workdir, tmp_path / "out", "--data_dir", data_dir)
     found, exported = (
-        safetensors.numpy.load_file(directory / "model.safetensors")
+        read_model(directory / "model.safetensors").tensors
         for directory in (tmp_path / "out", FIXTURES / "mcn_export")
     )
     assert found.keys() == exported.keys()

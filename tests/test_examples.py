@@ -23,13 +23,15 @@ READER = pathlib.Path(__file__).parents[1] / "examples" / "read_model.py"
         {"size": (12, 20), "image_size": 21},
         {"size": (12, 20)},
         {"num_centers": 4, "planes": 8, "dense": "int8"},
+        {"num_centers": 9, "dense_features": 1024, "dense": "int8", "scales": "float16"},
+        {"head": "linear", "dense": "float16", "scales": "float16"},
         {"input_planes": "rgbx", "channels": 3, "dense": "float16"},
         {"input_planes": "first", "channels": 3},
         {"plane_signs": "hadamard", "planes": 8},
         {"plane_signs": "quaternion", "channels": 3},
         {"plane_signs": "circulant", "num_centers": 3},
         {"conv": "mcdonnell", "channels": 3},
-        {"conv": "bwn", "channels": 3, "dense": "int8"},
+        {"conv": "bwn", "channels": 3, "dense": "int8", "scales": "float16"},
         {"conv": "irnet", "planes": 2},
         {"conv": "filter_map", "num_centers": 0, "widths": (32, 40), "planes": 2, "channels": 3},
         {"conv": "filter_map_sign", "widths": (32, 72), "planes": 1, "channels": 3},
@@ -63,7 +65,9 @@ def test_the_command_prints_a_class_an_image(tmp_path):
 def test_the_reader_needs_numpy_alone():
     lines = READER.read_text().splitlines()
     imports = [line for line in lines if line.startswith(("import ", "from "))]
-    assert imports == ["import json", "import pathlib", "import sys", "import numpy as np"]
+    assert imports == [
+        "import json", "import math", "import pathlib", "import sys", "import numpy as np"
+    ]  # fmt: skip
 
 
 def test_nothing_is_read_with_pickle():

@@ -20,6 +20,7 @@ from mcn_jax.data.dataset import open_dataset
 from mcn_jax.deploy import predictor
 from mcn_jax.layers.conv import KernelConv, kernel_multiply_adds
 from mcn_jax.layers.family import WEIGHTS, Family, Tensor, float32_tensor
+from mcn_jax.layers.formats import FLOAT32
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.models.plan import plan_of, specs
 from mcn_jax.ops.convolution import convolve
@@ -217,7 +218,7 @@ def test_it_is_inspected_with_its_own_bits(toy_run, tmp_path, capsys):
 
 def test_its_files_agree_with_the_checkpoint(toy_run, tmp_path, capsys):
     out = tmp_path / "out"
-    result = export.export(toy_run, out, "float32", {})
+    result = export.export(toy_run, out, FLOAT32, {})
     accuracy = result_of(toy_run)["final_test_accuracy"]
     for file in ("model.safetensors", "model.onnx"):
         assert result[file]["accuracy"] == accuracy

@@ -13,4 +13,4 @@ from mcn_jax.workdirs.trained import read_trained
 if __name__ == "__main__":
     trained = read_trained(sys.argv[1])
     shape = trained.data["image_shape"]  # of packed data, whose images all have this shape
-    write_model(model_of(trained, tuple(shape), "float32"), pathlib.Path(sys.argv[2]))
+    write_model(model_of(trained, tuple(shape)), pathlib.Path(sys.argv[2]))

@@ -21,7 +21,8 @@ from mcn_jax.deploy.c_fusion import fuse_additions
 from mcn_jax.deploy.c_layers import add_layer
 from mcn_jax.deploy.c_primitives import RULES, shape_of
 from mcn_jax.deploy.c_program import Program
-from mcn_jax.deploy.model_file import Model, own_tensors
+from mcn_jax.deploy.joined import own_tensors
+from mcn_jax.deploy.model_file import Model
 from mcn_jax.deploy.onnx import padded
 from mcn_jax.deploy.onnx_translator import CALLS
 from mcn_jax.errors import InputError

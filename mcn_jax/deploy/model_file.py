@@ -1,9 +1,10 @@
 """Writes and reads model files: networks for inference, with few bits per quantized weight.
 
 A model file is a `.safetensors` file. Its metadata entry "mcn_jax" is a JSON object with all other
-information that inference needs. docs/format.md specifies both, so a reader can be written in
-another language. Loading an untrusted file runs no code. Its header is checked against its tensors
-before memory is allocated for the network.
+information that inference needs. Its tensors are those of all layers, joined; files of version 1
+hold them one by one. docs/format.md specifies both, so a reader can be written in another language.
+Loading an untrusted file runs no code. Its header is checked against its tensors before memory is
+allocated for the network.
 """
 
 import collections
@@ -23,6 +24,7 @@ from flax import traverse_util
 
 from mcn_jax import models
 from mcn_jax.deploy.header import (
+    MAX_TENSORS,
     InputImages,
     Network,
     class_names_from_json,
@@ -30,8 +32,11 @@ from mcn_jax.deploy.header import (
     images_from_json,
     network_from_json,
 )
+from mcn_jax.deploy.header_text import header_text, with_defaults
+from mcn_jax.deploy.joined import join, own_tensors, split
 from mcn_jax.errors import InputError, first_line
 from mcn_jax.layers.family import Tensor
+from mcn_jax.layers.formats import FLOAT32, Formats
 from mcn_jax.models.plan import Plan, plan_of, specs
 from mcn_jax.training.phases import quantizes
 from mcn_jax.workdirs.files import write_bytes_atomically
@@ -39,7 +44,7 @@ from mcn_jax.workdirs.trained import Trained
 
 # Fields of the data's config that identify the test images, but not their location.
 DATA_FIELDS = ("name", "train_split", "test_split", "test_fraction", "split_seed")
-KEY, VERSION = "mcn_jax", 1
+KEY = "mcn_jax"
 # Errors that safetensors and JSON raise for an invalid file. safetensors raises AttributeError for
 # dtypes that NumPy does not have.
 READ_ERRORS = (
@@ -56,7 +61,7 @@ class Model:
         images: the images that the network takes.
         class_names: of the logits.
         provenance: describes the training run and its data. Logits do not depend on it.
-        tensors: as stored, such as {"conv_1/bits": ...}.
+        tensors: of all layers, such as {"conv_1/bits": ...}.
     """
 
     network: Network
@@ -90,19 +95,17 @@ class Model:
         return traverse_util.unflatten_dict(params, sep="/")
 
 
-def own_tensors(tensors: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Returns the tensors of one layer by leaf name."""
-    prefix = f"{name}/"
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-
-def model_of(trained: Trained, stored_shape: tuple[int | None, ...], dense: str) -> Model:
+def model_of(
+    trained: Trained,
+    stored_shape: tuple[int | None, ...],
+    formats: Formats = FLOAT32,
+) -> Model:
     """Returns the model file's content for a trained network.
 
     Args:
         trained: from `read_trained`.
         stored_shape: (Y, X, C) of the data set's images as stored, None where they differ in size.
-        dense: storage format of dense kernels, a name in `mcn_jax.layers.dense.FORMATS`.
+        formats: how numbers are stored.
 
     Raises:
         InputError: if the config asks for binary filters but training has not reached them yet, or
@@ -115,10 +118,10 @@ def model_of(trained: Trained, stored_shape: tuple[int | None, ...], dense: str)
             f" {trained.epoch['epoch'] + 1}; they start with epoch"
             f" {config.binarize.start_epoch + 1}"
         )
-    tensors = packed_tensors(trained.variables, plan_of_trained(trained), trained.binary, dense)
+    tensors = packed_tensors(trained.variables, plan_of_trained(trained), trained.binary, formats)
     model = described(trained, stored_shape, tensors)
     # Never write a file that a reader would refuse.
-    _model(json.loads(header(model)), dict(model.tensors))
+    _model(json.loads(header(model)), join(model.tensors, model.plan))
     return model
 
 
@@ -172,22 +175,25 @@ def images_of(trained: Trained, stored_shape: tuple[int | None, ...]) -> InputIm
 
 
 def packed_tensors(
-    variables: Mapping[str, Any], plan: Plan, quantized: bool, dense: str = "float32"
+    variables: Mapping[str, Any],
+    plan: Plan,
+    quantized: bool,
+    formats: Formats = FLOAT32,
 ) -> dict[str, np.ndarray]:
-    """Returns the tensors of a model file.
+    """Returns the tensors of all layers in a model file.
 
     Args:
         variables: "params" and the other collections of the trained network.
         plan: the layers of the network.
         quantized: whether to store quantized weights, for layers that have them.
-        dense: storage format of dense kernels, a name in `mcn_jax.layers.dense.FORMATS`.
+        formats: how numbers are stored.
     """
     tensors: dict[str, np.ndarray] = {}
     for layer in plan:
         p, s = layer.params_in(variables["params"]), layer.state_in(variables)
         stored = layer.family.pack(p, s, quantized)
         if layer.family.recode is not None:
-            stored = layer.family.recode(stored, dense)
+            stored = layer.family.recode(stored, formats)
         tensors |= {f"{layer.name}/{leaf}": value for leaf, value in stored.items()}
     return tensors
 
@@ -199,26 +205,16 @@ def write_model(model: Model, path: pathlib.Path) -> None:
 
 def serialized(model: Model) -> bytes:
     """Returns the bytes of a model file."""
-    tensors = {name: np.ascontiguousarray(value) for name, value in model.tensors.items()}
-    return safetensors.numpy.save(tensors, metadata={KEY: header(model)})
+    return safetensors.numpy.save(join(model.tensors, model.plan), metadata={KEY: header(model)})
 
 
 def header(model: Model) -> str:
     """Returns everything in a model file except the tensors, as JSON."""
-    return json.dumps(
-        {
-            "version": VERSION,
-            "network": model.network.to_json(),
-            "images": dataclasses.asdict(model.images),
-            "class_names": list(model.class_names),
-            "filter_shapes": filter_shapes(model.plan),
-            "provenance": dict(model.provenance),
-        }
-    )
+    return header_text(model.network, model.images, model.class_names, model.provenance)
 
 
-def filter_shapes(plan: Plan) -> dict[str, list[int]]:
-    """Returns the filter shapes of quantizable layers, as {"conv_1": [W, W, G*K, H], ...}."""
+def _filter_shapes(plan: Plan) -> dict[str, list[int]]:
+    """Returns the "filter_shapes" of version 1: {"conv_1": [W, W, G*K, H], ...}."""
     return {
         layer.name: list(layer.params[layer.family.filters])
         for layer in plan
@@ -278,27 +274,28 @@ def read_model(path: str | pathlib.Path) -> Model:
 
 
 def _model(header: Any, tensors: dict[str, np.ndarray]) -> Model:
-    """Checks a header and returns the model that it describes."""
-    if not isinstance(header, dict) or header.get("version") != VERSION:
-        found = header.get("version") if isinstance(header, dict) else header
-        raise InputError(f"its version is {found!r:.100}, but this program reads only {VERSION}")
+    """Checks a header and the sizes of tensors, and returns the model that both describe."""
+    header = with_defaults(header)
+    is_joined = header["version"] > 1
     images = images_from_json(header.get("images"))
     names = class_names_from_json(header.get("class_names"))
     provenance = header.get("provenance")
     full_name_from_json(provenance)
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    model = Model(
-        network=network_from_json(
-            header.get("network"), images, len(names), len(tensors), num_bytes
-        ),
+    num_tensors = MAX_TENSORS if is_joined else len(tensors)
+    network = network_from_json(header.get("network"), images, len(names), num_tensors, num_bytes)
+    plan = network.plan(len(names), images.shape)
+    if is_joined:
+        tensors = split(tensors, plan, *network)
+    elif header.get("filter_shapes") != _filter_shapes(plan):
+        raise InputError("its filter_shapes do not match its network")
+    return Model(
+        network=network,
         images=images,
         class_names=names,
         provenance=provenance if isinstance(provenance, dict) else {},
         tensors=tensors,
     )
-    if header.get("filter_shapes") != filter_shapes(model.plan):
-        raise InputError("its filter_shapes do not match its network")
-    return model
 
 
 def check_tensors(model: Model) -> None:

@@ -32,6 +32,7 @@ from mcn_jax.deploy.header import (
     layer_bytes,
     network_from_json,
 )
+from mcn_jax.deploy.header_text import with_defaults
 from mcn_jax.deploy.onnx import INPUT, OUTPUT
 from mcn_jax.errors import InputError, first_line
 from mcn_jax.escapes import shown
@@ -207,7 +208,8 @@ def of_onnx(path: pathlib.Path) -> Predictor:
     options.log_severity_level = 4  # errors are raised, so they need not be logged
     try:
         session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-        header = dict(json.loads(session.get_modelmeta().custom_metadata_map[model_file.KEY]))
+        text = session.get_modelmeta().custom_metadata_map[model_file.KEY]
+        header = with_defaults(json.loads(text))
         images = images_from_json(header["images"])
         names = class_names_from_json(header["class_names"])
         full_name = full_name_from_json(header.get("provenance"))

@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcn_jax.config import Config
-from mcn_jax.layers.family import OFFSETS, Family, Leaves, PlannedLayer, Tensor, float32_tensor
+from mcn_jax.layers.family import OFFSETS, Family, Leaves, PlannedLayer, Tensor
+from mcn_jax.layers.formats import Formats, scale_tensor, with_scales
 from mcn_jax.ops.batch_norm import batch_norm_relu
+
+STORED = ("scale", "offset")  # leaves of a batch norm in a file
 
 
 class BatchNorm(nn.BatchNorm):
@@ -94,15 +97,19 @@ def _pack(p: Leaves, s: Leaves, quantized: bool) -> dict[str, np.ndarray]:
 
 def _unpack(stored: Mapping[str, jax.Array], layer: PlannedLayer) -> dict[str, jax.Array]:
     del layer
-    return dict(stored)
+    return {name: stored[name].astype(jnp.float32) for name in STORED}
+
+
+def _recode(stored: Mapping[str, np.ndarray], formats: Formats) -> dict[str, np.ndarray]:
+    return with_scales(stored, STORED, formats, "values of a batch norm")
 
 
 def _spec(
     layer: PlannedLayer, config: Config, quantized: bool, dtypes: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    del config, quantized, dtypes
-    shape = layer.params["scale"]
-    return {name: float32_tensor(shape, "batch norm") for name in ("scale", "offset")}
+    del config, quantized
+    (size,) = shape = layer.params["scale"]
+    return {name: scale_tensor(name, dtypes, shape, "batch norm", size) for name in STORED}
 
 
 BATCH_NORM = Family(
@@ -112,4 +119,5 @@ BATCH_NORM = Family(
     pack=_pack,
     unpack=_unpack,
     spec=_spec,
+    recode=_recode,
 )

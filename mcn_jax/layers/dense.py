@@ -21,31 +21,29 @@ from mcn_jax.layers.family import (
     Tensor,
     float32_tensor,
 )
+from mcn_jax.layers.formats import DENSE_FORMATS, Formats, rounded
 
-FORMATS = ("float32", "float16", "int8")  # how a kernel may be stored
 
-
-def recode(stored: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
+def recode(stored: Mapping[str, np.ndarray], formats: Formats) -> dict[str, np.ndarray]:
     """Returns the tensors of a layer with the kernel [inputs, outputs] in another format.
 
     Args:
         stored: float32 tensors from `_pack`.
-        dtype: a name in `FORMATS`. "int8" is symmetric, with one scale per output.
+        formats: from the export.
 
     Raises:
         InputError: if a weight exceeds the range of float16.
     """
-    return dict(stored) | _recoded(stored["kernel"], dtype)
+    return dict(stored) | _recoded(stored["kernel"], formats.dense)
 
 
 def _recoded(kernel: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    if dtype == "int8":
-        scale = np.maximum(np.abs(kernel).max(axis=0), np.finfo(np.float32).tiny) / 127
-        rounded = np.round(kernel / scale[None]).astype(np.int8)
-        return {"kernel": rounded, "kernel_scale": scale.astype(np.float32)}
-    if dtype == "float16" and np.abs(kernel).max() > np.finfo(np.float16).max:
-        raise InputError("a dense layer has weights beyond float16; use --dense=float32 or int8")
-    return {"kernel": kernel.astype(dtype)}
+    if dtype != "int8":
+        remedy = "--dense=float32 or int8"
+        return {"kernel": rounded(kernel, dtype, "weights of a dense layer", remedy)}
+    scale = np.maximum(np.abs(kernel).max(axis=0), np.finfo(np.float32).tiny) / 127
+    codes = np.round(kernel / scale[None]).astype(np.int8)
+    return {"kernel": codes, "kernel_scale": scale.astype(np.float32)}
 
 
 def _pack(p: Leaves, s: Leaves, quantized: bool) -> dict[str, np.ndarray]:
@@ -67,9 +65,9 @@ def _spec(
     del config, quantized
     shape = layer.params["kernel"]
     dtype = dtypes.get("kernel", "float32")
-    if dtype not in FORMATS:
+    if dtype not in DENSE_FORMATS:
         raise InputError(
-            f"its tensor {layer.name}/kernel is {dtype}, not one of {', '.join(FORMATS)}"
+            f"its tensor {layer.name}/kernel is {dtype}, not one of {', '.join(DENSE_FORMATS)}"
         )
     weights = int(np.prod(shape, dtype=object))
     bits = weights * 8 * np.dtype(dtype).itemsize

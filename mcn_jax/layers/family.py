@@ -11,7 +11,7 @@ state, both as {leaf name: array}. A leaf name is the path below the layer, such
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,9 @@ import numpy as np
 
 from mcn_jax.config import Config, LossConfig
 from mcn_jax.layers.arithmetic import Arithmetic
+
+if TYPE_CHECKING:
+    from mcn_jax.layers.formats import Formats
 
 Leaves = Mapping[str, Any]  # {leaf name: array} of one layer, numpy or jax
 Cell = tuple[str, float]  # a table cell: its text, and the number that rows are sorted by
@@ -247,8 +250,8 @@ class Family:
         module: the linen module; every call of it is a layer of this family.
         groups: leaf name -> optimizer group, for every parameter.
         pack: (p, s, quantized) -> stored, on the host. Only this function quantizes permanently.
-        recode: (stored, format) -> stored, with the kernel in another format of export's --dense.
-            None if the family has only one format.
+        recode: (stored, formats) -> stored, with tensors in the number formats that an export
+            chose, see `mcn_jax.layers.formats.Formats`. None if the family has no choice.
         unpack: (stored, layer) -> parameters of the deployed module. It must be traceable, and it
             takes and returns jax arrays, because it also becomes part of exported ONNX graphs.
         unpacks_early: whether ONNX graphs hold the result of `unpack` and not its operations, for
@@ -331,7 +334,7 @@ class Family:
     pack: Callable[[Leaves, Leaves, bool], dict[str, np.ndarray]]
     unpack: Callable[[Mapping[str, jax.Array], PlannedLayer], dict[str, jax.Array]]
     spec: Callable[[PlannedLayer, Config, bool, Mapping[str, str]], dict[str, Tensor]]
-    recode: Callable[[Mapping[str, np.ndarray], str], dict[str, np.ndarray]] | None = None
+    recode: Callable[[Mapping[str, np.ndarray], "Formats"], dict[str, np.ndarray]] | None = None
     unpacks_early: bool = False
     settings: tuple[str, ...] = ()
 

@@ -297,6 +297,7 @@ MCCONV = Family(
     pack=mcconv_file.pack,
     unpack=mcconv_file.unpack,
     spec=mcconv_file.spec,
+    recode=mcconv_file.recode,
     make=_make,
     deployed=_deployed,
     filters="latent_filters",

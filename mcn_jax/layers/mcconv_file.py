@@ -22,6 +22,7 @@ from mcn_jax.layers.family import (
     View,
     float32_tensor,
 )
+from mcn_jax.layers.formats import Formats, scale_tensor, with_scales
 from mcn_jax.layers.quantized_file import (
     CENTER_COLUMNS,
     center_facts,
@@ -58,19 +59,25 @@ def pack(p: Leaves, s: Leaves, quantized: bool) -> dict[str, np.ndarray]:
 
 def unpack(stored: Mapping[str, jax.Array], layer: PlannedLayer) -> dict[str, jax.Array]:
     """Returns `filters`, each weight one of the centers, and `m_filters`, for `ModulatedConv`."""
+    m_filters = stored["m_filters"].astype(jnp.float32)
     if "bits" not in stored:
-        return {"filters": stored["latent_filters"], "m_filters": stored["m_filters"]}
+        return {"filters": stored["latent_filters"], "m_filters": m_filters}
     filters = center_of_each_weight(stored, layer.params["latent_filters"])
-    return {"filters": filters, "m_filters": stored["m_filters"]}
+    return {"filters": filters, "m_filters": m_filters}
+
+
+def recode(stored: Mapping[str, np.ndarray], formats: Formats) -> dict[str, np.ndarray]:
+    """Returns the tensors of a layer with M in another format."""
+    return with_scales(stored, ("m_filters",), formats, "M-filters")
 
 
 def spec(
     layer: PlannedLayer, config: Config, quantized: bool, dtypes: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    """Describes the tensors that `pack` returns."""
-    del dtypes
-    shape = layer.params["latent_filters"]
-    m_filters = float32_tensor(layer.params["m_filters"], "M-filters")
+    """Describes the tensors that `pack` and `recode` return."""
+    shape, m_shape = layer.params["latent_filters"], layer.params["m_filters"]
+    weights = int(np.prod(m_shape, dtype=object))
+    m_filters = scale_tensor("m_filters", dtypes, m_shape, "M-filters", weights)
     if not quantized:
         return {"latent_filters": float32_tensor(shape, FILTERS), "m_filters": m_filters}
     return center_tensors(shape, config.binarize.num_centers) | {"m_filters": m_filters}
@@ -93,7 +100,7 @@ def arithmetic(stored: Mapping[str, np.ndarray], layer: PlannedLayer, module: An
         weights = Quantized(codes, stored["centers"])
     return Arithmetic(
         weights=weights,
-        m_filters=stored["m_filters"],
+        m_filters=stored["m_filters"].astype(np.float32),
         strides=module.strides,
         padding=module.padding,
     )
@@ -127,6 +134,9 @@ def _filters(view: View) -> dict[str, np.ndarray]:
     found = {
         name: np.asarray(source[name]) for name in ("m_filters", "latent_filters") if name in source
     }
+    # Sums in float16 would overflow.
+    m_filters = found["m_filters"]
+    found["m_filters"] = m_filters.astype(np.result_type(m_filters, np.float32))
     if "bits" in view.stored:
         centers = np.asarray(source["centers"])
         found |= {"binary_filters": centers[codes_in(view)], "centers": centers}
@@ -144,14 +154,14 @@ def facts(view: View) -> dict[str, Any]:
     *_, channels, maps = view.layer.params["latent_filters"]
     found = _filters(view)
     m_filters = found["m_filters"]
-    floats = m_filters.size + (len(stored["centers"]) if "bits" in stored else 0)
+    floats = [stored[name] for name in ("m_filters", "centers") if name in stored]
     record: dict[str, Any] = {
         "in_maps": channels // m_filters.shape[-1],
         "out_maps": maps,
         "m_filters": m_filters.size,
         "m_min": float(m_filters.min()),
         "m_max": float(m_filters.max()),
-        "m_and_center_bits": 32 * floats,
+        "m_and_center_bits": 8 * sum(array.nbytes for array in floats),
     }
     if "bits" in stored:
         record |= center_facts(view, found["centers"])
@@ -210,10 +220,15 @@ def _range_of_m(record: Mapping[str, Any]) -> Cell:
     return f"{low:.2f}-{high:.2f}", high - low
 
 
+def _floats(record: Mapping[str, Any]) -> Cell:
+    """Returns the number of M and centers."""
+    number = record["m_filters"] + len(record.get("centers", ()))
+    return str(number), number
+
+
 COLUMNS = {
     "maps": lambda record: (f"{record['in_maps']}-{record['out_maps']}", record["out_maps"]),
-    # M and the centers.
-    "floats": lambda record: (str(record["m_and_center_bits"] // 32), record["m_and_center_bits"]),
+    "floats": _floats,
     **CENTER_COLUMNS,
     "range of M": _range_of_m,
     "error": error_cell,

@@ -281,6 +281,7 @@ def one_bit_family(
         ),
         unpack=one_bit_file.unpack,
         spec=functools.partial(one_bit_file.spec, scale_leaf, per_filter),
+        recode=one_bit_file.recode,
         make=make,
         deployed=kernel_conv,
         multiply_adds=_multiply_adds,

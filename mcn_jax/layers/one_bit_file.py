@@ -22,6 +22,7 @@ from mcn_jax.layers.family import (
     View,
     float32_tensor,
 )
+from mcn_jax.layers.formats import Formats, scale_tensor, with_scales
 from mcn_jax.layers.quantized_file import codes_in, error_cell, flip_ratio, relative_error
 from mcn_jax.ops import packing
 
@@ -70,11 +71,16 @@ def unpack(stored: Mapping[str, jax.Array], layer: PlannedLayer) -> dict[str, ja
     return {"kernel": (2 * positive - 1) * scales}
 
 
+def recode(stored: Mapping[str, np.ndarray], formats: Formats) -> dict[str, np.ndarray]:
+    """Returns the tensors of a layer with its scales in another format."""
+    return with_scales(stored, (SCALES,), formats, "scales of one-bit filters")
+
+
 def scales_of(stored: Mapping[str, Any]) -> Any:
     """Returns the scales in float32, [1] or [O]."""
     if EXPONENTS in stored:
         return 2.0 ** stored[EXPONENTS].astype(np.float32)
-    return stored[SCALES]
+    return stored[SCALES].astype(np.float32)
 
 
 def is_dense(layer: PlannedLayer) -> bool:
@@ -94,17 +100,20 @@ def spec(
     quantized: bool,
     dtypes: Mapping[str, str],
 ) -> dict[str, Tensor]:
-    """Describes the tensors that `pack` returns."""
-    del config, dtypes
+    """Describes the tensors that `pack` and `recode` return."""
+    del config
     shape = layer.params[LATENT]
     part = DENSE_LAYERS if is_dense(layer) else FILTERS
     if not quantized:
         return {LATENT: float32_tensor(shape, part)}
     weights, count = int(np.prod(shape, dtype=object)), shape[-1] if per_filter else 1
-    dtype, bits = ("int8", 8) if scale_leaf == EXPONENTS else ("float32", 32)
+    if scale_leaf == EXPONENTS:
+        scales = Tensor("int8", (count,), "scales", 8 * count, 0)
+    else:
+        scales = scale_tensor(SCALES, dtypes, (count,), "scales", 0)
     return {
         "bits": Tensor("uint8", packing.packed_shape(shape, 2), part, weights, weights),
-        scale_leaf: Tensor(dtype, (count,), "scales", bits * count, 0),
+        scale_leaf: scales,
     }
 
 

@@ -11,6 +11,7 @@ from flax import traverse_util
 
 from mcn_jax.deploy import model_file
 from mcn_jax.deploy.header import Network
+from mcn_jax.deploy.joined import own_tensors
 from mcn_jax.errors import InputError, did_you_mean
 from mcn_jax.layers.family import View
 from mcn_jax.models.plan import Plan
@@ -47,7 +48,7 @@ class Inspected:
         if self.variables is not None:
             leaves = layer.params_in(self.variables["params"]) | layer.state_in(self.variables)
             trained = {leaf: np.asarray(value) for leaf, value in leaves.items()}
-        return View(layer, model_file.own_tensors(self.stored, name), trained)
+        return View(layer, own_tensors(self.stored, name), trained)
 
     @functools.cached_property
     def quantizable(self) -> dict[str, View]:

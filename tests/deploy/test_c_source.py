@@ -278,7 +278,7 @@ def trained_digits(data_dir, shared_run, run_name, **fields):
         model=ModelConfig(**fields),
     )  # fmt: skip
     trained = read_trained(shared_run(run_name, config))
-    model = model_of(trained, predictor.stored_shape(trained), "float32")
+    model = model_of(trained, predictor.stored_shape(trained))
     images = open_dataset(DataConfig(name="digits", data_dir=data_dir)).test.read_all().images
     return model, images
 

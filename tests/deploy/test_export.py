@@ -19,6 +19,7 @@ from mcn_jax.data.dataset import open_dataset
 from mcn_jax.deploy import model_file, predictor
 from mcn_jax.deploy.model_file import read_model
 from mcn_jax.errors import InputError
+from mcn_jax.layers.formats import FLOAT32, Formats
 from mcn_jax.training.run import train_and_evaluate
 from mcn_jax.workdirs.trained import read_trained
 from small_runs import digits_config
@@ -45,7 +46,7 @@ def test_trained_networks_agree_on_every_test_image(
     name, report_runs, wide_resnet_run, tmp_path, monkeypatch
 ):
     workdir = (report_runs | {"wide_resnet": wide_resnet_run})[name]
-    result = export.export(workdir, tmp_path / "out", "float32", {})
+    result = export.export(workdir, tmp_path / "out", FLOAT32, {})
     accuracy = json.loads((workdir / "result.json").read_text())["final_test_accuracy"]
     assert result["checkpoint"]["accuracy"] == accuracy
     assert result["checkpoint"]["bytes"] == read_trained(workdir).file_bytes
@@ -109,7 +110,7 @@ def test_networks_trained_on_colours_agree(
         binarize=BinarizeConfig(start_epoch=1, num_centers=num_centers),
     )  # fmt: skip
     train_and_evaluate(config, tmp_path / "run")
-    result = export.export(tmp_path / "run", tmp_path / "out", "float32", {})
+    result = export.export(tmp_path / "run", tmp_path / "out", FLOAT32, {})
     # The network has learned something, so the comparison is not between constants.
     assert result["checkpoint"]["accuracy"] > 0.5
     for file in ("model.safetensors", "model.onnx"):
@@ -161,7 +162,7 @@ def test_images_that_are_padded_are_given_as_stored(data_dir, tmp_path, one_devi
     config = digits_config(data_dir, num_epochs=1, binarize=BinarizeConfig(start_epoch=0))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=37))
     train_and_evaluate(config, tmp_path / "run")
-    result = export.export(tmp_path / "run", tmp_path / "out", "float32", {})
+    result = export.export(tmp_path / "run", tmp_path / "out", FLOAT32, {})
     for file in ("model.safetensors", "model.onnx"):
         assert result[file]["difference"] <= 1e-4
         evaluate.main([str(tmp_path / "out" / file), "--json", "--data_dir", data_dir])
@@ -192,7 +193,7 @@ def test_a_checkpoint_of_an_earlier_epoch_is_a_network_too(report_runs, tmp_path
     whole = predictor.open_predictor(report_runs["seed_0"]).logits(images)
     np.testing.assert_array_equal(logits[1], whole)
     assert np.abs(logits[0] - whole).max() > 0.1
-    result = export.export(first, tmp_path, "float32", {})
+    result = export.export(first, tmp_path, FLOAT32, {})
     assert result["model"].provenance["step"] == 44
 
 
@@ -265,14 +266,14 @@ def random_images_of_digits():
 
 
 def test_a_file_tells_no_places(report_runs, tmp_path):
-    export.export(report_runs["seed_0"], tmp_path, "float32", {})
+    export.export(report_runs["seed_0"], tmp_path, FLOAT32, {})
     provenance = read_model(tmp_path / "model.safetensors").provenance
     assert str(tmp_path.parent) not in json.dumps(provenance)
     assert provenance["data"]["name"] == "digits"
 
 
 def test_sizes_add_up_to_the_file(report_runs, tmp_path):
-    result = export.export(report_runs["seed_0"], tmp_path, "float32", {})
+    result = export.export(report_runs["seed_0"], tmp_path, FLOAT32, {})
     parts = model_file.parts(result["model"])
     # Layers of 2 and 4 maps have 9*4*2 and 9*8*4 weights as bits, and one M-filter each.
     assert parts["filters"] == (9 + 36, 4 * (72 + 288))
@@ -337,7 +338,7 @@ def test_a_network_is_exported_and_compared_without_its_data(
     assert result["checkpoint"].keys() == {"bytes"}
     # The files are those of an export with the data.
     monkeypatch.undo()
-    export.export(report_runs["seed_0"], tmp_path / "with_data", "float32", {})
+    export.export(report_runs["seed_0"], tmp_path / "with_data", FLOAT32, {})
     for name, content in written.items():
         assert (tmp_path / "with_data" / name).read_bytes() == content, name
     with pytest.raises(SystemExit, match="--root has no effect with --no-evaluate; drop one"):
@@ -346,7 +347,7 @@ def test_a_network_is_exported_and_compared_without_its_data(
 
 def test_a_file_that_differs_from_its_checkpoint_shows_without_data(report_runs, tmp_path):
     exact, rounded = (
-        export.export(report_runs["seed_0"], tmp_path / dense, dense, {}, evaluate=False)
+        export.export(report_runs["seed_0"], tmp_path / dense, Formats(dense), {}, evaluate=False)
         for dense in ("float32", "int8")
     )
     for file in ("model.safetensors", "model.onnx"):
@@ -361,7 +362,7 @@ def test_a_run_that_has_no_binary_filters_yet_is_refused(data_dir, tmp_path, one
     first = read_trained(workdir, trained.epoch["step"] // 2)
     assert (first.binary, trained.binary) == (False, True)
     with pytest.raises(InputError, match="no binary filters yet, after epoch 1; they start with"):
-        export.model_of(first, (32, 32, 1), "float32")
+        export.model_of(first, (32, 32, 1))
     with pytest.raises(InputError, match=r"no checkpoint of a whole epoch at step 3; .* 44, 88"):
         read_trained(workdir, 3)
 
@@ -371,7 +372,7 @@ def test_what_a_reader_would_refuse_is_not_written(report_runs, tmp_path):
     names = ["\udcff", *trained.data["class_names"][1:]]
     renamed = dataclasses.replace(trained, data=trained.data | {"class_names": names})
     with pytest.raises(InputError, match=r"class_names='\\udcff' is not text of up to 300"):
-        export.model_of(renamed, (32, 32, 1), "float32")
+        export.model_of(renamed, (32, 32, 1))
 
 
 @pytest.mark.parametrize(
@@ -406,7 +407,7 @@ def images(data_dir, tmp_path_factory):
 def model(report_runs, tmp_path_factory):
     """Returns the directory of an exported model."""
     out = tmp_path_factory.mktemp("model")
-    export.export(report_runs["seed_0"], out, "float32", {})
+    export.export(report_runs["seed_0"], out, FLOAT32, {})
     return out
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from exported import CLASSES, random_images, random_model
+from exported import CLASSES, header_of_version_1, random_images, random_model
 from mcn_jax import models
 from mcn_jax.config import BinarizeConfig, Config, ModelConfig
 from mcn_jax.data.augment import normalise
@@ -28,6 +28,7 @@ from mcn_jax.deploy.header import (
     layer_bytes,
     network_from_json,
 )
+from mcn_jax.deploy.joined import join
 from mcn_jax.deploy.model_file import KEY, header, read_model, write_model
 from mcn_jax.deploy.onnx import onnx_model, write_onnx
 from mcn_jax.deploy.predictor import logits_of, of_model, of_onnx, open_predictor
@@ -360,32 +361,82 @@ def network_of_0_1(model):
 def test_what_version_0_1_wrote_is_read(name, tmp_path):
     model, _, _ = random_model(**NETWORKS[name])
     path = tmp_path / "model.safetensors"
-    written(model, path, network=network_of_0_1(model))
+    written(model, path, layout=1, network=network_of_0_1(model))
+    check_read(path, as_used(model))
+
+
+# Networks of every kind of tensor, and of every kind of field in a header.
+OF_VERSION_1 = (
+    "simple_cnn", "three centers, first", "wide_resnet, conv head", "CNN", "bwn", "irnet",
+    "filter map, three centers", "lbcnn", "phc stem", "nin, odd size", "maxout, svhn",
+    "resnet, bottleneck", "resnet, learned strides", "densenet", "convnet, signs after a CNN",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_VERSION_1)
+def test_a_file_of_version_1_is_read(name, tmp_path):
+    model, _, _ = random_model(**NETWORKS[name], dense="int8")
+    path = tmp_path / "model.safetensors"
+    written(model, path, layout=1)
+    assert safetensors.numpy.load_file(path).keys() == model.tensors.keys()
     check_read(path, as_used(model))
 
 
 def test_a_header_holds_what_its_network_depends_on():
     model, _, _ = random_model(num_centers=4)
-    assert json.loads(header(model))["network"] == {
-        "name": "simple_cnn", "conv": "mcconv", "widths": [2, 3], "pooling": "strided",
+    assert model.network.to_json() == {
+        "name": "simple_cnn", "conv": "mcconv", "widths": (2, 3), "pooling": "strided",
         "head": "dense", "dense_features": 16, "planes": 4, "input_planes": "copy",
         "num_centers": 4, "quantized": True,
+    }  # fmt: skip
+    assert json.loads(header(model))["network"] == {
+        "name": "simple_cnn", "conv": "mcconv", "widths": [2, 3], "head": "dense",
+        "dense_features": 16, "num_centers": 4,
     }  # fmt: skip
     model, _, _ = random_model(plane_signs="circulant")
     assert json.loads(header(model))["network"]["plane_signs"] == "circulant"
     model, _, _ = random_model(name="wide_resnet", conv="conv", num_centers=0, head="linear")
-    assert json.loads(header(model))["network"] == {
-        "name": "wide_resnet", "conv": "conv", "widths": [1, 2, 2, 3], "pooling": "strided",
+    assert model.network.to_json() == {
+        "name": "wide_resnet", "conv": "conv", "widths": (1, 2, 2, 3), "pooling": "strided",
         "head": "linear", "depth": 8, "stem": "cifar", "planes": 4, "quantized": False,
     }  # fmt: skip
+    assert json.loads(header(model))["network"] == {
+        "name": "wide_resnet", "conv": "conv", "widths": [1, 2, 2, 3], "head": "linear", "depth": 8,
+        "quantized": False,
+    }  # fmt: skip
+
+
+def test_a_header_leaves_out_the_defaults_of_images_and_data(tmp_path):
+    model, _, _ = random_model()
+    images = dataclasses.replace(model.images, background=255, exif_orientation=True)
+    data = {"name": "mnist", "train_split": "train", "test_split": "test", "test_fraction": 0.2}
+    provenance = {"data": data | {"split_seed": 0, "full_name": "mnist/1.0.0"}, "step": 3}
+    model = dataclasses.replace(model, images=images, provenance=provenance)
+    fields = json.loads(header(model))
+    assert fields["images"] == {
+        "height": 16, "width": 16, "channels": 1, "mean": [0.3], "std": [0.2]
+    }  # fmt: skip
+    short = {"name": "mnist", "full_name": "mnist/1.0.0"}
+    assert fields["provenance"] == {"data": short, "step": 3}
+    path = tmp_path / "model.safetensors"
+    write_model(model, path)
+    check_read(path, as_used(model))
+    others = {"background": 0, "exif_orientation": False, "image_size": 21, "center_crop": 0.5}
+    changed = data | {"split_seed": 7, "full_name": None}
+    model = dataclasses.replace(
+        model,
+        images=dataclasses.replace(images, **others),
+        provenance={"data": changed | {"test_split": "validation"}},
+    )
+    assert others.items() <= json.loads(header(model))["images"].items()
 
 
 @pytest.mark.parametrize(
     "name", ["name", "conv", "pooling", "head", "planes", "input_planes", "num_centers"]
 )
-def test_a_field_that_a_header_lacks_has_its_default(name, tmp_path):
+def test_a_field_that_a_header_of_version_1_lacks_has_its_default(name, tmp_path):
     model, _, _ = random_model()
-    fields = json.loads(header(model))["network"]
+    fields = model.network.to_json()
     flat = dataclasses.asdict(ModelConfig()) | dataclasses.asdict(BinarizeConfig())
     default = flat[name]
     assert fields[name] == default
@@ -393,44 +444,61 @@ def test_a_field_that_a_header_lacks_has_its_default(name, tmp_path):
     if name == "num_centers":
         assert fields["quantized"]  # version 0.1 stored this as the number of centers
     path = tmp_path / "model.safetensors"
-    written(model, path, network=fields)
+    written(model, path, layout=1, network=fields)
     check_read(path, model)
 
 
 def test_a_model_file_is_a_plain_safetensors_file(tmp_path):
-    model, _, _ = random_model()
+    model, _, _ = random_model(num_centers=3, dense="int8", scales="float16")
     write_model(model, tmp_path / "model.safetensors")
     tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
-    assert tensors.keys() == model.tensors.keys()
+    parts = {
+        "bits": ["conv_1/bits", "conv_2/bits"],
+        "centers": ["conv_1/centers", "conv_2/centers"],
+        "m_filters": ["conv_1/m_filters", "conv_2/m_filters"],
+        "batch_norm/scale": ["batch_norm_1/scale", "batch_norm_2/scale"],
+        "batch_norm/offset": ["batch_norm_1/offset", "batch_norm_2/offset"],
+        "dense/kernel": ["dense_1/kernel", "dense_2/kernel"],
+        "dense/kernel_scale": ["dense_1/kernel_scale", "dense_2/kernel_scale"],
+        "dense/bias": ["dense_1/bias", "dense_2/bias"],
+    }
+    assert tensors.keys() == parts.keys()
+    for name, members in parts.items():
+        expected = np.concatenate([model.tensors[member].ravel() for member in members])
+        np.testing.assert_array_equal(tensors[name], expected, strict=True)
 
 
-def written(model, path, tensors=None, **changes):
-    """Writes a model file with a changed header or other tensors."""
-    fields = json.loads(header(model))
+def written(model, path, tensors=None, layout=2, **changes):
+    """Writes a model file of a version, with a changed header or with other tensors in it."""
+    fields = json.loads(header(model)) if layout == 2 else header_of_version_1(model)
     for name, value in changes.items():
         *groups, last = name.split("__")
         place = fields
         for group in groups:
             place = place[group]
         place[last] = value
-    tensors = {k: np.ascontiguousarray(v) for k, v in (tensors or model.tensors).items()}
+    if tensors is None:
+        tensors = join(model.tensors, model.plan) if layout == 2 else model.tensors
+    tensors = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
     path.write_bytes(safetensors.numpy.save(tensors, metadata={KEY: json.dumps(fields)}))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "its version is 2, but .* reads only 1"),
+        ({"version": 3}, "its version is 3, but .* reads only 1 and 2"),
+        ({"version": True}, "its version is True, but .* reads only 1 and 2"),
         ({"network": []}, "its network is not an object"),
         ({"network__heads": "dense"}, "unknown field network.'heads'; did you mean head"),
         ({"network__dropout_rate": 0.5}, "unknown field network.'dropout_rate'"),
         ({"network__enabled": True}, "unknown field network.'enabled'"),
         ({"network__head": "tail"}, "network.head='tail' must be one of dense, linear, conv"),
-        ({"network__head": "linear"}, "its tensor dense/kernel is missing"),
-        ({"network__head": "conv"}, "its tensor head/conv/kernel is missing"),
+        ({"network__head": "linear"},
+         r"its tensor dense/kernel has the shape \[3152\] instead of \[960\]"),
+        ({"network__head": "conv"}, "its tensor 'dense/bias' does not belong to its network"),
         ({"network__pooling": "x"}, "network.pooling='x' must be one of strided"),
         ({"network__quantized": 1}, "network.quantized=1 must be true or false"),
-        ({"network__quantized": False}, "its tensor conv_1/latent_filters is missing"),
+        ({"network__quantized": False}, "its tensor 'bits' does not belong to its network"),
         ({"network__head": "x" * 1000}, "network.head='x+ is too long for a name"),
         ({"network__name": "vgg"}, "network.name='vgg' must be one of simple_cnn"),
         ({"network__name": ["simple_cnn"]}, r"network.name=\['simple_cnn'\] must be of type str"),
@@ -452,11 +520,11 @@ def written(model, path, tensors=None, **changes):
          "network.phc_n=3 does not divide the 8 output channels of conv_1, with"),
         ({"network__phc_n": 0}, r"network.phc_n=0 must lie in 1\.\.64"),
         ({"network__layout": "cifar"}, "network.layout='cifar' must be one of cifar10, svhn"),
-        ({"network__dense_features": 2**20}, "its tensor dense_1/kernel is float32"),
+        ({"network__dense_features": 2**20}, r"kernel has the shape \[3152\] instead of \[20"),
         ({"network__dense_features": 2**40}, "network.dense_features=1099511627776 does not lie"),
         ({"network__planes": 64, "network__widths": [300, 1]}, "the bits of the filters="),
         ({"network__widths": []}, "the number of network.widths=0 does not lie"),
-        ({"network__widths": [2, 4]}, "its filter_shapes do not match"),
+        ({"network__widths": [2, 4]}, r"its tensor bits has the shape \[36\] instead of \[45\]"),
         ({"network__depth": 10**12}, "network.depth=1000000000000 does not lie"),
         ({"network__depth": 202}, "network.depth=202 does not lie in 0..200"),
         ({"network__num_centers": 0}, "network.num_centers=0 does not lie in 2..256"),
@@ -479,7 +547,7 @@ def written(model, path, tensors=None, **changes):
         ({"images__background": 1.5}, "images.background=1.5 is not of the right type"),
         ({"images__exif_orientation": 1}, "images.exif_orientation=1 is not of the right type"),
         ({"images__center_crop": 0}, r"images.center_crop=0.0 does not lie in \(0, 1\]"),
-        ({"class_names": ["a"]}, r"its tensor dense_2/kernel is float32 \[16, 5\] instead of"),
+        ({"class_names": ["a"]}, r"dense/kernel has the shape \[3152\] instead of \[3088"),
         ({"class_names": "abcde"}, "its class_names are not a list of names"),
         ({"class_names": ["\udcff"]}, r"class_names='\\udcff' is not text of up to 300"),
         ({"class_names": ["a" * 301]}, "is not text of up to 300 characters"),
@@ -488,7 +556,6 @@ def written(model, path, tensors=None, **changes):
             {"provenance": {"data": {"full_name": 3}}},
             "provenance.data.full_name=3 is not printable",
         ),
-        ({"filter_shapes": {}}, "its filter_shapes do not match"),
     ],
 )  # fmt: skip
 def test_a_wrong_header_is_named(changes, message, tmp_path):
@@ -497,6 +564,66 @@ def test_a_wrong_header_is_named(changes, message, tmp_path):
     written(model, path, **changes)
     with pytest.raises(InputError, match=f"^{path} cannot be used: .*{message}"):
         read_model(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network__head": "linear"}, "its tensor dense/kernel is missing"),
+        ({"network__head": "conv"}, "its tensor head/conv/kernel is missing"),
+        ({"network__quantized": False}, "its tensor conv_1/latent_filters is missing"),
+        ({"network__dense_features": 2**20}, "its tensor dense_1/kernel is float32"),
+        ({"network__widths": [2, 4]}, "its filter_shapes do not match"),
+        ({"network__widths": [2] * 99}, r"the number of network.widths=99 does not lie in 1\.\.14"),
+        ({"class_names": ["a"]}, r"its tensor dense_2/kernel is float32 \[16, 5\] instead of"),
+        ({"filter_shapes": {}}, "its filter_shapes do not match"),
+    ],
+)
+def test_a_wrong_header_of_version_1_is_named(changes, message, tmp_path):
+    model, _, _ = random_model()
+    path = tmp_path / "model.safetensors"
+    written(model, path, layout=1, **changes)
+    with pytest.raises(InputError, match=f"^{path} cannot be used: .*{message}"):
+        read_model(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("bits", None, "its tensor bits is missing"),
+        ("bits", np.zeros(44, np.uint8), r"bits has the shape \[44\] instead of \[72\]"),
+        ("bits", np.zeros((2, 36), np.uint8), r"bits has the shape \[2, 36\] instead of \[72\]"),
+        (
+            "bits",
+            np.zeros(72, np.int8),
+            r"its tensor conv_1/bits is int8 \[2, 9\] instead",
+        ),
+        ("bits", np.full(72, 255, np.uint8), "conv_1/bits has codes without a center"),
+        ("m_filters", np.full(72, np.nan, np.float32), "conv_1/m_filters has values that are not"),
+        ("m_filters", np.full(72, np.inf, np.float16), "conv_1/m_filters has values that are not"),
+        ("m_filters", np.full(72, -1, np.float16), "conv_1/m_filters has negative values"),
+        ("m_filters", np.zeros(72), "a tensor m_filters is float64, not one of float32, float16"),
+        ("centers", np.zeros(6, np.float16), "conv_1/centers is float16"),
+        ("centers", np.arange(6, 0, -1, np.float32), "conv_1/centers is not in ascending order"),
+        ("batch_norm/scale", np.zeros(20, np.int8), "a tensor scale is int8, not one of float32"),
+        ("batch_norm/offset", np.full(20, np.inf, np.float16), "batch_norm_1/offset has values"),
+        ("dense/kernel", np.zeros(3152, np.int32), "dense_1/kernel is int32, not one of float32"),
+        ("dense/kernel", np.zeros(3152, np.int8), "its tensor dense/kernel_scale is missing"),
+        ("dense/kernel_scale", np.zeros(21, np.float32), "'dense/kernel_scale' does not belong"),
+        ("conv_1/bits", np.zeros(18, np.uint8), "its tensor 'conv_1/bits' does not belong"),
+        ("x\n" * 99, np.zeros(18, np.uint8), r"its tensor 'x\\nx\\n.* does not belong"),
+    ],
+)
+def test_a_wrong_tensor_is_named(name, value, message, tmp_path):
+    model, _, _ = random_model(num_centers=3)
+    tensors = {**join(model.tensors, model.plan), name: value}
+    if value is None:
+        del tensors[name]
+    path = tmp_path / "model.safetensors"
+    written(model, path, tensors)
+    with pytest.raises(InputError, match=f"^{path} cannot be used: .*{message}") as found:
+        read_model(path)
+    assert "\n" not in str(found.value)
 
 
 @pytest.mark.parametrize(
@@ -514,13 +641,13 @@ def test_a_wrong_header_is_named(changes, message, tmp_path):
         ("conv_9/bits", np.zeros(3, np.uint8), "its tensor 'conv_9/bits' does not belong"),
     ],
 )
-def test_a_wrong_tensor_is_named(name, value, message, tmp_path):
+def test_a_wrong_tensor_of_version_1_is_named(name, value, message, tmp_path):
     model, _, _ = random_model(num_centers=3)
     tensors = {**model.tensors, name: value}
     if value is None:
         del tensors[name]
     path = tmp_path / "model.safetensors"
-    written(model, path, tensors)
+    written(model, path, tensors, layout=1)
     with pytest.raises(InputError, match=f"^{path} cannot be used: .*{message}"):
         read_model(path)
 
@@ -529,7 +656,9 @@ def test_a_scale_that_is_too_large_is_named(tmp_path):
     model, _, _ = random_model(dense="int8")
     scale = np.full(16, 3e38, np.float32)
     path = tmp_path / "model.safetensors"
-    written(model, path, {**model.tensors, "dense_1/kernel_scale": scale})
+    write_model(
+        dataclasses.replace(model, tensors={**model.tensors, "dense_1/kernel_scale": scale}), path
+    )
     with pytest.raises(InputError, match="its tensor dense_1/kernel_scale is too large for"):
         read_model(path)
 
@@ -783,7 +912,7 @@ MUTATED = (
     ({"name": "wide_resnet"}, True),
     ({"num_centers": 3, "head": "linear"}, False),
     ({"num_centers": 3}, True),
-    ({"dense": "int8"}, False),
+    ({"dense": "int8", "scales": "float16"}, False),
     ({"num_centers": 0, "conv": "conv", "head": "conv"}, False),
     ({"num_centers": 3, "conv": "filter_map_kmeans"}, False),
 )
@@ -798,7 +927,8 @@ def survive(count, tmp_path, run_every=16):
     usable = 0
     for fields, of_0_1 in MUTATED:
         model, _, _ = random_model(**fields)
-        written(model, path, **({"network": network_of_0_1(model)} if of_0_1 else {}))
+        old = {"layout": 1, "network": network_of_0_1(model)}
+        written(model, path, **(old if of_0_1 else {}))
         for content in mutations(path.read_bytes(), count // len(MUTATED)):
             path.write_bytes(content)
             try:

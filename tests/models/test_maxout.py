@@ -14,6 +14,7 @@ from mcn_jax.config import Config, DataConfig, ModelConfig
 from mcn_jax.errors import InputError
 from mcn_jax.layers.conv import CONV
 from mcn_jax.layers.dense import DENSE
+from mcn_jax.layers.formats import FLOAT32
 from mcn_jax.models import make_model
 from mcn_jax.models.maxout import LAYOUTS, check_image_size, sizes
 from mcn_jax.models.plan import plan_of
@@ -217,7 +218,7 @@ def test_it_learns_digits_and_its_files_agree(layout, head, conv, data_dir, tmp_
     train_and_evaluate(digits_config(data_dir, model=model, num_epochs=10), tmp_path / "run")
     accuracy = json.loads((tmp_path / "run" / "result.json").read_text())["final_test_accuracy"]
     assert accuracy > 0.9
-    result = export.export(tmp_path / "run", tmp_path / "out", "float32", {})
+    result = export.export(tmp_path / "run", tmp_path / "out", FLOAT32, {})
     for file in ("model.safetensors", "model.onnx"):
         assert result[file]["accuracy"] == accuracy
         assert result[file]["difference"] <= 1e-4

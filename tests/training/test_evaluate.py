@@ -9,6 +9,7 @@ from PIL import Image
 from mcn_jax import export, parallel
 from mcn_jax.data.sources import eval_batches
 from mcn_jax.evaluate import main as command
+from mcn_jax.layers.formats import FLOAT32
 from mcn_jax.training.evaluation import evaluate, measures
 from mcn_jax.training.steps import eval_step
 from small_runs import digits_config, random_split, step_arguments
@@ -103,7 +104,7 @@ def test_the_command_evaluates_runs_and_files(kind, report_runs, data_dir, tmp_p
     workdir = report_runs["seed_0"]
     path = workdir
     if kind != "run":
-        export.export(workdir, tmp_path, "float32", {})
+        export.export(workdir, tmp_path, FLOAT32, {})
         path = tmp_path / kind
     places = ["--data_dir", data_dir]
     command([str(path), *places, "--json", "--confusion", str(tmp_path / "confusion.png")])
