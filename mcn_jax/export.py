@@ -4,7 +4,7 @@ Writes OUT/model.safetensors and OUT/model.onnx, in which every binary filter we
 ceil(log2 U) bits. Then reads both files, runs them on the test split, and prints their sizes and
 accuracies. WORKDIR is only read; WORKDIR/checkpoints/STEP exports an earlier checkpoint.
 --no-evaluate needs no data set: it runs the files on generated images, and measures no accuracy.
---c also writes OUT/model.c, model.h and model_selftest.c: the network as C99, for microcontrollers.
+--c and --web write further files.
 """
 
 import json
@@ -22,6 +22,8 @@ from mcn_jax.deploy import model_file, predictor
 from mcn_jax.deploy.c_source import c_source, write_c_source
 from mcn_jax.deploy.model_file import model_of, read_model, write_model
 from mcn_jax.deploy.onnx import write_onnx
+from mcn_jax.deploy.wasm import check_compiler
+from mcn_jax.deploy.web import PAGE, web_page, write_web_page
 from mcn_jax.errors import InputError
 from mcn_jax.layers.dense import FORMATS
 from mcn_jax.terminal import run_command
@@ -29,6 +31,14 @@ from mcn_jax.workdirs.files import environment
 from mcn_jax.workdirs.trained import read_trained
 
 GENERATED_IMAGES, SEED = 64, 0  # of `run_generated`
+FORMATS_HELP = """\
+files in OUT, and who each is for:
+  model.safetensors   always      Python programs, and readers in any language
+  model.onnx          always      apps and servers with ONNX Runtime
+  model.c, model.h,   with --c    microcontrollers and C programs: C99 without any library, and
+    model_selftest.c                a program that tests it
+  model.html          with --web  everyone with a browser: a page that runs the network offline
+"""
 
 
 def run_generated(
@@ -58,6 +68,7 @@ def export(
     *,
     evaluate: bool = True,
     c: bool = False,
+    web: bool = False,
 ) -> dict[str, Any]:
     """Writes both files and compares them with the checkpoint.
 
@@ -69,6 +80,7 @@ def export(
         evaluate: whether to compare them on the test split. If not, `run_generated` compares them
             without a data set, and nothing has an "accuracy".
         c: whether to write C source, too. Nothing compiles it here; its self-test compares it.
+        web: whether to write a web page, too. It compares its logits with JAX when it opens.
 
     Returns:
         "model": the model that was written.
@@ -82,20 +94,26 @@ def export(
             to which both give the same class. Without ONNX Runtime, "model.onnx" has
             only "bytes".
         "model.c": with `c`, the sizes "arena_bytes" and "constant_bytes" of `CSource`.
+        "model.html": with `web`, "bytes" on disk, and "wasm_bytes" of `WebPage`.
 
     Raises:
-        InputError: if there is nothing to export, the data cannot be read, or the network has no C
-            source. Then nothing has been written.
+        InputError: if there is nothing to export, the data cannot be read, the network has no C
+            source, or it cannot be compiled for a web page. Then nothing has been written.
     """
+    if web:
+        check_compiler()
     trained = read_trained(workdir)
     checkpoint = predictor.of_trained(trained)
     examples = predictor.open_test_split(checkpoint, data) if evaluate else None
     shape = predictor.stored_shape(trained) if examples is None else examples.shape
     model = model_of(trained, shape, dense)
-    source = c_source(model) if c else None
+    source = c_source(model) if c or web else None
+    page = web_page(model, source) if web and source else None
     out.mkdir(parents=True, exist_ok=True)
-    if source is not None:
+    if c and source:
         write_c_source(source, out)
+    if page:
+        write_web_page(page, out)
     files = {"model.safetensors": write_model, "model.onnx": write_onnx}
     for name, write in files.items():
         write(model, out / name)
@@ -127,10 +145,12 @@ def export(
     result["parts"] = {
         kind: {"bytes": there, "float32_bytes": float32} for kind, (there, float32) in parts.items()
     }
-    if source is not None:
+    if c and source:
         result["model.c"] = {
             "arena_bytes": source.arena_bytes, "constant_bytes": source.constant_bytes
         }  # fmt: skip
+    if page:
+        result[PAGE] = {"bytes": (out / PAGE).stat().st_size, "wasm_bytes": page.wasm_bytes}
     return result
 
 
@@ -181,6 +201,12 @@ def _print(result: dict[str, Any], out: pathlib.Path) -> None:
         )
         command = "cc -std=c99 -O2 model.c model_selftest.c -o selftest && ./selftest && echo equal"
         console.print(command, soft_wrap=True)
+    if PAGE in result:
+        sizes = result[PAGE]
+        console.print(
+            f"{PAGE}: {sizes['bytes']:,} bytes, of which WebAssembly {sizes['wasm_bytes']:,} before"
+            " encoding. Open it in a browser; it tests itself."
+        )
 
 
 def _ratio(float32: int, there: int) -> str:
@@ -189,7 +215,7 @@ def _ratio(float32: int, there: int) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Exports one run."""
-    parser = make_parser("export", __doc__)
+    parser = make_parser("export", __doc__, epilog=FORMATS_HELP)
     parser.add_argument("workdir", type="path", help="a run, such as runs/digits")
     parser.add_argument("out", type="path", help="directory for the files")
     parser.add_argument(
@@ -206,6 +232,11 @@ def main(arguments: list[str] | None = None) -> None:
         action="store_true",
         help="also write model.c, model.h and model_selftest.c, for microcontrollers",
     )
+    parser.add_argument(
+        "--web",
+        action="store_true",
+        help="also write model.html, a page that runs the network; needs: pip install ziglang",
+    )
     add_places(parser)
     options = parser.parse_args(arguments)
     with one_line_errors("export"):
@@ -221,6 +252,7 @@ def main(arguments: list[str] | None = None) -> None:
             data,
             evaluate=not options.no_evaluate,
             c=options.c,
+            web=options.web,
         )
         if options.json:
             _print_json(result)
