@@ -33,8 +33,8 @@ NETWORKS = {
     "odd sizes": {"size": (37, 21), "widths": (3, 5, 4), "head": "linear"},
 }
 HOSTILE = (
-    "</script><img src=x onerror=alert(1)>", "<!--<script>", "</script x", "]]>", "&lt;b&gt;", "@MODEL@",
-    "@TITLE@", "${evil}`", "'\"\\", "a\nb\u2028c", "\u202etxt.exe", "日本語 é", "",
+    "</script><img src=x onerror=alert(1)>", "<!--<script>", "</script x", "]]>", "&lt;b&gt;",
+    "@MODEL@", "@TITLE@", "${evil}`", "'\"\\", "a\nb\u2028c", "\u202etxt.exe", "日本語 é", "",
 )  # fmt: skip
 
 
