@@ -13,10 +13,10 @@ help:  ## list the targets
 train: .venv/installed  ## train configs/$(CONFIG).py, by default digits: make train CONFIG=mnist_cpu ARGS="--config.seed=1"
 	$(VENV)/python -m mcn_jax.main --config=configs/$(CONFIG).py --workdir=runs/$(CONFIG) $(ARGS)
 
-test: .venv/installed  ## run the fast tests on all cores: a few minutes
+test: .venv/installed .venv/web  ## run the fast tests on all cores: a few minutes
 	$(VENV)/python -m pytest -q -n auto
 
-slow: .venv/installed  ## run the slow tests: tens of minutes
+slow: .venv/installed .venv/web  ## run the slow tests: tens of minutes
 	$(VENV)/python -m pytest -q -m slow -n auto
 
 check: lint types imports  ## check style, format, types and the order of the packages
@@ -49,7 +49,7 @@ sweep: .venv/installed  ## sweep theta and lambda on digits, a few minutes; file
 		--config.optimizer.learning_rate=0.05 --config.optimizer.warmup_epochs=1 \
 		--config.num_epochs=15 --config.binarize.start_epoch=4 $(ARGS)
 
-mutations: .venv/installed  ## seed faults into the code and check that the tests notice: an hour
+mutations: .venv/installed .venv/web  ## seed faults into the code and check that the tests notice: an hour
 	$(VENV)/python tests/mutation/check.py
 
 .venv/installed: requirements.txt pyproject.toml setup.py mcn_jax/ops/native_build.py $(wildcard mcn_jax/ops/cpp/*)
@@ -58,4 +58,8 @@ mutations: .venv/installed  ## seed faults into the code and check that the test
 	$(PYTHON) -m venv .venv
 	$(VENV)/python -m pip install -q --disable-pip-version-check -r requirements.txt
 	$(VENV)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+.venv/web: requirements-web.txt .venv/installed
+	$(VENV)/python -m pip install -q --disable-pip-version-check -r requirements-web.txt
 	@touch $@

@@ -6,7 +6,7 @@ accuracies. WORKDIR is only read; WORKDIR/checkpoints/STEP exports an earlier ch
 model.safetensors is exported again, to another directory.
 --small makes the smallest files; compare the accuracies that the command prints.
 --no-evaluate needs no data set: it runs the files on generated images, and measures no accuracy.
---c also writes OUT/model.c, model.h and model_selftest.c: the network as C99, for microcontrollers.
+--c and --web write further files.
 """
 
 import json
@@ -27,6 +27,8 @@ from mcn_jax.deploy.c_source import c_source, write_c_source
 from mcn_jax.deploy.model_file import Model, model_of, read_model, write_model
 from mcn_jax.deploy.onnx import write_onnx
 from mcn_jax.deploy.recoding import CHOICES, recoded, savings
+from mcn_jax.deploy.wasm import check_compiler
+from mcn_jax.deploy.web import PAGE, web_page, write_web_page
 from mcn_jax.errors import InputError
 from mcn_jax.layers.formats import DENSE_FORMATS, SCALE_FORMATS, SMALLEST, Formats
 from mcn_jax.terminal import run_command
@@ -35,6 +37,14 @@ from mcn_jax.workdirs.trained import read_trained
 
 GENERATED_IMAGES, SEED = 64, 0  # of `run_generated`
 CHECKPOINT, GIVEN_FILE = "checkpoint", "given file"  # what is exported
+FORMATS_HELP = """\
+files in OUT, and who each is for:
+  model.safetensors   always      Python programs, and readers in any language
+  model.onnx          always      apps and servers with ONNX Runtime
+  model.c, model.h,   with --c    microcontrollers and C programs: C99 without any library, and
+    model_selftest.c                a program that tests it
+  model.html          with --web  everyone with a browser: a page that runs the network offline
+"""
 
 
 class Source(NamedTuple):
@@ -102,6 +112,7 @@ def export(
     *,
     evaluate: bool = True,
     c: bool = False,
+    web: bool = False,
 ) -> dict[str, Any]:
     """Writes both files and compares them with what is exported.
 
@@ -113,6 +124,7 @@ def export(
         evaluate: whether to compare them on the test split. If not, `run_generated` compares them
             without a data set, and nothing has an "accuracy".
         c: whether to write C source, too. Nothing compiles it here; its self-test compares it.
+        web: whether to write a web page, too. It compares its logits with JAX when it opens.
 
     Returns:
         "model": the model that was written.
@@ -127,20 +139,27 @@ def export(
             of images to which both give the same class. Without ONNX Runtime, "model.onnx" has only
             "bytes".
         "model.c": with `c`, the sizes "arena_bytes" and "constant_bytes" of `CSource`.
+        "model.html": with `web`, "bytes" on disk, and "wasm_bytes" of `WebPage`.
 
     Raises:
         InputError: if there is nothing to export, the data cannot be read, the network has no C
-            source, or `source` is the file that would be written. Then nothing has been written.
+            source or cannot be compiled for a web page, or `source` is the file that would be
+            written. Then nothing has been written.
     """
+    if web:
+        check_compiler()
     files = {"model.safetensors": write_model, "model.onnx": write_onnx}
     if source.resolve() == (out / "model.safetensors").resolve():
         raise InputError(f"{source} would be overwritten; name another directory than {out}")
     opened = open_source(source, formats, data, evaluate=evaluate)
     model, examples = opened.model, opened.examples
-    program = c_source(model) if c else None
+    program = c_source(model) if c or web else None
+    page = web_page(model, program) if web and program is not None else None
     out.mkdir(parents=True, exist_ok=True)
-    if program is not None:
+    if c and program is not None:
         write_c_source(program, out)
+    if page is not None:
+        write_web_page(page, out)
     for name, write in files.items():
         write(model, out / name)
     predictors = {opened.name: opened.member}
@@ -171,10 +190,12 @@ def export(
         kind: {"bytes": there, "float32_bytes": float32} for kind, (there, float32) in parts.items()
     }
     result["savings"] = {option: saving._asdict() for option, saving in savings(model).items()}
-    if program is not None:
+    if c and program is not None:
         result["model.c"] = {
             "arena_bytes": program.arena_bytes, "constant_bytes": program.constant_bytes
         }  # fmt: skip
+    if page is not None:
+        result[PAGE] = {"bytes": (out / PAGE).stat().st_size, "wasm_bytes": page.wasm_bytes}
     return result
 
 
@@ -235,6 +256,12 @@ def _print(result: dict[str, Any], out: pathlib.Path) -> None:
         )
         command = "cc -std=c99 -O2 model.c model_selftest.c -o selftest && ./selftest && echo equal"
         console.print(command, soft_wrap=True)
+    if PAGE in result:
+        sizes = result[PAGE]
+        console.print(
+            f"{PAGE}: {sizes['bytes']:,} bytes, of which WebAssembly {sizes['wasm_bytes']:,} before"
+            " encoding. Open it in a browser; it tests itself."
+        )
 
 
 def _ratio(float32: int, there: int) -> str:
@@ -243,7 +270,7 @@ def _ratio(float32: int, there: int) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Exports one network."""
-    parser = make_parser("export", __doc__)
+    parser = make_parser("export", __doc__, epilog=FORMATS_HELP)
     parser.add_argument(
         "source",
         type="path",
@@ -275,6 +302,11 @@ def main(arguments: list[str] | None = None) -> None:
         action="store_true",
         help="also write model.c, model.h and model_selftest.c, for microcontrollers",
     )
+    parser.add_argument(
+        "--web",
+        action="store_true",
+        help="also write model.html, a page that runs the network; needs: pip install ziglang",
+    )
     add_places(parser)
     options = parser.parse_args(arguments)
     with one_line_errors("export"):
@@ -292,6 +324,7 @@ def main(arguments: list[str] | None = None) -> None:
             data,
             evaluate=not options.no_evaluate,
             c=options.c,
+            web=options.web,
         )
         if options.json:
             _print_json(result)

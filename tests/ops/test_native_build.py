@@ -257,7 +257,8 @@ def test_the_wheel_is_tagged_by_its_content(tmp_path, compiles):
     source = tmp_path / "source"
     skipped = shutil.ignore_patterns("libmcn_native.*", "__pycache__")
     shutil.copytree(ROOT / "mcn_jax", source / "mcn_jax", ignore=skipped)
-    for name in ("setup.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+    files = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
+    for name in (*files, "requirements.txt", "requirements-web.txt"):
         shutil.copy(ROOT / name, source)
     environment = dict(os.environ) if compiles else os.environ | {"PATH": str(tmp_path)}
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), "."]
@@ -269,3 +270,4 @@ def test_the_wheel_is_tagged_by_its_content(tmp_path, compiles):
     assert (wheel.stem.split("-")[4] == "any") == (not compiles)
     assert (place / native_build.LIBRARY).exists() == compiles
     assert (place / native_build.REASON).exists() == (not compiles)
+    assert (tmp_path / "content" / "mcn_jax" / "deploy" / "page.html").is_file()
