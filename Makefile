@@ -45,7 +45,8 @@ sweep: .venv/installed  ## sweep theta and lambda on digits, a few minutes; file
 	$(VENV)/python -m pip install -q --disable-pip-version-check -r launch/requirements.txt
 	$(VENV)/python launch/sweep.py --config=configs/digits.py --out=runs/sweep \
 		--grid loss.theta=0,1e-2 --grid loss.center_loss_weight=0,1e-3 --seeds=0,1 -- \
-		--config.model.widths=4,8 --config.model.dense_features=32 --config.model.dropout_rate=0.2 \
+		--config.model.widths=4,8 --config.model.head=dense --config.model.dense_features=32 \
+		--config.model.dropout_rate=0.2 \
 		--config.optimizer.learning_rate=0.05 --config.optimizer.warmup_epochs=1 \
 		--config.num_epochs=15 --config.binarize.start_epoch=4 $(ARGS)
 
