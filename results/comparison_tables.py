@@ -124,7 +124,6 @@ MNIST_NETWORKS = (
     ("BinaryConnect", "convnet_mnist_cpu", "convnet_seed?", "98.99"),
     ("LBCNN", "lbcnn_mnist_cpu", "lbcnn_seed?", "99.51"),
     ("Maxout", "maxout_mnist_cpu", "maxout_seed?", "99.55"),
-    ("MCN, 5-10-20-40 maps", "mnist_cpu", "", "99.52"),
 )
 
 DIGITS = "digits_layers"
@@ -185,10 +184,10 @@ def own_networks_table() -> str:
 
 
 def mnist_table() -> str:
-    """Small forms of the networks of other authors on MNIST, and an MCN."""
+    """Small forms of the networks of other authors on MNIST."""
     rows = []
     for system, config, runs, printed in MNIST_NETWORKS:
-        pattern = f"{MNIST}/{runs}" if runs else "mnist_cpu_mcn"
+        pattern = f"{MNIST}/{runs}"
         found, size = _cells_of(pattern), sizes(recorded_network(pattern))
         stored = size.filter_bits + size.scale_bits + size.other_bits
         link = f"{system} ([config](../configs/{config}.py))"
