@@ -5,7 +5,7 @@
 writes .carry/1, .carry/2 and so on. Each load has the wheels of `WHEELS` and the revision of this
 source tree, so the stages that need no data run with any load. After a change of the source tree,
 --revision_only brings the revision up to date. The packed data sets are spread over
-the loads. A load fits, together with this source tree, into a channel of 64 MiB.
+the loads. A load fits, together with this source tree without results/, into a channel of 64 MiB.
 
 The machine needs Python with jax for its GPU, flax, optax, orbax-checkpoint, onnx, numpy, scipy,
 scikit-learn, matplotlib, pillow, protobuf, requests, rich, safetensors and absl-py. It needs
