@@ -37,6 +37,7 @@ bench: .venv/installed  ## run the benchmarks: tens of minutes on an idle machin
 	$(VENV)/python benchmarks/step.py
 	$(VENV)/python benchmarks/roofline.py
 	$(VENV)/python benchmarks/inference.py
+	$(VENV)/python benchmarks/c_inference.py
 	$(VENV)/python benchmarks/packing.py
 	$(VENV)/python benchmarks/input.py
 	$(VENV)/python benchmarks/spectral.py

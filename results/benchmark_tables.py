@@ -337,6 +337,26 @@ def inference_table() -> str:
     )
 
 
+def c_inference_table() -> str:
+    """What benchmarks/c_inference.py measured."""
+    record = read_benchmark(MACHINE, "c_inference")
+    lines = []
+    for network in record["networks"]:
+        times, memory = network["median_seconds"], network["memory_bytes"]
+        sides = (f"{1e3 * times[side]:.2f} ms | {memory[side] / 2**20:.2f} MiB" for side in times)
+        lines.append(
+            f"| {network['network']} | {' | '.join(sides)} | {network['over_onnx_runtime']:.2f}"
+            f" | {network['memory_over']:.2f} |"
+        )
+    return benchmark(
+        "c_inference",
+        f"medians of {record['repeats']} turns",
+        "network | MCN in C | its memory | float network in ONNX Runtime | its memory"
+        " | C over ONNX Runtime, time | memory",
+        lines,
+    )
+
+
 def packing_table() -> str:
     """What benchmarks/packing.py measured."""
     record = read_benchmark("xeon", "packing")
