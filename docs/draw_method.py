@@ -22,7 +22,9 @@ BACKWARD = FORWARD | {"color": "#b03030", "linestyle": (0, (4, 2))}
 
 def digits_network():
     """Returns (config, shapes of the parameters, image shape) of configs/digits.py."""
-    config = from_config_dict(load_config_file(HERE.parent / "configs" / "digits.py"))
+    config = load_config_file(HERE.parent / "configs" / "digits.py")
+    config.model.head = "dense"  # as in the paper
+    config = from_config_dict(config)
     facts = DATASETS[config.data.name]
     model = make_model(config, facts.classes, quantized=True)
     images = jax.ShapeDtypeStruct((1, *facts.image_shape), "float32")
