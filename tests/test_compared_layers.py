@@ -7,10 +7,10 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from mcn_jax import export, inspect_checkpoint, report
 from mcn_jax.config import BinarizeConfig, LossConfig, ModelConfig, OptimizerConfig
+from mcn_jax.deploy.model_file import read_model
 from mcn_jax.errors import InputError
 from mcn_jax.layers.filter_map import FAMILIES as FILTER_MAP
 from mcn_jax.layers.formats import FLOAT32
@@ -199,7 +199,7 @@ def test_files_of_one_bit_dense_layers_agree_with_the_checkpoint(dense_run, tmp_
     for file in ("model.safetensors", "model.onnx"):
         assert result[file]["accuracy"] == accuracy
         assert result[file]["difference"] < 1e-4
-    tensors = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    tensors = read_model(tmp_path / "out" / "model.safetensors").tensors
     # Digits have 32x32 pixels, halved three times.
     weights = {"dense_1": 4 * 4 * 32 * 64, "dense_2": 64 * 64, "dense_3": 64 * 10}
     if kind == "xnor":
