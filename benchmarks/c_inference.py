@@ -57,14 +57,12 @@ def of_c(library: pathlib.Path, image: np.ndarray, classes: int) -> Callable[[],
     """Returns a function that computes the logits [classes] of an image by the compiled source."""
     predict = ctypes.CDLL(str(library)).mcn_model_predict
     logits = np.zeros(classes, np.float32)
-    pixels = np.ascontiguousarray(image)
-    arguments = (
-        pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)),
+    arguments = (  # they keep the memory of both arrays
+        np.ascontiguousarray(image).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)),
         logits.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
     )
 
     def call() -> np.ndarray:
-        assert pixels.size  # keeps the memory of the image
         predict(*arguments)
         return logits
 

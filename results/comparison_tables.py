@@ -43,6 +43,9 @@ SIZE_COLUMNS = (
     "bits of batch norm and dense layers", "all stored bits", "bytes of the file",
     "multiply-adds: float x float", "float x ±1", "±1 x ±1", "bits of activations",
 )  # fmt: skip
+TRAINED_COLUMNS = (
+    "test accuracy, %", "epochs", "float epochs", "learning rate", "revision", "record",
+)  # fmt: skip
 NOT_RUN = "not run"
 
 
@@ -157,11 +160,6 @@ def equal_bits_cpu_table() -> str:
     """The accuracies of two systems of equal filter bits that were trained on a CPU."""
     rows = [(SYSTEMS[name], *_trained_cells(f"{CPU_SWEEP}/{name}_seed?")) for name in CPU_SYSTEMS]
     return _table(("system", *TRAINED_COLUMNS), rows)
-
-
-TRAINED_COLUMNS = (
-    "test accuracy, %", "epochs", "float epochs", "learning rate", "revision", "record",
-)  # fmt: skip
 
 
 def _trained_cells(pattern: str) -> tuple[str, ...]:
