@@ -9,10 +9,9 @@ The size is that of Juefei-Xu et al. 2017. Their SVHN network has the flags
 Command:  python -m mcn_jax.main --config=configs/lbcnn.py --config.data.archive_dir=DIR
 Expected: 92.99 % in the paper. Not run here, and the time is not measured.
 Partners: ordinary convolutions of as many channels with --config.model.conv=conv
-Ours:     learning rate (the program has 1e-4 and no scale of the responses; the small
-          network of `lbcnn_mnist_cpu.py` needed less than 0.1), batch size (the program has 5),
-          weight decay, schedule, epochs, warm-up, initial values; anchors are drawn without
-          replacement.
+Ours:     learning rate (the program has 1e-4 and no scale of the responses), batch size (the
+          program has 5), weight decay, schedule, epochs, warm-up, initial values; anchors are drawn
+          without replacement.
 """
 
 from mcn_jax.config import default_config
