@@ -1,5 +1,6 @@
 """Handles the signals that ask a training run to save its state and end."""
 
+import faulthandler
 import os
 import signal
 import threading
@@ -13,6 +14,7 @@ from jax.experimental import multihost_utils
 from mcn_jax.terminal import lost_output
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes
+INTERRUPT_SECONDS = 30  # an interrupted process of several ends in this time
 
 
 class Stopped(Exception):  # noqa: N818  not an error
@@ -27,8 +29,10 @@ class StopRequests:
     nohup. A second SIGINT raises KeyboardInterrupt.
 
     In a run of several processes, JAX's runtime records SIGTERM, and all processes agree on the
-    step to stop after. SIGHUP and the loss of the output become SIGTERM there, and SIGINT keeps
-    Python's handler.
+    step to stop after. SIGHUP and the loss of the output become SIGTERM there. SIGINT raises
+    KeyboardInterrupt in the process that gets it, unless it was ignored, as in a background job.
+    If that process waits for another one and does not end in `INTERRUPT_SECONDS`, it exits with
+    code 1, and prints where each thread was.
     """
 
     def __init__(self) -> None:
@@ -46,6 +50,8 @@ class StopRequests:
                 self._handle(signal.SIGINT, self._note)
                 hang_up = self._note
             else:
+                if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+                    self._handle(signal.SIGINT, self._interrupt)
                 hang_up = self._pass_on
             if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
                 self._handle(signal.SIGHUP, hang_up)
@@ -64,6 +70,12 @@ class StopRequests:
             raise KeyboardInterrupt
         self._signal = number
 
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self._signal = number
+        faulthandler.dump_traceback_later(INTERRUPT_SECONDS, exit=True, file=2)
+        raise KeyboardInterrupt  # Python drops it in callbacks of libraries; `pending` repeats it
+
     def _pass_on(self, number: int = signal.SIGHUP, frame: FrameType | None = None) -> None:
         """Asks JAX's runtime to stop all processes of the run."""
         del number, frame
@@ -75,9 +87,14 @@ class StopRequests:
         """Returns whether to stop now; once true, it stays true.
 
         All processes of a run must call it equally often.
+
+        Raises:
+            KeyboardInterrupt: if this process of several got SIGINT, and has not ended since.
         """
         if jax.process_count() == 1:
             return self._signal is not None or lost_output() is not None
+        if self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
         if lost_output() is not None:
             self._pass_on()
         self._calls += 1

@@ -1,6 +1,7 @@
 """Tests runs of several real processes on the loopback network."""
 
 import contextlib
+import faulthandler
 import json
 import os
 import pathlib
@@ -18,7 +19,7 @@ import pytest
 from mcn_jax.config import from_config_dict
 from mcn_jax.errors import InputError
 from mcn_jax.training import hosts
-from mcn_jax.training.stopping import EXIT_CODE
+from mcn_jax.training.stopping import EXIT_CODE, StopRequests
 from mcn_jax.workdirs.checkpoint import Checkpoints, named_leaves, saved_steps
 from mcn_jax.workdirs.files import read_metrics
 from small_runs import relative_distance, restored, step_arguments
@@ -218,6 +219,43 @@ def test_processes_of_one_device_each_end_soon_after_one_of_them(number, data_di
         assert message.endswith("process 1 ends with the KeyboardInterrupt above\n")
     else:
         assert ended == -signal.SIGKILL
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_drops_ends_one_of_several_processes(monkeypatch):
+    class Interrupts:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with StopRequests() as stop:
+        thing = Interrupts()
+        del thing  # Python drops exceptions of `__del__`
+        faulthandler.cancel_dump_traceback_later()
+        with pytest.raises(KeyboardInterrupt):
+            stop.pending()
+
+
+def test_an_interrupted_process_that_waits_for_another_one_ends():
+    command = [sys.executable, "-c", WAITS_AFTER_AN_INTERRUPT]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "waits for its peer" in done.stderr
+
+
+WAITS_AFTER_AN_INTERRUPT = """
+import signal, sys, threading
+import jax
+from mcn_jax.training import stopping
+jax.process_count = lambda: 2
+stopping.INTERRUPT_SECONDS = 0.5
+try:
+    with stopping.StopRequests():
+        signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("waits for its peer", file=sys.stderr)
+    threading.Event().wait()
+"""
 
 
 @pytest.mark.slow
