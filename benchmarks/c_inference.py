@@ -10,14 +10,12 @@ it has run it, without the libraries that it had loaded before. It is read from 
 
 import argparse
 import concurrent.futures
-import ctypes
 import functools
 import multiprocessing
 import os
 import pathlib
 import shutil
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,12 +27,12 @@ from inference import exported
 from measure import ROOT, add_out, alternated, ratio, write
 from networks import load
 
-from mcn_jax.deploy.c_source import SOURCE, c_source, write_c_source
-from mcn_jax.deploy.model_file import Model
+from mcn_jax.deploy.c_library import compiled, function_of
+from mcn_jax.deploy.c_source import c_source
 from mcn_jax.deploy.onnx import write_onnx
 from mcn_jax.deploy.predictor import INPUT
 
-FLAGS = ("-std=c99", "-O3", "-march=native", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native")
 CALLS = 10  # before the memory is read
 # {name: (config, fields of the MCN)}
 NETWORKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -45,28 +43,9 @@ NETWORKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }  # fmt: skip
 
 
-def compiled(model: Model, directory: pathlib.Path) -> pathlib.Path:
-    """Compiles the C source of a network to a shared library in a directory."""
-    write_c_source(c_source(model), directory)
-    library = directory / "model.so"
-    subprocess.run(["cc", *FLAGS, SOURCE, "-o", library.name], cwd=directory, check=True)
-    return library
-
-
 def of_c(library: pathlib.Path, image: np.ndarray, classes: int) -> Callable[[], np.ndarray]:
     """Returns a function that computes the logits [classes] of an image by the compiled source."""
-    predict = ctypes.CDLL(str(library)).mcn_model_predict
-    logits = np.zeros(classes, np.float32)
-    arguments = (  # they keep the memory of both arrays
-        np.ascontiguousarray(image).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)),
-        logits.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
-    )
-
-    def call() -> np.ndarray:
-        predict(*arguments)
-        return logits
-
-    return call
+    return functools.partial(function_of(library, classes), image)
 
 
 def of_onnx(path: pathlib.Path, image: np.ndarray) -> Callable[[], np.ndarray]:
@@ -117,7 +96,7 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     with tempfile.TemporaryDirectory() as place:
         directory = pathlib.Path(place)
-        library = compiled(mcn, directory)
+        library = compiled(c_source(mcn), directory, FLAGS)
         graphs = {"float": directory / "float.onnx", "mcn": directory / "mcn.onnx"}
         write_onnx(floats, graphs["float"])
         write_onnx(mcn, graphs["mcn"])

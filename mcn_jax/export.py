@@ -1,7 +1,7 @@
 """Exports a trained network: `python -m mcn_jax.export WORKDIR OUT`.
 
 Writes OUT/model.safetensors and OUT/model.onnx, in which every binary filter weight takes
-ceil(log2 U) bits. Then reads both files, runs them on the test split, and prints their sizes and
+ceil(log2 U) bits. Then reads the files, runs them on the test split, and prints their sizes and
 accuracies. WORKDIR is only read; WORKDIR/checkpoints/STEP exports an earlier checkpoint, and a
 model.safetensors is exported again, to another directory.
 --small makes the smallest files; compare the accuracies that the command prints.
@@ -11,6 +11,7 @@ model.safetensors is exported again, to another directory.
 
 import json
 import pathlib
+import tempfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -23,7 +24,8 @@ from mcn_jax.command_line import add_places, make_parser, one_line_errors, place
 from mcn_jax.config import Config
 from mcn_jax.data.examples import Examples
 from mcn_jax.deploy import model_file, predictor
-from mcn_jax.deploy.c_source import c_source, write_c_source
+from mcn_jax.deploy.c_library import of_c_source
+from mcn_jax.deploy.c_source import SOURCE, c_source, write_c_source
 from mcn_jax.deploy.model_file import Model, model_of, read_model, write_model
 from mcn_jax.deploy.onnx import write_onnx
 from mcn_jax.deploy.recoding import CHOICES, recoded, savings
@@ -123,7 +125,7 @@ def export(
         data: fields of `DataConfig` that say where the data are now.
         evaluate: whether to compare them on the test split. If not, `run_generated` compares them
             without a data set, and nothing has an "accuracy".
-        c: whether to write C source, too. Nothing compiles it here; its self-test compares it.
+        c: whether to write C source, too.
         web: whether to write a web page, too. It compares its logits with JAX when it opens.
 
     Returns:
@@ -138,7 +140,8 @@ def export(
             logit from that of the source, divided by the largest logit; and "same_class": the share
             of images to which both give the same class. Without ONNX Runtime, "model.onnx" has only
             "bytes".
-        "model.c": with `c`, the sizes "arena_bytes" and "constant_bytes" of `CSource`.
+        "model.c": with `c`, the sizes "arena_bytes" and "constant_bytes" of `CSource`, and what the
+            other files have but "bytes". If it could not be compiled here, "untested" says why.
         "model.html": with `web`, "bytes" on disk, and "wasm_bytes" of `WebPage`.
 
     Raises:
@@ -166,6 +169,15 @@ def export(
     predictors["model.safetensors"] = predictor.of_model(read_model(out / "model.safetensors"))
     if predictor.has_onnx_runtime():
         predictors["model.onnx"] = predictor.of_onnx(out / "model.onnx")
+    untested = {}
+    if c and program is not None:
+        try:
+            with tempfile.TemporaryDirectory(prefix="mcn_jax_c_") as place:
+                predictors[SOURCE] = of_c_source(
+                    program, predictors["model.safetensors"], pathlib.Path(place)
+                )
+        except InputError as error:
+            untested["untested"] = str(error)
     if examples is None:
         logits, labels = run_generated(predictors, opened.batch_size), None
     else:
@@ -191,9 +203,9 @@ def export(
     }
     result["savings"] = {option: saving._asdict() for option, saving in savings(model).items()}
     if c and program is not None:
-        result["model.c"] = {
-            "arena_bytes": program.arena_bytes, "constant_bytes": program.constant_bytes
-        }  # fmt: skip
+        result.setdefault(SOURCE, untested).update(
+            arena_bytes=program.arena_bytes, constant_bytes=program.constant_bytes
+        )
     if page is not None:
         result[PAGE] = {"bytes": (out / PAGE).stat().st_size, "wasm_bytes": page.wasm_bytes}
     return result
@@ -232,12 +244,14 @@ def _print(result: dict[str, Any], out: pathlib.Path) -> None:
     if result["evaluated"]:
         measure, title = "accuracy", "test accuracy"
     table = rich.table.Table("", "bytes", title, "largest difference")
-    for name in (source, "model.safetensors", "model.onnx"):
+    for name in (source, "model.safetensors", "model.onnx", SOURCE):
+        if name not in result:
+            continue
         values = result[name]
-        untested = "" if name == source else "needs onnxruntime"
+        untested = values.get("untested", "" if name == source else "needs onnxruntime")
         table.add_row(
             name,
-            f"{values['bytes']:,}",
+            f"{values['bytes' if 'bytes' in values else 'constant_bytes']:,}",
             f"{values[measure]:.2%}" if measure in values else untested,
             f"{values['difference']:.1e}" if "difference" in values else "",
         )
@@ -248,11 +262,11 @@ def _print(result: dict[str, Any], out: pathlib.Path) -> None:
             f" {result['images']} generated images."
         )
 
-    if "model.c" in result:
-        sizes = result["model.c"]
+    if SOURCE in result:
+        sizes = result[SOURCE]
         console.print(
-            f"model.c: {sizes['constant_bytes']:,} bytes of weights and"
-            f" {sizes['arena_bytes']:,} bytes of memory for activations. To test it, run there:"
+            f"{SOURCE}: {sizes['constant_bytes']:,} bytes of weights and"
+            f" {sizes['arena_bytes']:,} bytes of memory for activations. To test it elsewhere:"
         )
         command = "cc -std=c99 -O2 model.c model_selftest.c -o selftest && ./selftest && echo equal"
         console.print(command, soft_wrap=True)

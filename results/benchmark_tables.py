@@ -357,6 +357,34 @@ def c_inference_table() -> str:
     )
 
 
+def cortex_m4_table() -> str:
+    """What benchmarks/cortex_m4.py counted."""
+    record = read_benchmark(MACHINE, "cortex_m4")
+    lines = []
+    for network in record["networks"]:
+        flash = [
+            f"{size['flash']:,}" for levels in network["sizes"].values() for size in levels.values()
+        ]
+        [ram] = {size["ram"] for levels in network["sizes"].values() for size in levels.values()}
+        lines.append(f"| {network['network']} | {' | '.join(flash)} | {ram:,} |")
+    difference = max(network["difference"] for network in record["networks"])
+    columns = [
+        f"flash, {level}{'' if storage == 'float32' else f', `{storage}`'}"
+        for storage, levels in record["networks"][0]["sizes"].items()
+        for level in levels
+    ]
+    table = benchmark(
+        "cortex_m4",
+        f"bytes with {record['compiler']}",
+        f"network | {' | '.join(columns)} | RAM",
+        lines,
+    )
+    return (
+        f"{table}\n\nOn QEMU, no logit of these networks differs from JAX's by more than"
+        f" {difference:.0e} of the largest one."
+    )
+
+
 def packing_table() -> str:
     """What benchmarks/packing.py measured."""
     record = read_benchmark("xeon", "packing")

@@ -11,8 +11,6 @@ from mcn_jax.deploy.c_source import write_c_source
 
 STRICT = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Wconversion", "-Werror")
 SANITIZERS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-BOARD = pathlib.Path(__file__).parent / "deploy" / "cortex_m4"
-TARGET = ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16", "-O2")
 # Reads images from stdin, and writes their logits to stdout.
 RUNNER = """\
 #include "model.h"
@@ -73,37 +71,3 @@ def relative_difference(logits, expected):
     assert np.std(expected, axis=0).max() > 1e-3 * np.abs(expected).max()
     assert np.isfinite(logits).all()
     return np.abs(logits - expected).max() / np.abs(expected).max()
-
-
-def logits_from_board(source, directory, images):
-    """Runs the source on QEMU's board with a Cortex-M4, and returns (logits, printed sizes)."""
-    for tool in ("arm-none-eabi-gcc", "arm-none-eabi-size", "qemu-system-arm"):
-        if not shutil.which(tool):
-            pytest.skip(f"{tool} is not installed")
-    write_c_source(source, directory)
-    rows = ",".join(map(str, images.ravel().tolist()))
-    (directory / "images.c").write_text(
-        "#include <stddef.h>\n#include <stdint.h>\n"
-        f"const size_t num_images = {len(images)};\nconst uint8_t images[] = {{{rows}}};\n"
-    )
-    compiler = ("arm-none-eabi-gcc", *TARGET, f"-I{directory}")
-    run(*compiler, *STRICT, "-c", str(directory / "model.c"), "-o", str(directory / "model.o"))
-    files = [str(BOARD / "startup.c"), str(BOARD / "main.c")]
-    files += [str(directory / "images.c"), str(directory / "model.o")]
-    link = ("-nostartfiles", "-T", str(BOARD / "board.ld"))
-    run(*compiler, *link, *files, "-o", str(directory / "board.elf"))
-    sizes = run("arm-none-eabi-size", str(directory / "model.o")).decode()
-    board = ("qemu-system-arm", "-machine", "mps2-an386", "-kernel", str(directory / "board.elf"))
-    streams = (
-        "-display",
-        "none",
-        "-monitor",
-        "none",
-        "-serial",
-        "none",
-        "-chardev",
-        "stdio,id=out",
-    )
-    printed = run(*board, *streams, "-semihosting-config", "chardev=out", timeout=600).split()
-    bits = np.array([int(word, 16) for word in printed], np.uint32)
-    return bits.view(np.float32).reshape(len(images), -1), sizes

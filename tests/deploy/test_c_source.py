@@ -2,16 +2,17 @@
 
 import ctypes
 import dataclasses
+import json
 import re
 import subprocess
 
+import cortex_m4
 import numpy as np
 import pytest
 
 from c_programs import (
     STRICT,
     compiled,
-    logits_from_board,
     logits_from_c,
     need_compiler,
     relative_difference,
@@ -21,7 +22,7 @@ from exported import random_images, random_model
 from mcn_jax import export
 from mcn_jax.config import BinarizeConfig, DataConfig, ModelConfig
 from mcn_jax.data.dataset import open_dataset
-from mcn_jax.deploy import predictor
+from mcn_jax.deploy import c_library, predictor
 from mcn_jax.deploy.c_fusion import fuse_additions
 from mcn_jax.deploy.c_memory import Buffer, Step, plan_arena
 from mcn_jax.deploy.c_source import c_source, write_c_source
@@ -271,6 +272,50 @@ def test_the_header_states_sizes_and_the_command_prints_them(report_runs, tmp_pa
     run(str(compiled(source, tmp_path, "model_selftest.c")))
 
 
+def exported_c(run, directory, capsys):
+    """Returns what the command says of the C source of a run, and of its model file."""
+    export.main([str(run), str(directory), "--no-evaluate", "--c", "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    return printed["model.c"], printed["model.safetensors"]
+
+
+def test_the_command_runs_the_source(report_runs, tmp_path, capsys, monkeypatch):
+    need_compiler("cc", "-shared", "-fPIC")
+    of_c, of_file = exported_c(report_runs["seed_0"], tmp_path / "right", capsys)
+    assert 0 < of_c["difference"] < 1e-5
+    assert of_c["same_class"] == of_file["same_class"] == 1
+    assert "untested" not in of_c
+    function_of = c_library.function_of
+
+    def too_large(*arguments):
+        function = function_of(*arguments)
+        return lambda image: 1.5 * function(image)
+
+    monkeypatch.setattr(c_library, "function_of", too_large)
+    of_c, of_file = exported_c(report_runs["seed_0"], tmp_path / "wrong", capsys)
+    assert of_c["difference"] == pytest.approx(0.5, rel=1e-3)
+    assert of_file["difference"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        ("no-cc", "the compiler no-cc is not installed"),
+        ("false", "the compiler false failed (with"),
+    ],
+)
+def test_a_source_that_is_not_compiled_is_untested(
+    compiler, reason, report_runs, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(c_library, "COMPILER", compiler)
+    of_c, of_file = exported_c(report_runs["seed_0"], tmp_path, capsys)
+    assert of_c.pop("untested").startswith(reason)
+    assert set(of_c) == {"arena_bytes", "constant_bytes"}
+    assert of_file["difference"] < 1e-5
+    export.main([str(report_runs["seed_0"]), str(tmp_path), "--no-evaluate", "--c"])
+    assert compiler in capsys.readouterr().out
+
+
 def trained_digits(data_dir, shared_run, run_name, **fields):
     """Returns (model, test images) of a network trained on digits for some epochs."""
     config = digits_config(
@@ -306,10 +351,15 @@ def test_trained_networks_agree_on_every_test_image(name, fields, data_dir, shar
 
 @pytest.mark.slow
 def test_a_cortex_m4_computes_the_same(data_dir, shared_run, tmp_path):
+    if missing := cortex_m4.missing_tools():
+        pytest.skip(f"{missing[0]} is not installed")
     model, images = trained_digits(data_dir, shared_run, "c_digits", **PAPERS_DIGITS)
-    logits, sizes = logits_from_board(c_source(model), tmp_path, images[:50])
-    print(sizes)
-    compare(logits, predictor.of_model(model).logits(images[:50]))
+    images = images[:50]
+    built = cortex_m4.build(c_source(model), tmp_path, images)
+    compare(cortex_m4.logits_of(built, 50), predictor.of_model(model).logits(images))
+    source = c_source(model)
+    assert built.ram == source.arena_bytes
+    assert source.constant_bytes < built.flash < source.constant_bytes + 8192
 
 
 def compare(logits, expected):
