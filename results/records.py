@@ -71,7 +71,9 @@ TABLES = {
     ROOT / "README.md": {"results": results_table},
     DOCS / "data.md": {"input": input_table},
     DOCS / "training.md": {"faults": faults_table},
-    DOCS / "export.md": {"exports": exports_table, "cortex m4": cortex_m4_table, "file sizes": file_sizes_table},
+    DOCS / "export.md": {
+        "exports": exports_table, "cortex m4": cortex_m4_table, "file sizes": file_sizes_table
+    },
     DOCS / "comparison.md": {
         "sizes at equal bits": equal_bits_sizes_table,
         "equal bits": equal_bits_table,
