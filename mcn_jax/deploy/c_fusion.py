@@ -40,8 +40,8 @@ def fused_input(value: Expression) -> LayerInput | None:
         return None
     if value.source.buffer is None:
         return None
-    sizes = {value.factor.size, value.offset.size}
-    if not sizes <= {1, value.shape[-1]}:
+    # Constants of other axes are not of a batch norm, such as the pixels of a pooling's windows.
+    if any(values.size not in (1, values.shape[-1]) for values in (value.factor, value.offset)):
         return None
     with np.errstate(over="ignore"):  # what is not finite is refused when it is written
         factors, offsets = (

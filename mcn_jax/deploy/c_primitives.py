@@ -5,7 +5,7 @@ returns an expression, or adds steps and returns where their result is.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,13 @@ from mcn_jax.deploy.c_expressions import (
     split_axes,
 )
 from mcn_jax.deploy.c_program import Program, indices, loops
+from mcn_jax.deploy.c_text import number
 from mcn_jax.errors import InputError
 
 Inputs = list[Expression]
 Rule = Callable[[Program, Inputs, Any], Expression]
 RULES: dict[str, Rule] = {}
-LOWEST = "-3.402823466e+38f"  # of float32
+LOWEST = float(np.finfo(np.float32).min)
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -198,30 +199,108 @@ def _concatenate(program: Program, inputs: Inputs, equation: Any) -> Expression:
 
 @rule("reduce_sum", "reduce_max")
 def _reduce(program: Program, inputs: Inputs, equation: Any) -> Expression:
-    """Runs over the last axis that is kept inside of the axes that are reduced."""
     (x,), shape, axes = inputs, shape_of(equation), equation.params["axes"]
-    index = indices(x.shape)
     if all(x.shape[axis] == 1 for axis in axes):
         return reshaped(program, x, shape)
+    index, reading = indices(x.shape), Reading(program.constant)
     kept = tuple(text for axis, text in enumerate(index) if axis not in axes)
-    buffer = program.buffer(math.prod(shape))
-    place = f"{buffer.name}[{flat(kept, shape)}]"
-    reading = Reading(program.constant)
+    over = tuple(index[axis] for axis in axes), tuple(x.shape[axis] for axis in axes)
     element = reading.at(x, index)
-    if equation.primitive.name == "reduce_sum":
-        first, update = "0.0f", f"{place} += {element};\n"
+    is_sum = equation.primitive.name == "reduce_sum"
+    return _reduced(program, (kept, shape), over, element, reading, is_sum=is_sum)
+
+
+@rule("reduce_window_sum", "reduce_window_max")
+def _reduce_windows(program: Program, inputs: Inputs, equation: Any) -> Expression:
+    (x,), shape, params = inputs, shape_of(equation), equation.params
+    if set(params["base_dilation"]) | set(params["window_dilation"]) != {1}:
+        raise InputError("has dilated windows")
+    is_sum = equation.primitive.name == "reduce_window_sum"
+    low, high = zip(*params["padding"], strict=True)
+    size = tuple(sum(sizes) for sizes in zip(low, x.shape, high, strict=True))
+    outside = _scalar(0.0 if is_sum else LOWEST)
+    padded = Padded(shape=size, source=program.stored(x), low=low, value=outside)
+    index, windows = indices(shape), params["window_dimensions"]
+    inside, reading = indices(windows, "w"), Reading(program.constant)
+    places = []
+    for start, stride, offset in zip(index, params["window_strides"], inside, strict=True):
+        terms = [text for text in (start, offset) if text != "0"]
+        if start != "0" and stride > 1:
+            terms[0] = f"{start} * {stride}"
+        place = " + ".join(terms) or "0"
+        places.append(f"({place})" if " " in place else place)
+    element = reading.at(padded, tuple(places))
+    return _reduced(program, (index, shape), (inside, windows), element, reading, is_sum=is_sum)
+
+
+@rule("dot_general")
+def _product(program: Program, inputs: Inputs, equation: Any) -> Expression:
+    (summed, batched), shape = equation.params["dimension_numbers"], shape_of(equation)
+    index, reading, factors = indices(shape), Reading(program.constant), []
+    lengths = tuple(inputs[0].shape[axis] for axis in summed[0])
+    over = indices(lengths, "k")
+    rest = iter(index[len(batched[0]) :])
+    for value, its_summed, its_batched in zip(inputs, summed, batched, strict=True):
+        shared = dict(zip(its_summed, over, strict=True))
+        shared |= dict(zip(its_batched, index, strict=False))
+        own = [shared[axis] if axis in shared else next(rest) for axis in range(len(value.shape))]
+        factors.append(reading.at(_factor(program, value, its_batched), tuple(own)))
+    element = f"{factors[0]} * {factors[1]}"
+    return _reduced(program, (index, shape), (over, lengths), element, reading, is_sum=True)
+
+
+def _factor(program: Program, value: Expression, batched: Sequence[int]) -> Expression:
+    """Returns a factor in memory; a constant that all of a batch share is stored once."""
+    if not isinstance(value, Constant):
+        return value if value.is_stored else program.stored(value)
+    array = value.array
+    for axis in batched:
+        first = np.take(array, [0], axis)
+        if np.array_equal(np.broadcast_to(first, array.shape), array):
+            array = first
+    return Constant(shape=array.shape, array=array)
+
+
+def _reduced(
+    program: Program,
+    result: tuple[Index, Shape],
+    over: tuple[Index, Shape],
+    element: str,
+    reading: Reading,
+    *,
+    is_sum: bool,
+) -> Expression:
+    """Adds a step that sums elements, or takes the largest of them.
+
+    The last axis of the result is the inner one, inside of the axes that are reduced.
+
+    Args:
+        program: gets the step.
+        result: index and shape of the result.
+        over: indices and lengths of the axes that are reduced.
+        element: what is reduced, in these indices.
+        reading: what it reads.
+        is_sum: whether the elements are added.
+    """
+    index, shape = result
+    buffer = program.buffer(math.prod(shape))
+    place = f"{buffer.name}[{flat(index, shape)}]"
+    if is_sum:
+        first, update = 0.0, f"{place} += {element};\n"
     else:
         reading.helpers.add("larger")
         first, update = LOWEST, f"{place} = larger({place}, {element});\n"
-    inner = [number for number, text in enumerate(kept) if text != "0"][-1:]
-    inner_loop = [kept[n] for n in inner], tuple(shape[n] for n in inner)
-    over = tuple(index[axis] for axis in axes), tuple(x.shape[axis] for axis in axes)
+    inner = [axis for axis, text in enumerate(index) if text != "0"][-1:]
+    outer = [axis for axis in range(len(index)) if axis not in inner]
 
-    def run(body: str) -> str:
-        return loops(inner_loop[1], inner_loop[0], body)
+    def along(axes: Sequence[int], body: str) -> str:
+        return loops(tuple(shape[axis] for axis in axes), [index[axis] for axis in axes], body)
 
-    outer = [n for n in range(len(kept)) if n not in inner]
-    body = run(f"{place} = {first};\n") + loops(over[1], over[0], run(update))
-    code = loops(tuple(shape[n] for n in outer), [kept[n] for n in outer], body)
-    program.add(code, reading, buffer)
+    body = along(inner, f"{place} = {number(first)};\n")
+    body += loops(over[1], over[0], along(inner, update))
+    program.add(along(outer, body), reading, buffer)
     return Stored(shape=shape, buffer=buffer, text=buffer.name + "[{}]")
+
+
+def _scalar(value: float) -> Constant:
+    return Constant(shape=(), array=np.asarray(value, np.float32))
