@@ -44,7 +44,7 @@ NETWORKS = (
         )
         for widths in WIDTHS
     ),
-    Network("MNIST at 28x28, 5-10-20-40 maps, one dense layer", "mnist_28_linear", {}),
+    Network("MNIST at 28x28, 5-10-20-40 maps, one dense layer", "mnist_28/mcn_seed0", {}),
     Network("digits, 5-10-20-40 maps, one dense layer", DIGITS, LINEAR),
     Network("digits, 5-10-20-40 maps, the paper's head of 256", DIGITS, PAPERS_HEAD),
 )
