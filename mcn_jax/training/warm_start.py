@@ -12,6 +12,7 @@ from mcn_jax.models.plan import Plan, class_layers, plan_of
 from mcn_jax.paths import user_path
 from mcn_jax.training.state import TrainState
 from mcn_jax.workdirs.checkpoint import Checkpoints, DamagedCheckpointError, saved_steps, sha256
+from mcn_jax.workdirs.files import read_json
 from mcn_jax.workdirs.trained import saved_epochs
 
 LAST = "last"  # in config.init_exclude: the layers that depend on the number of classes
@@ -100,7 +101,7 @@ def warm_start(config: Config, state: TrainState, image_shape: tuple[int, int, i
 
     Raises:
         InputError: if `config.init_from` is not a work directory, has no checkpoint, or holds
-            another network.
+            another network, or one with another `model.plane_signs`.
     """
     source = user_path(config.init_from)
     field = f"config.init_from={source}"
@@ -116,6 +117,14 @@ def warm_start(config: Config, state: TrainState, image_shape: tuple[int, int, i
             f" step {' or '.join(map(str, steps))}; wait for the end of an epoch, restore the file,"
             " or name another config.init_from"
         )
+    # Both networks would have the same parameters. Older runs lack the field.
+    signs = read_json(source / "config.json")["config"]["model"].get("plane_signs", "")
+    require(
+        config.model.plane_signs == signs,
+        "model.plane_signs",
+        config.model.plane_signs,
+        f"must be {signs!r}, with which the filters of {field} were trained",
+    )
     step = max(epochs)
     epoch = epochs[step]
     plan = plan_of(config, 2, image_shape)  # only names and families of its layers are used

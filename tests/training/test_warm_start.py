@@ -187,6 +187,11 @@ def not_a_run(workdir):
             {"model": ModelConfig(widths=(2, 4), dense_features=32, conv="conv")},
             r"has no params/conv_1/conv/kernel, which this model needs; start from a run",
         ),
+        (
+            None,
+            {"model": ModelConfig(widths=(2, 4), dense_features=32, plane_signs="hadamard")},
+            r"model.plane_signs='hadamard' must be '', with which the filters of .*first were",
+        ),
     ],
 )
 def test_what_cannot_be_started_from_is_named_and_nothing_written(
