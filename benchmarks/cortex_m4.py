@@ -37,7 +37,7 @@ IMAGES = 4
 # {name: (config, fields)}
 NETWORKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "digits, 5-10-20-40 maps": ("digits", {}),
-    "MNIST at 28x28, 5-10-20-40 maps": ("mnist_28", {"model.head": "linear"}),
+    "MNIST at 28x28, 5-10-20-40 maps": ("mnist_28", {}),
     "CIFAR-10, 20 layers, 4-4-8-16 maps": ("cifar10_cpu", {"model.head": "linear"}),
     "CIFAR-10, 20 layers, 8-8-16-32 maps": (
         "cifar10_cpu", {"model.widths": (8, 8, 16, 32), "model.head": "linear"},

@@ -3,13 +3,10 @@
 import statistics
 from typing import NamedTuple
 
-from record_files import RESULTS, config_record, stored_runs
+from record_files import config_record, stored_runs
 
 from mcn_jax.reports import runs, tables
 from mcn_jax.reports.runs import group_runs
-from mcn_jax.workdirs.files import read_json
-
-FILES = ("model.safetensors", "model.onnx", "model.c")
 
 
 class Row(NamedTuple):
@@ -191,44 +188,3 @@ def sweep_table(pattern: str, *columns: str) -> str:
     columns += ("last epoch, %", "filter bits", "epochs", "seeds")
     lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def exports_table() -> str:
-    """The bytes and accuracies of some networks that were exported, with and without --small."""
-    titles = {"digits": "digits", "mnist": "MNIST at 28x28"}
-    heads = {"dense": "the paper's head of {dense_features}", "linear": "one dense layer"}
-    rows: dict[tuple[str, str], list[dict]] = {}
-    for path in sorted((RESULTS / "exports").glob("*.json")):
-        record = read_json(path)
-        network, provenance = record["network"], record["provenance"]
-        maps, head = "-".join(map(str, network["widths"])), heads[network["head"]].format(**network)
-        title = f"{titles[provenance['data']['name']]}, {maps} maps, {head}"
-        option = "" if record["savings"] else "`--small`"
-        rows.setdefault((f"{title}, {provenance['epoch']} epochs", option), []).append(record)
-    lines = []
-    for (title, option), seeds in rows.items():
-        file, graph = seeds[0]["model.safetensors"], seeds[0]["model.onnx"]
-        tested = [name for name in ("checkpoint", *FILES) if name in seeds[0]]
-        accuracies = {
-            name: f"{statistics.mean(100 * record[name]['accuracy'] for record in seeds):.2f}"
-            for name in tested
-        }
-        differences = {
-            name: f"{max(record[name]['difference'] for record in seeds):.0e}"
-            for name in tested[1:]
-        }
-        cells = [
-            title, option, str(len(seeds)), f"{file['bytes']:,}", f"{graph['bytes']:,}",
-            *(accuracies.get(name, "") for name in ("checkpoint", *FILES)),
-            *(differences.get(name, "") for name in (FILES[0], FILES[-1])),
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(
-        [
-            "| network | option | seeds | `model.safetensors` | `model.onnx`"
-            " | accuracy of checkpoint, % | of `model.safetensors` | of `model.onnx` | of `model.c`"
-            " | largest difference of a logit, `model.safetensors` | `model.c` |",
-            "|---|---|---|---|---|---|---|---|---|---|---|",
-            *lines,
-        ]
-    )

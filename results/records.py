@@ -47,9 +47,10 @@ from comparison_tables import (
     mnist_table,
     own_networks_table,
 )
+from export_tables import deployed_table, exports_table
 from file_sizes import file_sizes_table
 from gpu_tables import h100_fused_table, h100_layer_table, h100_step_table
-from markdown_tables import all_results_table, exports_table, results_table, sweep_table
+from markdown_tables import all_results_table, results_table, sweep_table
 
 from mcn_jax.config import DataConfig
 from mcn_jax.reports import figures, health_plots, tables
@@ -74,6 +75,7 @@ TABLES = {
     DOCS / "export.md": {
         "exports": exports_table, "cortex m4": cortex_m4_table, "file sizes": file_sizes_table
     },
+    DOCS / "deploy.md": {"deployed": deployed_table},
     DOCS / "comparison.md": {
         "sizes at equal bits": equal_bits_sizes_table,
         "equal bits": equal_bits_table,

@@ -6,10 +6,10 @@ import subprocess
 
 import numpy as np
 import pytest
+from cortex_m4 import STRICT
 
 from mcn_jax.deploy.c_source import write_c_source
 
-STRICT = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Wconversion", "-Werror")
 SANITIZERS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 # Reads images from stdin, and writes their logits to stdout.
 RUNNER = """\

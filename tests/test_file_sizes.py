@@ -1,8 +1,8 @@
 """Tests the bytes of whole files, which docs/export.md tables."""
 
 import file_sizes
+from export_tables import deployed_table, exports_table
 from file_sizes import DIGITS, LINEAR, NETWORKS, Network, file_bytes
-from markdown_tables import exports_table
 from record_files import RESULTS
 
 from mcn_jax.layers.formats import FLOAT32, SMALLEST
@@ -93,3 +93,13 @@ def test_every_export_has_a_row():
         assert f"{read_json(path)['model.safetensors']['bytes']:,}" in line
         seeds = [path, *path.parent.glob(f"{path.stem}_seed?.json")]
         assert f" | {len(seeds)} | " in line
+
+
+def test_every_export_with_a_page_has_a_row():
+    lines = deployed_table().splitlines()[2:]
+    records = [read_json(path) for path in sorted((RESULTS / "exports").glob("*.json"))]
+    with_page = [record for record in records if "model.html" in record]
+    assert len(lines) == len(with_page) >= 2
+    for line, record in zip(lines, with_page, strict=True):
+        assert not record["savings"]  # written with --small
+        assert f" | {record['model.html']['bytes']:,} | " in line
