@@ -142,6 +142,7 @@ class LossConfig:
     #                        value is called softmax_loss in metrics.jsonl
     stride_cost: float = 0.0  # diffstride: weight of the cost of strides, >= 0
     theta: float = 1e-4  # weight of the filter loss, >= 0
+    theta_schedule: str = "constant"  # "linear": the weight grows from 0 to theta over all epochs
     center_loss_weight: float = 0.0  # lambda, weight of the center loss, >= 0
     center_loss_rate: float = 0.5  # alpha of Wen et al. 2016, how fast class means move, (0, 1]
     filter_loss: str = "per_plane"  # "per_plane" or "plane_sum", see mcn_jax.ops.filter_loss

@@ -246,6 +246,14 @@ def test_what_is_not_a_group_of_fields_is_named():
             for field, value in (("m_momentum", 0.5), ("m_decay", 0.1), ("center_latents", True))
         ),
         (
+            Config(loss=LossConfig(theta_schedule="cosine")),
+            "config.loss.theta_schedule='cosine' must be one of constant, linear",
+        ),
+        (
+            Config(model=ModelConfig(conv="conv"), loss=LossConfig(theta_schedule="linear")),
+            "config.loss.theta_schedule='linear' is for MCconv, which no layer of the network is",
+        ),
+        (
             Config(num_epochs=10),
             "config.binarize.start_epoch=10 leaves none of the 10 epochs for binary filters",
         ),

@@ -90,6 +90,8 @@ PLANES: Mapping[str, Fields] = {
     "circulant": {"model.plane_signs": "circulant"},
     "quaternion_m_disjoint": {"model.plane_signs": "quaternion", "model.m_init": "disjoint"},
     "centered_latents": {"optimizer.center_latents": True},
+    "theta_0.1_linear": {"loss.theta": 0.1, "loss.theta_schedule": "linear"},
+    "theta_1_linear": {"loss.theta": 1.0, "loss.theta_schedule": "linear"},
     "binary_from_the_start": {"binarize.start_epoch": 0},
     "centers_each_epoch": {"binarize.refresh_epochs": 1},
     # Nearly the same filter bits with other numbers of planes.

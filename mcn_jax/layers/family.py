@@ -302,8 +302,9 @@ class Family:
         advance: (s, progress) -> s, called in every step with a quantized network, before its
             forward pass. `progress` is the share of the training that is done, a scalar in [0, 1).
         refresh: (p, s) -> s, called before a phase with quantized weights; for example k-means.
-        penalty: (p, s, gradients, LossConfig, learning rate) -> (loss, gradients): an additional
-            loss term, a scalar, and the gradients with that term included.
+        penalty: (p, s, gradients, LossConfig, theta, learning rate) -> (loss, gradients): an
+            additional loss term, a scalar, and the gradients with theta times that term included.
+            `theta` is its weight in this step.
         watched: leaf name -> short name under which each step records minimum and maximum.
         compared: leaf names whose values from the start of the epoch `health` needs.
         health: (p before, p, s, layer) -> {"flip_ratio": ...}: how quantized weights changed in an
@@ -361,7 +362,10 @@ class Family:
     advance: Callable[[Leaves, jax.Array], dict[str, jax.Array]] | None = None
     refresh: Callable[[Leaves, Leaves], dict[str, jax.Array]] | None = None
     penalty: (
-        Callable[[Leaves, Leaves, Leaves, LossConfig, jax.Array], tuple[jax.Array, dict[str, Any]]]
+        Callable[
+            [Leaves, Leaves, Leaves, LossConfig, float | jax.Array, jax.Array],
+            tuple[jax.Array, dict[str, Any]],
+        ]
         | None
     ) = None
     watched: Mapping[str, str] = dataclasses.field(default_factory=dict)

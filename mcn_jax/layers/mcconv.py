@@ -225,7 +225,12 @@ def _refresh(p: Leaves, s: Leaves) -> dict[str, jax.Array]:
 
 
 def _penalty(
-    p: Leaves, s: Leaves, gradients: Leaves, loss: LossConfig, learning_rate: jax.Array
+    p: Leaves,
+    s: Leaves,
+    gradients: Leaves,
+    loss: LossConfig,
+    theta: float | jax.Array,
+    learning_rate: jax.Array,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Computes the filter loss (Eq. 1 without theta) and the gradients plus theta times two terms.
 
@@ -252,7 +257,7 @@ def _penalty(
         binary = ops.nearest_center(latent, centers)
         penalty = latent - binary + learning_rate * gradients["latent_filters"]
         terms["latent_filters"] = terms["latent_filters"] + penalty
-    return value, {name: g + loss.theta * terms[name] for name, g in gradients.items()}
+    return value, {name: g + theta * terms[name] for name, g in gradients.items()}
 
 
 def _multiply_adds(layer: PlannedLayer) -> dict[str, int]:

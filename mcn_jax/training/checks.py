@@ -13,7 +13,7 @@ from mcn_jax.layers.pooling import POOLINGS
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.models.plan import plan_of
 from mcn_jax.training import optim
-from mcn_jax.training.losses import DATA_LOSSES
+from mcn_jax.training.losses import DATA_LOSSES, THETA_SCHEDULES
 from mcn_jax.training.phases import quantizes
 from mcn_jax.training.warm_start import excluded_layers
 
@@ -31,7 +31,7 @@ NOT_NEGATIVE = (
 # Fields that only MCconv reads.
 OF_MCCONV = (
     "model.plane_signs", "model.m_init", "optimizer.m_momentum", "optimizer.m_decay",
-    "optimizer.center_latents",
+    "optimizer.center_latents", "loss.theta_schedule",
 )  # fmt: skip
 
 
@@ -70,6 +70,7 @@ def validate(config: Config, num_devices: int = 1) -> None:
         message = 'must be "float64" if config.dtype is "float64"'
         require(config.param_dtype == "float64", "param_dtype", config.param_dtype, message)
     require_one_of("loss.data", config.loss.data, DATA_LOSSES)
+    require_one_of("loss.theta_schedule", config.loss.theta_schedule, THETA_SCHEDULES)
     check_data(config.data)
     models.check(config)
     _check_optimizer(config)

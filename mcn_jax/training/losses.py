@@ -79,6 +79,22 @@ def _of_both_labels(measure: Callable[[jax.Array], jax.Array], inputs: Inputs) -
     return jnp.mean(values)
 
 
+def _constant(theta: float, progress: jax.Array) -> float:
+    del progress
+    return theta
+
+
+def _linear(theta: float, progress: jax.Array) -> jax.Array:
+    return theta * progress
+
+
+# {name: (theta, share of the training that is done) -> weight of the filter loss}
+THETA_SCHEDULES: Mapping[str, Callable[[float, jax.Array], float | jax.Array]] = {
+    "constant": _constant,
+    "linear": _linear,
+}
+
+
 def with_penalties(
     gradients: Mapping[str, Any],
     params: Mapping[str, Any],
@@ -86,6 +102,7 @@ def with_penalties(
     plan: Plan,
     config: LossConfig,
     learning_rate: jax.Array,
+    progress: jax.Array,
 ) -> tuple[dict[str, Any], jax.Array]:
     """Adds the gradients of the layers' own losses; see `Family.penalty`.
 
@@ -96,18 +113,20 @@ def with_penalties(
         plan: plan of the network.
         config: config of the losses.
         learning_rate: eta1 of this step.
+        progress: share of the training that is done, of the dtype of the parameters.
 
     Returns:
         The gradients including all penalties, and the sum of the layers' losses.
     """
     total = jnp.zeros(())
+    theta = THETA_SCHEDULES[config.theta_schedule](config.theta, progress)
     flat = traverse_util.flatten_dict(gradients)
     for layer in plan:
         if layer.family.penalty is None:
             continue
         p, s = layer.params_in(params), layer.state_in(collections)
         own = layer.params_in(gradients)
-        value, own = layer.family.penalty(p, s, own, config, learning_rate)
+        value, own = layer.family.penalty(p, s, own, config, theta, learning_rate)
         total += value
         flat |= {(*layer.path, *leaf.split("/")): g for leaf, g in own.items()}
     return traverse_util.unflatten_dict(flat), total

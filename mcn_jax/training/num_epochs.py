@@ -3,7 +3,7 @@
 import pathlib
 import shlex
 
-from mcn_jax.config import Config
+from mcn_jax.config import Config, LossConfig
 from mcn_jax.errors import InputError
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.models import convolution_kinds
@@ -48,6 +48,12 @@ def check_num_epochs(
             f" its filters: --workdir=OTHER --config.init_from={shlex.quote(str(workdir))}"
             f" --config.num_epochs={more}{binary_at_once}; or train again in another --workdir with"
             f" --config.optimizer.schedule={' or '.join(OPEN_ENDED)}, which can be continued"
+        )
+    if config.loss.theta_schedule != LossConfig.theta_schedule and quantizes(config):
+        raise InputError(
+            f"{changed}, which would change the weights of its"
+            f" config.loss.theta_schedule={config.loss.theta_schedule!r}; train again in another"
+            " --workdir"
         )
     for field, name in convolution_kinds(config.model).items():
         if LAYERS[name].advance is not None and quantizes(config):

@@ -103,7 +103,13 @@ def train_step(
     learning_rate = jnp.asarray(settings.learning_rate(state.step), metrics["softmax_loss"].dtype)
     if quantized:
         gradients, metrics["filter_loss"] = losses.with_penalties(
-            gradients, state.params, state.collections, plan, loss_config, learning_rate
+            gradients,
+            state.params,
+            state.collections,
+            plan,
+            loss_config,
+            learning_rate,
+            (state.step / settings.num_steps).astype(learning_rate.dtype),
         )
     metrics["learning_rate"] = learning_rate
     metrics["gradient_norm"] = optax.tree.norm(gradients)

@@ -76,12 +76,14 @@ def two_layers(seed=0):
     return params, {"centers": centers}, gradients, plan
 
 
-def penalised(params, layer_state, gradients, plan, loss, learning_rate):
+def penalised(params, layer_state, gradients, plan, loss, learning_rate, progress=0.5):
     """Calls `with_penalties` in float64."""
     with jax.enable_x64(True):
         arrays = jax.tree.map(jnp.asarray, (gradients, params, layer_state))
         return jax.device_get(
-            losses.with_penalties(*arrays, plan, loss, jnp.asarray(learning_rate))
+            losses.with_penalties(
+                *arrays, plan, loss, jnp.asarray(learning_rate), jnp.asarray(progress)
+            )
         )
 
 
@@ -102,6 +104,17 @@ def test_filter_loss_sums_over_layers():
     same, value = penalised(tree, {}, tree, (dense,), LossConfig(), 0.1)
     assert value == 0
     jax.tree.map(np.testing.assert_array_equal, same, tree)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 0.9])
+def test_theta_grows_linearly_with_the_training(progress):
+    arrays = two_layers()
+    grown = LossConfig(theta=0.3, theta_schedule="linear")
+    found, value = penalised(*arrays, grown, 0.1, progress)
+    expected, same_value = penalised(*arrays, LossConfig(theta=0.3 * progress), 0.1)
+    assert value == same_value
+    for leaf, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-12)
 
 
 @pytest.mark.parametrize("projection_penalty", [True, False])

@@ -164,6 +164,15 @@ def test_what_an_ended_run_cannot_continue_without_is_named_and_nothing_changed(
         assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
 
 
+def test_a_run_whose_theta_depends_on_the_epochs_is_refused(data_dir, tmp_path):
+    config = open_ended(data_dir, loss=LossConfig(theta_schedule="linear"))
+    longer = dataclasses.replace(config, num_epochs=config.num_epochs + 1)
+    with pytest.raises(InputError, match=r"weights of its config.loss.theta_schedule='linear'"):
+        check_num_epochs(tmp_path, config, longer, STEPS)
+    free = dataclasses.replace(config, binarize=BinarizeConfig(enabled=False))
+    check_num_epochs(tmp_path, free, dataclasses.replace(free, num_epochs=longer.num_epochs), STEPS)
+
+
 def test_a_cosine_run_is_refused_with_flags_that_train_on(data_dir, digits_run, one_device):
     config = digits_config(data_dir)
     before = {p: p.read_bytes() for p in digits_run.rglob("*") if p.is_file()}

@@ -65,6 +65,21 @@ def test_a_step_adds_the_terms_of_eqs_10_13_and_17(projection_penalty):
     assert full.step == before.step + 1
 
 
+def test_a_step_has_the_theta_of_its_share_of_the_training():
+    after = []
+    for loss in (LossConfig(theta=0.4, theta_schedule="linear"), LossConfig(theta=0.1)):
+        with jax.enable_x64(True):
+            state, arguments = step_arguments(float64_config(loss=loss), quantized=True)
+            quarter = arguments["settings"].num_steps // 4
+            assert quarter * 4 == arguments["settings"].num_steps
+            state = dataclasses.replace(state, step=jnp.asarray(quarter, state.step.dtype))
+            step = jax.jit(functools.partial(train_step, **arguments))
+            after.append(jax.device_get(step(state, random_split(), BATCH)[0].params))
+    found, expected = map(jax.tree.leaves, after)
+    for leaf, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-9, atol=1e-12)
+
+
 def test_a_u_mcn_is_trained_with_the_softmax_loss_alone():
     states = [
         one_step(float64_config(loss=LossConfig(theta=theta)), quantized=False)[1]
