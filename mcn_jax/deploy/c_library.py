@@ -11,7 +11,7 @@ import numpy as np
 
 from mcn_jax.deploy import predictor
 from mcn_jax.deploy.c_source import SOURCE, CSource, write_c_source
-from mcn_jax.errors import InputError
+from mcn_jax.errors import InputError, first_line
 
 COMPILER = "cc"
 FLAGS = ("-std=c99", "-shared", "-fPIC")
@@ -47,8 +47,14 @@ def function_of(library: pathlib.Path, classes: int) -> Callable[[np.ndarray], n
     Returns:
         A function from an image [height, width, channels] uint8 of the network's size to its
         logits [classes] float32. Each call overwrites the array of the call before.
+
+    Raises:
+        InputError: if the library cannot be loaded, for example from a disk without programs.
     """
-    predict = ctypes.CDLL(str(library)).mcn_model_predict
+    try:
+        predict = ctypes.CDLL(str(library)).mcn_model_predict
+    except OSError as error:
+        raise InputError(f"its compiled library cannot be loaded ({first_line(error)})") from error
     logits = np.zeros(classes, np.float32)
     result = logits.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 
@@ -71,7 +77,7 @@ def of_c_source(
         directory: where it is compiled; may be deleted afterwards.
 
     Raises:
-        InputError: if the source cannot be compiled, as in `compiled`.
+        InputError: if the source cannot be compiled or its library cannot be loaded.
     """
     call = function_of(compiled(source, directory), len(network.class_names))
 

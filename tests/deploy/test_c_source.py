@@ -320,6 +320,12 @@ def test_a_source_that_is_not_compiled_is_untested(
     assert compiler in capsys.readouterr().out
 
 
+def test_a_library_that_cannot_be_loaded_is_named(tmp_path):
+    (tmp_path / "model.so").write_text("no library")
+    with pytest.raises(InputError, match="its compiled library cannot be loaded"):
+        c_library.function_of(tmp_path / "model.so", 10)
+
+
 def trained_digits(data_dir, shared_run, run_name, **fields):
     """Returns (model, test images) of a network trained on digits for some epochs."""
     config = digits_config(
