@@ -385,6 +385,31 @@ def cortex_m4_table() -> str:
     )
 
 
+def spectral_table() -> str:
+    """What benchmarks/spectral.py measured: products of matrices over Fourier transforms."""
+    record = read_benchmark(MACHINE, "spectral")
+    poolings = tuple(record["layers"][0]["pooled"])
+    lines, ratios = [], []
+    for layer in record["layers"]:
+        found = [
+            layer[name]["products_over_fourier"][pooling] for pooling in poolings for name in PASSES
+        ]
+        ratios += found
+        cells = (f"{ratio:.2f}" for ratio in found)
+        lines.append(
+            f"| {layer['size']}x{layer['size']} | {layer['channels']} | {' | '.join(cells)} |"
+        )
+    columns = [f"{pooling}, {name}" for pooling in poolings for name in PASSES]
+    table = benchmark(
+        "spectral",
+        "time of products of matrices over time of Fourier transforms, batches of"
+        f" {record['layers'][0]['batch']}, {record['dtype']}, medians of {record['repeats']} turns",
+        f"pixels | channels | {' | '.join(columns)}",
+        lines,
+    )
+    return f"{table}\n\nThe ratios lie between {min(ratios):.2f} and {max(ratios):.2f}."
+
+
 def packing_table() -> str:
     """What benchmarks/packing.py measured."""
     record = read_benchmark("xeon", "packing")

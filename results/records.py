@@ -36,6 +36,7 @@ from benchmark_tables import (
     packing_table,
     pytorch_layer_table,
     roofline_table,
+    spectral_table,
     step_table,
 )
 from comparison_tables import (
@@ -76,6 +77,7 @@ TABLES = {
         "exports": exports_table, "cortex m4": cortex_m4_table, "file sizes": file_sizes_table
     },
     DOCS / "deploy.md": {"deployed": deployed_table},
+    DOCS / "pooling.md": {"spectral": spectral_table},
     DOCS / "comparison.md": {
         "sizes at equal bits": equal_bits_sizes_table,
         "equal bits": equal_bits_table,
