@@ -3,8 +3,8 @@
 A published numpy re-implementation has this input; its authors could not train it.
 
 Command:  python -m mcn_jax.main --config=configs/mnist_28.py --config.data.archive_dir=DIR
-Expected: 99.29 % on average (ours, seeds 0 to 2), 7 minutes on one core of an AMD EPYC. The whole
-          exported file with --small is 18 times smaller than in float32.
+Expected: 99.29 % on average (ours, seeds 0 to 2), 6 to 7 minutes on one core of an AMD EPYC.
+          The whole exported file with --small is 18 times smaller than in float32.
 Partners: U-MCN with --config.binarize.enabled=False
           CNN of the same channels with --config.model.conv=conv
           CNN of the same number of weights with --config.model.conv=conv --config.model.planes=2

@@ -116,7 +116,7 @@ def export(
     c: bool = False,
     web: bool = False,
 ) -> dict[str, Any]:
-    """Writes both files and compares them with what is exported.
+    """Writes the files, and compares all but the page with what is exported.
 
     Args:
         source: work directory of a run, a checkpoint in it, or a `.safetensors` file.
@@ -140,8 +140,8 @@ def export(
             logit from that of the source, divided by the largest logit; and "same_class": the share
             of images to which both give the same class. Without ONNX Runtime, "model.onnx" has only
             "bytes".
-        "model.c": with `c`, the sizes "arena_bytes" and "constant_bytes" of `CSource`, and what the
-            other files have but "bytes". If it could not be compiled here, "untested" says why.
+        "model.c": with `c`, the sizes "arena_bytes" and "constant_bytes" of `CSource`, and the same
+            comparisons. If it could not be compiled here, "untested" says why instead.
         "model.html": with `web`, "bytes" on disk, and "wasm_bytes" of `WebPage`.
 
     Raises:
@@ -248,10 +248,11 @@ def _print(result: dict[str, Any], out: pathlib.Path) -> None:
         if name not in result:
             continue
         values = result[name]
-        untested = values.get("untested", "" if name == source else "needs onnxruntime")
+        untested = "" if name == source else "needs onnxruntime"
+        untested = rich.markup.escape(values.get("untested", untested))
         table.add_row(
             name,
-            f"{values['bytes' if 'bytes' in values else 'constant_bytes']:,}",
+            f"{values['bytes']:,}" if "bytes" in values else "",
             f"{values[measure]:.2%}" if measure in values else untested,
             f"{values['difference']:.1e}" if "difference" in values else "",
         )

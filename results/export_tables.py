@@ -75,7 +75,7 @@ def deployed_table() -> str:
     lines = []
     for path in sorted((RESULTS / "exports").glob("*_small.json")):
         record = read_json(path)
-        if PAGE not in record:
+        if PAGE not in record or record["network"]["head"] != "linear":  # the head of the boards
             continue
         name = _network(record)
         board = boards[name]["sizes"]["--small"]["-Os"]

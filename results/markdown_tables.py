@@ -45,11 +45,7 @@ ROWS = (
     Row(NARROW_MNIST, "MCN", record="mnist_cpu_mcn"),
     Row(NARROW_MNIST, "U-MCN", record="mnist_cpu_umcn"),
     Row("MNIST, 10-20-40-80 maps, shifts", "MCN", record="mnist_cpu_wide_mcn"),
-    Row(
-        "MNIST at 28x28, 5-10-20-40 maps, one dense layer, shifts",
-        "MCN",
-        record="mnist_28/mcn_seed?",
-    ),
+    Row(MNIST_28, "MCN", record="mnist_28/mcn_seed?"),
     Row("MNIST, 20-40-80-160 maps", "MCN", "99.52"),
     Row(NARROW_CIFAR10, "MCN", record="cifar10_cpu_mcn"),
     Row(NARROW_CIFAR10, "U-MCN", record="cifar10_cpu_umcn"),

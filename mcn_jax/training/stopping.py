@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from mcn_jax.terminal import lost_output
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes
-INTERRUPT_SECONDS = 30  # an interrupted process of several ends in this time
+INTERRUPT_SECONDS = 15  # an interrupted process of several ends in this time
 
 
 class Stopped(Exception):  # noqa: N818  not an error
@@ -31,8 +31,8 @@ class StopRequests:
     In a run of several processes, JAX's runtime records SIGTERM, and all processes agree on the
     step to stop after. SIGHUP and the loss of the output become SIGTERM there. SIGINT raises
     KeyboardInterrupt in the process that gets it, unless it was ignored, as in a background job.
-    If that process waits for another one and does not end in `INTERRUPT_SECONDS`, it exits with
-    code 1, and prints where each thread was.
+    If that process has not ended after `INTERRUPT_SECONDS`, for example because it waits for
+    another one, it exits with code 1 and prints where each thread was.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,7 @@
 """Starts a run from the filters of another run: `--config.init_from=WORKDIR`."""
 
 import dataclasses
+import pathlib
 from collections.abc import Collection
 from typing import Any
 
@@ -117,18 +118,12 @@ def warm_start(config: Config, state: TrainState, image_shape: tuple[int, int, i
             f" step {' or '.join(map(str, steps))}; wait for the end of an epoch, restore the file,"
             " or name another config.init_from"
         )
-    # Both networks would have the same parameters. Older runs lack the field.
-    signs = read_json(source / "config.json")["config"]["model"].get("plane_signs", "")
-    require(
-        config.model.plane_signs == signs,
-        "model.plane_signs",
-        config.model.plane_signs,
-        f"must be {signs!r}, with which the filters of {field} were trained",
-    )
     step = max(epochs)
     epoch = epochs[step]
     plan = plan_of(config, 2, image_shape)  # only names and families of its layers are used
     random = excluded_layers(config, image_shape)
+    if any("plane_signs" in layer.settings and layer.name not in random for layer in plan):
+        _check_plane_signs(source, config)
     checkpoints = Checkpoints(source / "checkpoints", read_only=True)
     try:
         digests = checkpoints.digests(step)
@@ -183,6 +178,22 @@ def warm_start(config: Config, state: TrainState, image_shape: tuple[int, int, i
             "random": list(random),
             "sha256": sha256({name: digests[name] for name in taken}),
         },
+    )
+
+
+def _check_plane_signs(source: pathlib.Path, config: Config) -> None:
+    """Raises InputError if the filters have other signs, which their shapes do not show."""
+    path = source / "config.json"
+    try:
+        # Runs of older versions lack the field.
+        signs = read_json(path)["config"]["model"].get("plane_signs", "")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} has no config of a run; name another config.init_from") from error
+    require(
+        config.model.plane_signs == signs,
+        "model.plane_signs",
+        config.model.plane_signs,
+        f"must be {signs!r}, with which the filters of config.init_from={source} were trained",
     )
 
 

@@ -167,9 +167,14 @@ def not_a_run(workdir):
     (workdir / "config.json").unlink()
 
 
+def without_config(workdir):
+    (workdir / "config.json").write_text("{}")
+
+
 @pytest.mark.parametrize(
     ("break_it", "changes", "message"),
     [
+        (without_config, {}, "config.json has no config of a run; name another config.init_from"),
         (not_a_run, {}, "config.init_from=.*first is not the work directory of a run"),
         (without_checkpoints, {}, "config.init_from=.*first has no checkpoint yet"),
         (
