@@ -71,8 +71,9 @@ def train_step(
     inputs = step_inputs(split, batch, state.step, settings)
     positions = batch.positions[:: len(batch.positions) // len(inputs.labels)]
     dropout_keys = example_keys(config.seed, Purpose.DROPOUT, state.step, positions)
+    progress = state.step / settings.num_steps
     if quantized:
-        state = _advanced(state, plan, settings.num_steps)
+        state = _advanced(state, plan, progress)
 
     def data_loss(params):
         outputs, updated = model.apply(
@@ -109,7 +110,7 @@ def train_step(
             plan,
             loss_config,
             learning_rate,
-            (state.step / settings.num_steps).astype(learning_rate.dtype),
+            progress.astype(learning_rate.dtype),
         )
     metrics["learning_rate"] = learning_rate
     metrics["gradient_norm"] = optax.tree.norm(gradients)
@@ -167,14 +168,14 @@ def step_inputs(split: Split, batch: Batch, step: jax.Array, settings: StepSetti
     )
 
 
-def _advanced(state: TrainState, plan: Plan, num_steps: int) -> TrainState:
+def _advanced(state: TrainState, plan: Plan, progress: jax.Array) -> TrainState:
     """Returns the state with the layers' state of this step; see `Family.advance`."""
     flat = traverse_util.flatten_dict(state.layer_state)
     for layer in plan:
         if layer.family.advance is None:
             continue
         own = layer.state_in(state.collections)
-        for leaf, value in layer.family.advance(own, state.step / num_steps).items():
+        for leaf, value in layer.family.advance(own, progress).items():
             path = (layer.state[leaf], *layer.path, *leaf.split("/"))
             flat[path] = value.astype(flat[path].dtype)
     return dataclasses.replace(state, layer_state=traverse_util.unflatten_dict(flat))
