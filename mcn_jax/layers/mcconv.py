@@ -271,16 +271,17 @@ def _multiply_adds(layer: PlannedLayer) -> dict[str, int]:
 
 
 def _computed_by(layers: Sequence[PlannedLayer], dtype: str) -> str:
-    plain = [layer for layer in layers if not layer.settings["plane_signs"]]
-    counted = sum(takes_native(_shape(layer)) for layer in plain) if dtype == "float32" else 0
+    counted = 0
+    if dtype == "float32":
+        counted = sum(
+            takes_native(_shape(layer), layer.settings["plane_signs"]) for layer in layers
+        )
     if counted:
         code = f"native kernel ({native.instruction_set()})"
         if counted < len(layers):
             code += f" in {counted} of {len(layers)} layers, XLA forms in the others"
     else:
         reason = native.why_unavailable()
-        if not plain:
-            reason = "the native kernel does not compute patterns of planes"
         if reason is None and dtype != "float32":
             reason = f"the native kernel does not compute {dtype}"
         reason = reason or "no measurement at similar shapes says that the native kernel is faster"

@@ -46,14 +46,23 @@ class Form(NamedTuple):
     backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
 
+# Computes an ordinary convolution, and its gradients, from (features, filters, strides, padding).
+Convolution = Callable[[jax.Array, jax.Array, tuple[int, int], str], jax.Array]
+
+
 def _direct_forward(
-    spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
+    convolution: Convolution,
+    spec: ConvSpec,
+    features: jax.Array,
+    filters: jax.Array,
+    m_filters: jax.Array,
 ) -> jax.Array:
     q_WWCO = reconstructed_filters(filters, m_filters, spec.plane_signs)
-    return convolve(features, q_WWCO, spec.strides, spec.padding)
+    return convolution(features, q_WWCO, spec.strides, spec.padding)
 
 
 def _direct_backward(
+    convolution: Convolution,
     spec: ConvSpec,
     features: jax.Array,
     filters: jax.Array,
@@ -62,7 +71,7 @@ def _direct_backward(
     cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     q_WWCO = reconstructed_filters(filters, m_filters, spec.plane_signs)
-    _, vjp = jax.vjp(lambda x, q: convolve(x, q, spec.strides, spec.padding), features, q_WWCO)
+    _, vjp = jax.vjp(lambda x, q: convolution(x, q, spec.strides, spec.padding), features, q_WWCO)
     d_features, dq_WWCO = vjp(cotangent)
     planes = m_filters.shape[-1]
     dq_WWCHK = dq_WWCO.reshape(*filters.shape, planes)
@@ -120,24 +129,25 @@ def _fastest(
     The native kernel is for CPUs and float32. There `spec.form` can name it; otherwise it is taken
     if it is available and was faster.
     """
-    planes = m_filters.shape[-1]
     shape = Shape(
-        in_maps=filters.shape[2] // planes,
+        in_maps=filters.shape[2] // m_filters.shape[-1],
         out_maps=filters.shape[3],
-        planes=planes,
+        planes=m_filters.shape[-1],
         size=features.shape[1],
         stride=spec.strides[0],
     )
     dtype = features.dtype.name
     default = FORMS[UNMEASURED]
-    measured = {
-        platform: FORMS[fastest_form(platform, dtype, shape)] for platform in measured_platforms()
-    }
-    # Every branch is traced, so platforms that take the default get none.
-    forms = {platform: form for platform, form in measured.items() if form is not default}
-    forms["default"] = default
-    if dtype == "float32" and (spec.form == "native" or takes_native(shape)):
-        forms["cpu"] = _NATIVE
+    forms = {"default": default}
+    if not spec.plane_signs:
+        measured = {
+            platform: FORMS[fastest_form(platform, dtype, shape)]
+            for platform in measured_platforms()
+        }
+        # Every branch is traced, so platforms that take the default get none.
+        forms |= {platform: form for platform, form in measured.items() if form is not default}
+    if dtype == "float32" and (spec.form == "native" or takes_native(shape, spec.plane_signs)):
+        forms["cpu"] = _NATIVE_DIRECT if spec.plane_signs else _NATIVE
     return forms
 
 
@@ -188,23 +198,37 @@ def _backward_from_products(
     return lax.platform_dependent(*arrays, **passes)
 
 
-def takes_native(shape: Shape) -> bool:
-    """Returns whether "auto" takes the native kernel on this CPU, in float32."""
+def takes_native(shape: Shape, plane_signs: str = "") -> bool:
+    """Returns whether "auto" takes the native kernel on this CPU, in float32.
+
+    A pattern of planes takes it for an ordinary convolution, which is an MCconv of one plane.
+    """
+    if plane_signs:
+        in_maps, out_maps = shape.in_maps * shape.planes, shape.out_maps * shape.planes
+        shape = shape._replace(in_maps=in_maps, out_maps=out_maps, planes=1)
     return native_is_faster("cpu", "float32", shape) and native.why_unavailable() is None
 
 
+def _direct_by(convolution: Convolution) -> Form:
+    return Form(
+        functools.partial(_direct_forward, convolution),
+        functools.partial(_direct_backward, convolution),
+    )
+
+
 _NATIVE = Form(native.forward, native.backward)
+_NATIVE_DIRECT = _direct_by(native.convolve)
 
 FORMS = {
     "auto": Form(_auto_forward, _auto_backward),
-    "direct": Form(_direct_forward, _direct_backward),
+    "direct": _direct_by(convolve),
     "factored": Form(factored.forward, factored.backward),
     "native": Form(_auto_forward, _auto_backward),
     "pallas": Form(_fused_forward, _fused_backward),
 }
-# What "auto" takes for a pattern of planes, and the only form that computes one: the others make
-# one product for all planes of a map, which read the filter differently.
-OF_PATTERNS = "direct"
+# The forms of a pattern of planes: the others make one product for all planes of a map, which read
+# the filter differently. Here "native" is the direct form with the convolution of the kernel.
+OF_PATTERNS = ("auto", "direct", "native")
 
 
 def mcconv(
@@ -251,7 +275,8 @@ def mcconv(
             measured, so no row of the table names it.
         plane_signs: a name in `mcn_jax.ops.plane_signs.PATTERNS`, or "". With a pattern, plane k of
             Q has the filter's planes in another order or with other signs, and the gradients
-            follow. Only "direct" computes a pattern, so "auto" takes it.
+            follow. Such a layer is computed by the direct form, on a CPU with the convolution of
+            the native kernel.
 
     Returns:
         [N, Y', X', H*K].
@@ -277,12 +302,11 @@ def mcconv(
             raise ValueError(f"plane_signs={plane_signs!r} must be empty or one of {names}")
         if (reason := why_unsuitable(plane_signs, m_filters.shape[-1])) is not None:
             raise ValueError(f"plane_signs={plane_signs!r} {reason}")
-        if form not in ("auto", OF_PATTERNS):
+        if form not in OF_PATTERNS:
             raise ValueError(
-                f"form={form!r} cannot compute plane_signs={plane_signs!r}; use 'auto' or"
-                f" {OF_PATTERNS!r}"
+                f"form={form!r} cannot compute plane_signs={plane_signs!r}; use one of"
+                f" {', '.join(OF_PATTERNS)}"
             )
-        form = OF_PATTERNS
     spec = ConvSpec(
         strides=strides, padding=padding, m_gradient=m_gradient, form=form, plane_signs=plane_signs
     )

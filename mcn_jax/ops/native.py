@@ -100,6 +100,53 @@ def backward(
     return d_features, d_filters, d_m
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve(
+    features: jax.Array, filters: jax.Array, strides: tuple[int, int], padding: str
+) -> jax.Array:
+    """Computes `mcn_jax.ops.convolution.convolve`, and its gradients, with the kernel.
+
+    An ordinary convolution with C channels to O is an MCconv of C to O maps of one plane, where M
+    is one.
+
+    Args:
+        features: [N, Y, X, C], float32.
+        filters: [W, W, C, O], float32.
+        strides: steps in y and x, in pixels.
+        padding: a name in `mcn_jax.ops.convolution.PADDINGS`.
+    """
+    return forward(_plain(strides, padding), features, filters, _ones(filters))
+
+
+def _convolve_fwd(
+    features: jax.Array, filters: jax.Array, strides: tuple[int, int], padding: str
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return convolve(features, filters, strides, padding), (features, filters)
+
+
+def _convolve_bwd(
+    strides: tuple[int, int],
+    padding: str,
+    residuals: tuple[jax.Array, jax.Array],
+    cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    features, filters = residuals
+    arrays = features, filters, filters, _ones(filters), cotangent
+    d_features, d_filters, _ = backward(_plain(strides, padding), *arrays)
+    return d_features, d_filters
+
+
+convolve.defvjp(_convolve_fwd, _convolve_bwd)
+
+
+def _plain(strides: tuple[int, int], padding: str) -> ConvSpec:
+    return ConvSpec(strides=strides, padding=padding, m_gradient="binary", form="native")
+
+
+def _ones(filters: jax.Array) -> jax.Array:
+    return jnp.ones((*filters.shape[:2], 1))
+
+
 def why_unavailable() -> str | None:
     """Returns why the kernel cannot be used on this machine's CPU, as a clause; None if it can.
 
