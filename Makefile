@@ -34,6 +34,7 @@ imports: .venv/installed
 bench: .venv/installed  ## run the benchmarks: tens of minutes on an idle machine
 	$(VENV)/python -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
 	$(VENV)/python benchmarks/mcconv.py
+	$(VENV)/python benchmarks/convolution.py
 	$(VENV)/python benchmarks/step.py
 	$(VENV)/python benchmarks/roofline.py
 	$(VENV)/python benchmarks/inference.py

@@ -7,6 +7,7 @@ from markdown_tables import short_revision
 from record_files import read_benchmark
 
 from mcn_jax.models.wide_resnet import blocks_per_stage
+from mcn_jax.ops.convolution import NATIVE_GROWTH, suits_native
 from mcn_jax.ops.costs import multiply_adds
 from mcn_jax.ops.fastest import Shape
 from mcn_jax.ops.mcconv import CHANNELS_TO_SAVE
@@ -382,6 +383,34 @@ def cortex_m4_table() -> str:
     return (
         f"{table}\n\nOn QEMU, the largest difference of a logit from JAX's is {difference:.0e} of"
         " the largest logit."
+    )
+
+
+def convolution_table() -> str:
+    """What benchmarks/convolution.py measured: the native kernel over XLA's convolution."""
+    record = read_benchmark(MACHINE, "convolution")
+    lines, ratios = [], []
+    for layer in record["layers"]:
+        taps, channels, outputs = (layer[name] for name in ("taps", "channels", "outputs"))
+        found = [layer[name]["native_over_xla"] for name in PASSES]
+        taken = ""
+        if suits_native("float32", (taps, taps, channels, outputs)):
+            taken = "forward, gradients" if outputs <= NATIVE_GROWTH * channels else "gradients"
+            ratios.append(found[1])
+        lines.append(
+            f"| {taps}x{taps} | {channels}-{outputs} | {layer['size']}x{layer['size']}"
+            f" | {layer['stride']} | {layer['batch']} | {found[0]:.2f} | {found[1]:.2f} | {taken} |"
+        )
+    table = benchmark(
+        "convolution",
+        "time of the native kernel over the time of XLA's convolution with our gradient of filters,"
+        f" float32, medians of {record['repeats']} turns",
+        "taps | channels | pixels | stride | batch | forward | with gradients | taken",
+        lines,
+    )
+    return (
+        f"{table}\n\nWith gradients, the ratio is {min(ratios):.2f} to {max(ratios):.2f} where the"
+        " kernel is taken. Forward alone it is above 1 in some of these shapes."
     )
 
 

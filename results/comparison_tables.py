@@ -139,7 +139,7 @@ def equal_bits_sizes_table() -> str:
     for name, system in SYSTEMS.items():
         network = recorded_network(f"{SWEEP}/{name}_seed?")
         rows.append((system, *_size_cells(sizes(network))))
-    return _table(("system", *SIZE_COLUMNS), rows)
+    return markdown(("system", *SIZE_COLUMNS), rows)
 
 
 def equal_bits_table() -> str:
@@ -153,18 +153,18 @@ def equal_bits_table() -> str:
             accuracy = 100 * trial.result["final_test_accuracy"]
             trials.append(f"{accuracy:.2f} ({rate['learning_rate']:g})")
         rows.append((system, ", ".join(trials), *_trained_cells(f"{SWEEP}/{name}_seed?")))
-    return _table(("system", "validation accuracy, % (learning rate)", *TRAINED_COLUMNS), rows)
+    return markdown(("system", "validation accuracy, % (learning rate)", *TRAINED_COLUMNS), rows)
 
 
 def equal_bits_cpu_table() -> str:
     """The accuracies of two systems of equal filter bits that were trained on a CPU."""
     rows = [(SYSTEMS[name], *_trained_cells(f"{CPU_SWEEP}/{name}_seed?")) for name in CPU_SYSTEMS]
-    return _table(("system", *TRAINED_COLUMNS), rows)
+    return markdown(("system", *TRAINED_COLUMNS), rows)
 
 
 def _trained_cells(pattern: str) -> tuple[str, ...]:
     """The cells of `TRAINED_COLUMNS`."""
-    found, config = _cells_of(pattern), _config(pattern)
+    found, config = cells_of(pattern), config_of(pattern)
     start = config.binarize.start_epoch
     floats = found.epochs if not quantizes(config) else str(start)
     rate = f"{config.optimizer.learning_rate:g}"
@@ -186,14 +186,14 @@ def mnist_table() -> str:
     rows = []
     for system, config, runs, printed in MNIST_NETWORKS:
         pattern = f"{MNIST}/{runs}"
-        found, size = _cells_of(pattern), sizes(recorded_network(pattern))
+        found, size = cells_of(pattern), sizes(recorded_network(pattern))
         stored = size.filter_bits + size.scale_bits + size.other_bits
         link = f"{system} ([config](../configs/{config}.py))"
         rows.append(
             (link, f"{size.filter_bits:,}", f"{stored:,}", printed, found.accuracy, found.epochs,
              f"{found.hardware}; {found.revisions}", found.links)
         )  # fmt: skip
-    return _table(
+    return markdown(
         ("small network", "filter bits", "all stored bits", "printed for the large network, %",
          "test accuracy, %", "epochs", "hardware; revision", "record"),
         rows,
@@ -210,12 +210,12 @@ def _others_table(title: str, others: tuple[Other, ...]) -> str:
             found = cells(Row("", other.method, record=other.record), root="../")
             accuracy = f"{found.accuracy}, {found.epochs} epochs: {found.links}"
         rows.append((f"{other.system}{link}", *_size_cells(sizes(network)), accuracy))
-    return _table((title, *SIZE_COLUMNS, "test accuracy, %"), rows)
+    return markdown((title, *SIZE_COLUMNS, "test accuracy, %"), rows)
 
 
 def digits_table() -> str:
     """Every kind of layer on digits; a kind without records has a row, too."""
-    return _table(
+    return markdown(
         ("layer", "channels", "filter bits", *(f"validation at {rate}, %" for rate in RATES),
          "learning rate", "test accuracy, %", "revision", "record"),
         [_digits_row(kind) for kind in LAYERS],
@@ -226,7 +226,7 @@ def _digits_row(kind: str) -> tuple[str, ...]:
     pattern = f"{DIGITS}/{kind}_seed?"
     if not has_run(pattern):
         return (f"`{kind}`", *5 * ("",), NOT_RUN, "", "")
-    config, found = _config(pattern), _cells_of(pattern)
+    config, found = config_of(pattern), cells_of(pattern)
     trials = [validated(kind, rate) for rate in RATES]
     return (
         f"`{kind}`",
@@ -247,11 +247,13 @@ def validated(kind: str, rate: str) -> float:
     return float(run.result["final_test_accuracy"])
 
 
-def _cells_of(pattern: str) -> Cells:
+def cells_of(pattern: str) -> Cells:
+    """The cells of a run, or of several that differ in their seed."""
     return cells(Row("", method(stored_runs(pattern)[0].setting), record=pattern), root="../")
 
 
-def _config(pattern: str) -> Config:
+def config_of(pattern: str) -> Config:
+    """The config of a run, or of the first of several."""
     return from_saved_config(_first_record(pattern)["config"])
 
 
@@ -274,7 +276,7 @@ def planned_network(other: Other) -> Trained:
         path = RESULTS.parent / "configs" / f"{other.base}.py"
         config = from_config_dict(load_config_file(path))
     else:
-        config = _config(base)
+        config = config_of(base)
     return network_not_run(with_fields(config, other.fields), _first_record(base)["data"])
 
 
@@ -285,11 +287,17 @@ def _size_cells(size: Sizes) -> tuple[str, ...]:
     return (
         size.channels,
         *(f"{number:,}" for number in numbers),
-        *(f"{count / 1e6:,.2f} M" if count >= 10_000 else f"{count:,}" for count in adds),
+        *map(in_millions, adds),
         str(size.activation_bits),
     )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def in_millions(count: float) -> str:
+    """Multiply-adds as text."""
+    return f"{count / 1e6:,.2f} M" if count >= 10_000 else f"{count:,}"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

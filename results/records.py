@@ -26,6 +26,7 @@ from typing import Any
 import record_files
 from benchmark_tables import (
     c_inference_table,
+    convolution_table,
     cortex_m4_table,
     faults_table,
     inference_table,
@@ -94,8 +95,9 @@ TABLES = {
         "centers": lambda: sweep_table("figure7_cpu/*", "centers", "lambda"),
     },
     DOCS / "performance.md": {
-        "mcconv": mcconv_table, "step": step_table, "roofline": roofline_table,
-        "machines": machines_table, "pytorch layers": pytorch_layer_table, "limits": limits_table,
+        "mcconv": mcconv_table, "convolution": convolution_table, "step": step_table,
+        "roofline": roofline_table, "machines": machines_table,
+        "pytorch layers": pytorch_layer_table, "limits": limits_table,
         "inference": inference_table, "c inference": c_inference_table, "packing": packing_table,
         "h100 steps": h100_step_table, "h100 layers": h100_layer_table,
         "h100 pallas": h100_fused_table,

@@ -15,7 +15,7 @@ from mcn_jax.deploy.c_program import Program
 from mcn_jax.deploy.c_text import identifier
 from mcn_jax.errors import InputError
 from mcn_jax.layers.arithmetic import Arithmetic, Quantized
-from mcn_jax.ops.convolution import pads_and_out_size
+from mcn_jax.ops.conv_spec import pads_and_out_size
 
 
 def add_layer(

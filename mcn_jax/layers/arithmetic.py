@@ -32,7 +32,7 @@ class Arithmetic:
     Attributes:
         weights: [W, W, C, O], float32, float16 or int8, or quantized.
         strides: step in y and x, in pixels.
-        padding: a name in `mcn_jax.ops.convolution.PADDINGS`.
+        padding: a name in `mcn_jax.ops.conv_spec.PADDINGS`.
         m_filters: [W, W, K] float32, or None.
         scales: [1] or [O] float32, or None for ones.
         offsets: [O] float32, or None for zeros.

@@ -38,7 +38,7 @@ class FilterMapConv(nn.Module):
         planes: channels per output map.
         kernel_size: W, in pixels; at least 2.
         strides: step in y and x, in pixels.
-        padding: a name in `mcn_jax.ops.convolution.PADDINGS`.
+        padding: a name in `mcn_jax.ops.conv_spec.PADDINGS`.
         samples: (K1, K2, K3); None takes those of `mcn_jax.ops.filter_map.samples_for`.
         gradient: "mean" or "sum" over the occurrences of an element in the filters.
         form: how the convolution is computed, "direct", "circulant" or "auto"; see

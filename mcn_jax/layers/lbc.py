@@ -45,7 +45,7 @@ class LBConv(nn.Module):
         planes: channels per output map.
         kernel_size: W, in pixels.
         strides: step in y and x, in pixels.
-        padding: a name in `mcn_jax.ops.convolution.PADDINGS`.
+        padding: a name in `mcn_jax.ops.conv_spec.PADDINGS`.
         ratio: M / O; M is rounded, and at least 1.
         density: share of anchors that are not zero, in (0, 1].
         seed: seed of the anchors.

@@ -16,7 +16,7 @@ from mcn_jax.errors import require, require_one_of
 from mcn_jax.layers import mcconv_file
 from mcn_jax.layers.family import Family, Group, Leaves, PlannedLayer
 from mcn_jax.layers.mcconv_health import health
-from mcn_jax.ops import native, packing, plane_signs
+from mcn_jax.ops import convolution, native, packing, plane_signs
 from mcn_jax.ops.costs import multiply_adds
 from mcn_jax.ops.fastest import Shape
 from mcn_jax.ops.m_init import M_INITS, draw_m, why_unsuitable
@@ -49,7 +49,7 @@ class MCConv(nn.Module):
         planes: K, channels per feature map.
         kernel_size: W, odd, in pixels.
         strides: step in y and x, in pixels.
-        padding: a name in `mcn_jax.ops.convolution.PADDINGS`.
+        padding: a name in `mcn_jax.ops.conv_spec.PADDINGS`.
         binarized: False convolves with the latent filters themselves (U-MCN).
         num_centers: U; a filter takes ceil(log2 U) bits per weight.
         m_gradient: "binary" or "latent", the two readings of Eq. 16.
@@ -271,11 +271,7 @@ def _multiply_adds(layer: PlannedLayer) -> dict[str, int]:
 
 
 def _computed_by(layers: Sequence[PlannedLayer], dtype: str) -> str:
-    counted = 0
-    if dtype == "float32":
-        counted = sum(
-            takes_native(_shape(layer), layer.settings["plane_signs"]) for layer in layers
-        )
+    counted = sum(_takes_native(layer) for layer in layers) if dtype == "float32" else 0
     if counted:
         code = f"native kernel ({native.instruction_set()})"
         if counted < len(layers):
@@ -287,6 +283,12 @@ def _computed_by(layers: Sequence[PlannedLayer], dtype: str) -> str:
         reason = reason or "no measurement at similar shapes says that the native kernel is faster"
         code = f"XLA forms; {reason}"
     return f"MCconv on this CPU: {code}"
+
+
+def _takes_native(layer: PlannedLayer) -> bool:
+    if layer.settings["plane_signs"]:  # computed as an ordinary convolution
+        return convolution.takes_native("float32", layer.params["latent_filters"])
+    return takes_native(_shape(layer))
 
 
 def _shape(layer: PlannedLayer) -> Shape:

@@ -50,7 +50,7 @@ class OneBitConv(nn.Module):
         planes: channels per output map.
         kernel_size: W, in pixels.
         strides: step in y and x, in pixels.
-        padding: a name in `mcn_jax.ops.convolution.PADDINGS`.
+        padding: a name in `mcn_jax.ops.conv_spec.PADDINGS`.
         binarized: False convolves with the latent filters themselves.
         estimator: IR-Net and ReCU: derivative of the sign, a name in
             `mcn_jax.ops.one_bit.ESTIMATORS`; "" takes that of the layer's authors.

@@ -44,7 +44,7 @@ class PHConv(nn.Module):
         planes: channels per output map.
         kernel_size: W, in pixels.
         strides: step in y and x, in pixels.
-        padding: a name in `mcn_jax.ops.convolution.PADDINGS`.
+        padding: a name in `mcn_jax.ops.conv_spec.PADDINGS`.
         n: number of rules and filters; it must divide the channels of input and output.
         filter_init: how filters are drawn, a name in `mcn_jax.ops.phc.INITS`.
         pads_input: True takes an input of any number of channels, for the first convolution of a

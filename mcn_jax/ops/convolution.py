@@ -1,98 +1,141 @@
 """The ordinary convolution that all layers use, and the gradient of its filters."""
 
-import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
+from mcn_jax.ops import native
 from mcn_jax.ops.chunks import images_at_a_time
+from mcn_jax.ops.conv_spec import explicit_pads
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # A CPU uses XLA's filter gradient if the input has at least this many channels, and at least as
 # many channels as pixels. There it took no more time or memory than the product of patches,
 # measured in float32 with AVX-512.
 MANY_CHANNELS = 128
-# "CENTERED" pads W // 2 zeros on each side, as most PyTorch programs do. With "SAME" and stride 2,
-# XLA pads images of an even size by one zero less on the low side.
-PADDINGS = ("SAME", "VALID", "CENTERED")
+# The native kernel took less time for convolutions with gradients if the input has at least this
+# many channels, with one tap or with more, and forward in most shapes whose output has at most
+# `NATIVE_GROWTH` times as many.
+NATIVE_CHANNELS_OF_ONE_TAP, NATIVE_CHANNELS, NATIVE_GROWTH = 32, 8, 2
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ConvSpec:
-    """Static settings of a modulated convolution; hashable, so they can be a static argument."""
-
-    strides: tuple[int, int]
-    padding: str
-    m_gradient: str
-    form: str
-    plane_signs: str = ""
-
-
-def pads_and_out_size(
-    size: tuple[int, ...], kernel_size: tuple[int, ...], strides: tuple[int, int], padding: str
-) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
-    """Returns the low and high padding in y and x, and the size of the output.
-
-    Args:
-        size: of the image, in pixels.
-        kernel_size: (W, W).
-        strides: as given to `convolve`.
-        padding: as given to `convolve`.
-    """
-    pads = explicit_pads(size, kernel_size, strides, padding)
-    out_size = (
-        (pixels + low + high - taps) // stride + 1
-        for pixels, (low, high), taps, stride in zip(size, pads, kernel_size, strides, strict=True)
-    )
-    return pads, tuple(out_size)
-
-
-def explicit_pads(
-    size: tuple[int, ...], kernel_size: tuple[int, ...], strides: tuple[int, int], padding: str
-) -> list[tuple[int, int]]:
-    """Returns the low and high padding in y and x; the arguments are as in `pads_and_out_size`."""
-    if padding == "CENTERED":
-        return [(taps // 2, taps // 2) for taps in kernel_size]
-    found = lax.padtype_to_pads(size, kernel_size, strides, padding)
-    return [(int(low), int(high)) for low, high in found]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(
     features: jax.Array, filters: jax.Array, strides: tuple[int, int], padding: str
 ) -> jax.Array:
     """Cross-correlates [N, Y, X, C] with filters [W, W, C, O], in the dtype of the features.
 
-    `padding` is a name in `PADDINGS`.
+    A CPU takes the native kernel in float32 where that took less time, if it is available. All
+    others take `xla_convolve`.
+
+    Args:
+        features: [N, Y, X, C].
+        filters: [W, W, C, O]; their gradient has their dtype.
+        strides: steps in y and x, in pixels.
+        padding: a name in `mcn_jax.ops.conv_spec.PADDINGS`.
+
+    Returns:
+        [N, Y', X', O].
+    """
+    if takes_native(features.dtype, filters.shape):
+        return _natively(features, filters.astype(features.dtype), strides, padding)
+    return xla_convolve(features, filters, strides, padding)
+
+
+def takes_native(dtype: DTypeLike, shape: Sequence[int]) -> bool:
+    """Returns whether `convolve` takes the native kernel on this CPU; see `suits_native`."""
+    return suits_native(dtype, shape) and native.why_unavailable() is None
+
+
+def suits_native(dtype: DTypeLike, shape: Sequence[int]) -> bool:
+    """Returns whether the native kernel took less time, with gradients, at similar filters.
+
+    Args:
+        dtype: of the features.
+        shape: of the filters, (W, W, C, O).
+    """
+    height, width, channels, _ = shape
+    if jnp.dtype(dtype) != jnp.float32 or height != width:
+        return False
+    return channels >= (NATIVE_CHANNELS_OF_ONE_TAP if height == 1 else NATIVE_CHANNELS)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _natively(
+    features: jax.Array, filters: jax.Array, strides: tuple[int, int], padding: str
+) -> jax.Array:
+    by_xla = functools.partial(xla_convolve, strides=strides, padding=padding)
+    *_, channels, outputs = filters.shape
+    if outputs > NATIVE_GROWTH * channels:
+        return by_xla(features, filters)
+    kernel = functools.partial(native.convolve, strides=strides, padding=padding)
+    return lax.platform_dependent(features, filters, cpu=kernel, default=by_xla)
+
+
+def _natively_fwd(
+    features: jax.Array, filters: jax.Array, strides: tuple[int, int], padding: str
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _natively(features, filters, strides, padding), (features, filters)
+
+
+def _natively_bwd(
+    strides: tuple[int, int],
+    padding: str,
+    residuals: tuple[jax.Array, jax.Array],
+    cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    kernel = functools.partial(native.convolution_gradients, strides=strides, padding=padding)
+    by_xla = functools.partial(_xla_gradients, strides=strides, padding=padding)
+    return lax.platform_dependent(*residuals, cotangent, cpu=kernel, default=by_xla)
+
+
+_natively.defvjp(_natively_fwd, _natively_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def xla_convolve(
+    features: jax.Array, filters: jax.Array, strides: tuple[int, int], padding: str
+) -> jax.Array:
+    """Computes `convolve` with XLA's convolution, whose arguments are the same.
 
     The gradient of the filters is `filter_gradient`, in the dtype of the filters.
     """
     return _convolve(features, filters, strides, padding)
 
 
-def _convolve_fwd(
+def _xla_fwd(
     features: jax.Array, filters: jax.Array, strides: tuple[int, int], padding: str
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _convolve(features, filters, strides, padding), (features, filters)
 
 
-def _convolve_bwd(
+def _xla_bwd(
     strides: tuple[int, int],
     padding: str,
     residuals: tuple[jax.Array, jax.Array],
     cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    features, filters = residuals
+    return _xla_gradients(*residuals, cotangent, strides, padding)
+
+
+def _xla_gradients(
+    features: jax.Array,
+    filters: jax.Array,
+    cotangent: jax.Array,
+    strides: tuple[int, int],
+    padding: str,
+) -> tuple[jax.Array, jax.Array]:
     _, vjp = jax.vjp(lambda x: _convolve(x, filters, strides, padding), features)
     taps = filters.shape[:2]
     d_filters = filter_gradient(features, cotangent, taps, strides, padding)
     return vjp(cotangent)[0], d_filters.astype(filters.dtype)
 
 
-convolve.defvjp(_convolve_fwd, _convolve_bwd)
+xla_convolve.defvjp(_xla_fwd, _xla_bwd)
 
 
 def _convolve(

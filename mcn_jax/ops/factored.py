@@ -36,7 +36,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from mcn_jax.ops.chunks import images_at_a_time, scan_chunks
-from mcn_jax.ops.convolution import ConvSpec, explicit_pads
+from mcn_jax.ops.conv_spec import ConvSpec, explicit_pads
 
 
 class _Tap(NamedTuple):

@@ -30,15 +30,15 @@ import numpy as np
 from jax import lax
 
 from mcn_jax.ops import circulant
-from mcn_jax.ops.convolution import DIMENSIONS, convolve, explicit_pads
+from mcn_jax.ops.convolution import convolve
 
 GRADIENTS = ("mean", "sum")
 STEP = 2  # x and y
 # "auto" takes the circulant form on a CPU if the input has at least this many channels, and the
-# output as many as the second number. There benchmarks/filter_map.py measured 0.35 to 0.7 of the
-# direct form's time with gradients, in float32 with AVX-512. With fewer, its forward pass was
-# sometimes slower. Other dtypes are not measured.
-CIRCULANT_CHANNELS, CIRCULANT_FILTERS = 64, 32
+# output as many as the second number. There benchmarks/filter_map.py measured 0.29 to 0.96 of the
+# direct form's time with gradients, in float32 with AVX-512 and the native kernel in both forms.
+# With 64 channels, it was 0.92 to 1.08. Other dtypes are not measured.
+CIRCULANT_CHANNELS, CIRCULANT_FILTERS = 128, 32
 FEW_FILTERS, MANY_FILTERS = 32, 256  # the limits of K3 in `samples_for`
 
 
@@ -257,12 +257,7 @@ def _circulant(spec: _Convolution, x: jax.Array, filter_map: jax.Array) -> jax.A
     )
 
     def product(x: jax.Array, filter_map: jax.Array) -> jax.Array:
-        # XLA's own gradient of so few filters takes no more time on a CPU than that of `convolve`.
-        filters = cut_filters(filter_map, block).astype(x.dtype)
-        pads = explicit_pads(x.shape[1:3], block.kernel, spec.strides, spec.padding)
-        return lax.conv_general_dilated(
-            x, filters, spec.strides, pads, dimension_numbers=DIMENSIONS
-        )
+        return convolve(x, cut_filters(filter_map, block), spec.strides, spec.padding)
 
     x_blocks, map_blocks = (jnp.split(array, shifts, axis=-1) for array in (x, filter_map))
     return jnp.concatenate(circulant.cyclic(x_blocks, map_blocks, product), axis=-1)
@@ -342,7 +337,7 @@ def filter_map_convolution(
         filter_map: [K1*x, K2*y, C].
         geometry: of the layer.
         strides: steps of the convolution in y and x, in pixels.
-        padding: a name in `mcn_jax.ops.convolution.PADDINGS`.
+        padding: a name in `mcn_jax.ops.conv_spec.PADDINGS`.
         gradient: "mean" or "sum" of the gradients of an element's occurrences in the filters.
         form: "direct" cuts the filters and convolves. "circulant" splits the channels in K3 blocks;
             the same result takes 1/2, 5/16 and 11/64 of the multiply-adds for K3 = 2, 4 and 8.

@@ -47,7 +47,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from mcn_jax.ops import fused_kernels as kernels
-from mcn_jax.ops.convolution import ConvSpec, pads_and_out_size
+from mcn_jax.ops.conv_spec import ConvSpec, pads_and_out_size
 from mcn_jax.ops.fused_kernels import Sizes, Tile
 
 # The smallest side of a block in a matrix product.

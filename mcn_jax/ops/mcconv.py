@@ -21,7 +21,8 @@ from jax import lax
 
 from mcn_jax.ops import factored, native
 from mcn_jax.ops.binarize import nearest_center
-from mcn_jax.ops.convolution import PADDINGS, ConvSpec, convolve
+from mcn_jax.ops.conv_spec import PADDINGS, ConvSpec
+from mcn_jax.ops.convolution import convolve, xla_convolve
 from mcn_jax.ops.fastest import (
     UNMEASURED,
     Shape,
@@ -46,23 +47,22 @@ class Form(NamedTuple):
     backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
 
-# Computes an ordinary convolution, and its gradients, from (features, filters, strides, padding).
-Convolution = Callable[[jax.Array, jax.Array, tuple[int, int], str], jax.Array]
+def _convolution(spec: ConvSpec) -> Callable[..., jax.Array]:
+    """Returns the ordinary convolution that the direct form takes.
+
+    Without a pattern of planes, a form of its own is the kernel's.
+    """
+    return convolve if spec.plane_signs else xla_convolve
 
 
 def _direct_forward(
-    convolution: Convolution,
-    spec: ConvSpec,
-    features: jax.Array,
-    filters: jax.Array,
-    m_filters: jax.Array,
+    spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
 ) -> jax.Array:
     q_WWCO = reconstructed_filters(filters, m_filters, spec.plane_signs)
-    return convolution(features, q_WWCO, spec.strides, spec.padding)
+    return _convolution(spec)(features, q_WWCO, spec.strides, spec.padding)
 
 
 def _direct_backward(
-    convolution: Convolution,
     spec: ConvSpec,
     features: jax.Array,
     filters: jax.Array,
@@ -71,7 +71,8 @@ def _direct_backward(
     cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     q_WWCO = reconstructed_filters(filters, m_filters, spec.plane_signs)
-    _, vjp = jax.vjp(lambda x, q: convolution(x, q, spec.strides, spec.padding), features, q_WWCO)
+    convolution = functools.partial(_convolution(spec), strides=spec.strides, padding=spec.padding)
+    _, vjp = jax.vjp(convolution, features, q_WWCO)
     d_features, dq_WWCO = vjp(cotangent)
     planes = m_filters.shape[-1]
     dq_WWCHK = dq_WWCO.reshape(*filters.shape, planes)
@@ -129,25 +130,24 @@ def _fastest(
     The native kernel is for CPUs and float32. There `spec.form` can name it; otherwise it is taken
     if it is available and was faster.
     """
+    planes = m_filters.shape[-1]
     shape = Shape(
-        in_maps=filters.shape[2] // m_filters.shape[-1],
+        in_maps=filters.shape[2] // planes,
         out_maps=filters.shape[3],
-        planes=m_filters.shape[-1],
+        planes=planes,
         size=features.shape[1],
         stride=spec.strides[0],
     )
     dtype = features.dtype.name
     default = FORMS[UNMEASURED]
-    forms = {"default": default}
-    if not spec.plane_signs:
-        measured = {
-            platform: FORMS[fastest_form(platform, dtype, shape)]
-            for platform in measured_platforms()
-        }
-        # Every branch is traced, so platforms that take the default get none.
-        forms |= {platform: form for platform, form in measured.items() if form is not default}
-    if dtype == "float32" and (spec.form == "native" or takes_native(shape, spec.plane_signs)):
-        forms["cpu"] = _NATIVE_DIRECT if spec.plane_signs else _NATIVE
+    measured = {
+        platform: FORMS[fastest_form(platform, dtype, shape)] for platform in measured_platforms()
+    }
+    # Every branch is traced, so platforms that take the default get none.
+    forms = {platform: form for platform, form in measured.items() if form is not default}
+    forms["default"] = default
+    if dtype == "float32" and (spec.form == "native" or takes_native(shape)):
+        forms["cpu"] = _NATIVE
     return forms
 
 
@@ -198,37 +198,23 @@ def _backward_from_products(
     return lax.platform_dependent(*arrays, **passes)
 
 
-def takes_native(shape: Shape, plane_signs: str = "") -> bool:
-    """Returns whether "auto" takes the native kernel on this CPU, in float32.
-
-    A pattern of planes takes it for an ordinary convolution, which is an MCconv of one plane.
-    """
-    if plane_signs:
-        in_maps, out_maps = shape.in_maps * shape.planes, shape.out_maps * shape.planes
-        shape = shape._replace(in_maps=in_maps, out_maps=out_maps, planes=1)
+def takes_native(shape: Shape) -> bool:
+    """Returns whether "auto" takes the native kernel on this CPU, in float32."""
     return native_is_faster("cpu", "float32", shape) and native.why_unavailable() is None
 
 
-def _direct_by(convolution: Convolution) -> Form:
-    return Form(
-        functools.partial(_direct_forward, convolution),
-        functools.partial(_direct_backward, convolution),
-    )
-
-
 _NATIVE = Form(native.forward, native.backward)
-_NATIVE_DIRECT = _direct_by(native.convolve)
 
 FORMS = {
     "auto": Form(_auto_forward, _auto_backward),
-    "direct": _direct_by(convolve),
+    "direct": Form(_direct_forward, _direct_backward),
     "factored": Form(factored.forward, factored.backward),
     "native": Form(_auto_forward, _auto_backward),
     "pallas": Form(_fused_forward, _fused_backward),
 }
-# The forms of a pattern of planes: the others make one product for all planes of a map, which read
-# the filter differently. Here "native" is the direct form with the convolution of the kernel.
-OF_PATTERNS = ("auto", "direct", "native")
+# What "auto" takes for a pattern of planes, and the only form that computes one: the others make
+# one product for all planes of a map, which read the filter differently.
+OF_PATTERNS = "direct"
 
 
 def mcconv(
@@ -266,7 +252,7 @@ def mcconv(
         centers: [U], sorted, or None.
         m_filters: M, [W, W, K].
         strides: steps in y and x, in pixels.
-        padding: "SAME", "VALID" or "CENTERED", see `mcn_jax.ops.convolution`.
+        padding: "SAME", "VALID" or "CENTERED", see `mcn_jax.ops.conv_spec`.
         m_gradient: "binary" or "latent".
         form: a name in `FORMS`; all forms compute the same function. "auto" takes the form that was
             fastest at the most similar measured shape, see `mcn_jax.ops.fastest`. "native" is
@@ -275,8 +261,7 @@ def mcconv(
             measured, so no row of the table names it.
         plane_signs: a name in `mcn_jax.ops.plane_signs.PATTERNS`, or "". With a pattern, plane k of
             Q has the filter's planes in another order or with other signs, and the gradients
-            follow. Such a layer is computed by the direct form, on a CPU with the convolution of
-            the native kernel.
+            follow. Only "direct" computes a pattern, so "auto" takes it.
 
     Returns:
         [N, Y', X', H*K].
@@ -302,11 +287,12 @@ def mcconv(
             raise ValueError(f"plane_signs={plane_signs!r} must be empty or one of {names}")
         if (reason := why_unsuitable(plane_signs, m_filters.shape[-1])) is not None:
             raise ValueError(f"plane_signs={plane_signs!r} {reason}")
-        if form not in OF_PATTERNS:
+        if form not in ("auto", OF_PATTERNS):
             raise ValueError(
-                f"form={form!r} cannot compute plane_signs={plane_signs!r}; use one of"
-                f" {', '.join(OF_PATTERNS)}"
+                f"form={form!r} cannot compute plane_signs={plane_signs!r}; use 'auto' or"
+                f" {OF_PATTERNS!r}"
             )
+        form = OF_PATTERNS
     spec = ConvSpec(
         strides=strides, padding=padding, m_gradient=m_gradient, form=form, plane_signs=plane_signs
     )

@@ -15,7 +15,7 @@ import numpy as np
 
 from mcn_jax.errors import InputError, first_line
 from mcn_jax.ops import native_build
-from mcn_jax.ops.convolution import ConvSpec, pads_and_out_size
+from mcn_jax.ops.conv_spec import ConvSpec, pads_and_out_size
 
 LIBRARY = pathlib.Path(__file__).with_name(native_build.LIBRARY)
 SWITCH = "MCN_JAX_NATIVE"
@@ -73,7 +73,7 @@ def backward(
     spec: ConvSpec,
     features: jax.Array,
     filters: jax.Array,
-    m_sum_filters: jax.Array,
+    m_sum_filters: jax.Array | None,
     m_filters: jax.Array,
     cotangent: jax.Array,
     products: jax.Array | None = None,
@@ -81,11 +81,13 @@ def backward(
     """Computes the gradients; see `mcn_jax.ops.mcconv`.
 
     `products`, from `forward_and_products`, are those of `m_sum_filters`. Without them they are
-    computed again.
+    computed again. With `m_sum_filters=None` the gradient of M is zero.
     """
     _load(LIBRARY)
     if products is None:
         products = jnp.zeros(0)
+    if m_sum_filters is None:
+        m_sum_filters = jnp.zeros(0)
     differentiated = features, filters, m_filters
     outputs = [jax.ShapeDtypeStruct(array.shape, jnp.float32) for array in differentiated]
     call = jax.ffi.ffi_call("mcn_mcconv_backward", outputs, vmap_method="sequential")
@@ -100,43 +102,27 @@ def backward(
     return d_features, d_filters, d_m
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(
     features: jax.Array, filters: jax.Array, strides: tuple[int, int], padding: str
 ) -> jax.Array:
-    """Computes `mcn_jax.ops.convolution.convolve`, and its gradients, with the kernel.
+    """Computes an ordinary convolution; see `mcn_jax.ops.convolution.convolve`.
 
-    An ordinary convolution with C channels to O is an MCconv of C to O maps of one plane, where M
-    is one.
-
-    Args:
-        features: [N, Y, X, C], float32.
-        filters: [W, W, C, O], float32.
-        strides: steps in y and x, in pixels.
-        padding: a name in `mcn_jax.ops.convolution.PADDINGS`.
+    With C channels to O, it is an MCconv of C to O maps of one plane, where M is one.
     """
     return forward(_plain(strides, padding), features, filters, _ones(filters))
 
 
-def _convolve_fwd(
-    features: jax.Array, filters: jax.Array, strides: tuple[int, int], padding: str
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return convolve(features, filters, strides, padding), (features, filters)
-
-
-def _convolve_bwd(
+def convolution_gradients(
+    features: jax.Array,
+    filters: jax.Array,
+    cotangent: jax.Array,
     strides: tuple[int, int],
     padding: str,
-    residuals: tuple[jax.Array, jax.Array],
-    cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    features, filters = residuals
-    arrays = features, filters, filters, _ones(filters), cotangent
+    """Computes the gradients of `convolve` with respect to features and filters."""
+    arrays = features, filters, None, _ones(filters), cotangent
     d_features, d_filters, _ = backward(_plain(strides, padding), *arrays)
     return d_features, d_filters
-
-
-convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 
 def _plain(strides: tuple[int, int], padding: str) -> ConvSpec:

@@ -39,7 +39,7 @@ double distance(const A& a, const std::vector<double>& b) {
   return std::sqrt(difference / norm);
 }
 
-bool agrees(const mcn::Kernel& kernel, const Sizes& s, long parts, bool saves,
+bool agrees(const mcn::Kernel& kernel, const Sizes& s, long parts, bool saves, bool wants_m,
             std::mt19937& random) {
   std::normal_distribution<float> normal;
   auto made = [&](const char* what) {
@@ -92,8 +92,8 @@ bool agrees(const mcn::Kernel& kernel, const Sizes& s, long parts, bool saves,
   for (long part = 0; part < parts; ++part)
     kernel.forward(s, x.get(), filters.get(), m.get(), our_output.get(), saved.get(), part, parts);
   for (long part = 0; part < parts; ++part) {
-    kernel.backward(s, x.get(), filters.get(), sum_filters.get(), m.get(), g.get(), saved.get(),
-                    our_d_x.get() + (by_maps ? part * size : 0),
+    kernel.backward(s, x.get(), filters.get(), wants_m ? sum_filters.get() : nullptr, m.get(),
+                    g.get(), saved.get(), our_d_x.get() + (by_maps ? part * size : 0),
                     filter_sums.get() + (by_maps ? 0 : part * sums),
                     m_sums.data() + part * kernel.m_sums(s), part, parts);
     for (std::size_t i = 0; i < d_m.size(); ++i) our_d_m[i] += m_sums[part * d_m.size() + i];
@@ -102,6 +102,7 @@ bool agrees(const mcn::Kernel& kernel, const Sizes& s, long parts, bool saves,
   for (long part = 0; part < parts; ++part)
     kernel.add_filter_sums(s, filter_sums.get(), by_maps ? 1 : parts, our_d_filters.get(), part,
                            parts);
+  if (!wants_m) std::fill(d_m.begin(), d_m.end(), 0.0);
   const double found[] = {distance(our_output, output), distance(our_d_x, d_x),
                           distance(our_d_filters, d_filters), distance(our_d_m, d_m)};
   // The terms of dM may cancel to less than their rounding errors, above all with one tap and
@@ -117,10 +118,10 @@ bool agrees(const mcn::Kernel& kernel, const Sizes& s, long parts, bool saves,
     std::printf(
         "%s: images %ld, %ldx%ld, channels %ld, taps %ld, maps %ld, planes %ld, strides %ld %ld, "
         "low %ld %ld,"
-        " parts %ld, saves %d: %g %g %g %g\n",
+        " parts %ld, saves %d, wants m %d: %g %g %g %g\n",
         kernel.instruction_set, s.images, s.height, s.width, s.channels, s.taps, s.maps, s.planes,
-        s.stride_y, s.stride_x, s.low_y, s.low_x, parts, saves, found[0], found[1], found[2],
-        found[3]);
+        s.stride_y, s.stride_x, s.low_y, s.low_x, parts, saves, wants_m, found[0], found[1],
+        found[2], found[3]);
   return good;
 }
 
@@ -158,7 +159,9 @@ int main(int, char** arguments) {
     side(s.width, s.stride_x, s.out_width, s.low_x);
     const long parts = 1 + random() % 3;
     for (const mcn::Kernel* kernel : kernels)
-      for (const bool saves : {false, true}) good &= agrees(*kernel, s, parts, saves, random);
+      for (const bool saves : {false, true})
+        for (const bool wants_m : {false, true})
+          good &= agrees(*kernel, s, parts, saves, wants_m, random);
   }
   return good ? 0 : 1;
 }

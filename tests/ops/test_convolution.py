@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcn_jax.ops import chunks, convolution
+from mcn_jax.ops import chunks, convolution, native
+from mcn_jax.ops.conv_spec import PADDINGS
 
 
 def written_out(features, cotangent, taps, strides, padding):
@@ -92,3 +93,84 @@ def lowered_gradient(x, platform):
         return convolution.filter_gradient(features, cotangent, (3, 3), (1, 1), "SAME")
 
     return jax.jit(gradient).trace(x, x).lower(lowering_platforms=(platform,)).as_text()
+
+
+needs_kernel = pytest.mark.skipif(
+    native.why_unavailable() is not None, reason=str(native.why_unavailable())
+)
+KERNEL = "mcn_mcconv"
+
+
+def arguments(channels, outputs, taps=(3, 3), size=(7, 6), dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0))
+    features = jax.random.normal(keys[0], (3, *size, channels), dtype)
+    return features, jax.random.normal(keys[1], (*taps, channels, outputs))
+
+
+def output_and_gradients(function, arguments, strides=(1, 1), padding="SAME"):
+    output, vjp = jax.vjp(lambda x, w: function(x, w, strides, padding), *arguments)
+    return output, *vjp(jnp.cos(jnp.arange(output.size, dtype=output.dtype).reshape(output.shape)))
+
+
+def programs(arguments, platform="cpu"):
+    """Returns the programs that compute the output alone, and with the gradients."""
+
+    def forward(*arguments):
+        return convolution.convolve(*arguments, (1, 1), "SAME")
+
+    def both(*arguments):
+        return output_and_gradients(convolution.convolve, arguments)
+
+    traced = (jax.jit(function).trace(*arguments) for function in (forward, both))
+    return [one.lower(lowering_platforms=(platform,)).as_text() for one in traced]
+
+
+@needs_kernel
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize(
+    ("channels", "outputs", "taps", "strides"),
+    [
+        (8, 5, 3, (1, 1)),
+        (24, 40, 3, (2, 2)),
+        (9, 64, 5, (1, 1)),  # forward by XLA
+        (32, 16, 1, (2, 1)),
+        (16, 32, 2, (1, 3)),
+    ],
+)
+def test_the_native_kernel_computes_the_convolution_of_xla(
+    channels, outputs, padding, strides, taps
+):
+    arrays = arguments(channels, outputs, (taps, taps))
+    ours = output_and_gradients(convolution.convolve, arrays, strides, padding)
+    expected = output_and_gradients(convolution.xla_convolve, arrays, strides, padding)
+    for one, other in zip(ours, expected, strict=True):
+        assert one.dtype == other.dtype == jnp.float32
+        error = jnp.linalg.norm((one - other).ravel()) / jnp.linalg.norm(other.ravel())
+        assert error < 1e-6
+
+
+@needs_kernel
+def test_each_gradient_has_the_dtype_of_its_argument():
+    features, filters = arguments(8, 8)
+    with jax.enable_x64():
+        arrays = features, filters.astype(jnp.float64)
+        output, d_features, d_filters = output_and_gradients(convolution.convolve, arrays)
+    assert (output.dtype, d_features.dtype, d_filters.dtype) == ("float32", "float32", "float64")
+
+
+@needs_kernel
+def test_a_cpu_takes_the_native_kernel_where_it_was_faster(monkeypatch):
+    few, least = convolution.NATIVE_CHANNELS - 1, convolution.NATIVE_CHANNELS
+    taken = [[KERNEL in text for text in programs(arguments(least, least))]]
+    taken += [[KERNEL in text for text in programs(arguments(few, least))]]
+    taken += [[KERNEL in text for text in programs(arguments(least, 2 * least + 1))]]
+    taken += [[KERNEL in text for text in programs(arguments(least, least, (1, 1)))]]
+    assert taken == [[True, True], [False, False], [False, True], [False, False]]
+    oblong = arguments(least, least, (3, 1))
+    half = arguments(least, least, dtype=jnp.bfloat16)
+    on_a_gpu = programs(arguments(least, least), "cuda")
+    monkeypatch.setenv(native.SWITCH, "0")
+    turned_off = programs(arguments(least, least))
+    monkeypatch.undo()
+    for texts in (programs(oblong), programs(half), on_a_gpu, turned_off):
+        assert [KERNEL in text for text in texts] == [False, False]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcn_jax.ops import chunks, factored
-from mcn_jax.ops.convolution import PADDINGS
+from mcn_jax.ops.conv_spec import PADDINGS
 from mcn_jax.ops.mcconv import mcconv
 
 CENTERS = np.array([-0.4, 0.7])

@@ -126,6 +126,12 @@ ffi::Error backward(ffi::ThreadPool pool, Array features, Array filters, Array m
   const Sizes sizes = *found;
   auto saved = saved_of(products, sizes);
   if (saved.has_error()) return saved.error();
+  if (m_sum_filters.element_count() != 0 &&
+      m_sum_filters.element_count() != filters.element_count())
+    return ffi::Error::InvalidArgument("the native MCconv: wrong filters for the gradient of M");
+  // Empty if nobody needs the gradient of M, which is then zero.
+  const float* const in_m_sum =
+      m_sum_filters.element_count() ? m_sum_filters.typed_data() : nullptr;
   const Kernel& best = kernel();
   const bool by_maps = best.splits_maps(sizes);
   const long threads = std::max<long>(1, pool.num_threads());
@@ -139,8 +145,8 @@ ffi::Error backward(ffi::ThreadPool pool, Array features, Array filters, Array m
   std::vector<double> of_m(parts * m_sums);
   float* const d_x = d_features->typed_data();
   in_parallel(pool, parts, [&](long part) {
-    best.backward(sizes, features.typed_data(), filters.typed_data(), m_sum_filters.typed_data(),
-                  m.typed_data(), cotangent.typed_data(), *saved,
+    best.backward(sizes, features.typed_data(), filters.typed_data(), in_m_sum, m.typed_data(),
+                  cotangent.typed_data(), *saved,
                   by_maps && part > 0 ? of_features.get() + (part - 1) * size : d_x,
                   of_filters.get() + (by_maps ? 0 : part * filter_sums),
                   of_m.data() + part * m_sums, part, parts);

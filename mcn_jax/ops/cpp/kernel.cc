@@ -14,6 +14,7 @@
 //
 // from which two matrix products give the gradients of features and filters. The gradient of m
 // needs the products again; they are computed a second time, unless the forward pass saved them.
+// An ordinary convolution is the case of one plane and m = 1, where nobody needs that gradient.
 //
 // With strides, the pixels that one tap reads form one phase of the image, and each phase has taps
 // of its own. With stride 1, the image is the only phase.
@@ -656,18 +657,19 @@ struct Cotangent {
 };
 
 // For K planes and up to N vectors of a row of taps: d_products[q] = sum over k of m * cotangent,
-// and sums[k] += products * cotangent, for one row of pixels.
-template <int K, int N>
+// and, for the gradient of m, sums[k] += products * cotangent, for one row of pixels.
+template <int K, int N, bool d_m>
 inline void spread_row(const float* const* cotangent, long maps, const float* m, long m_step,
                        const float* products, float* d_products, long step, long pixels, bool adds,
                        Vec (&sums)[K][N]) {
   for (long x = 0; x < pixels; ++x, products += step, d_products += step) {
     UNROLL for (int v = 0; v < N; ++v) {
-      Vec product = load(products + v * V), d = adds ? load(d_products + v * V) : Vec{};
+      Vec product = d_m ? load(products + v * V) : Vec{};
+      Vec d = adds ? load(d_products + v * V) : Vec{};
       UNROLL for (int k = 0; k < K; ++k) {
         Vec g = load(cotangent[k] + x * maps + v * V);
         d += load(m + k * m_step + v * V) * g;
-        sums[k][v] += product * g;
+        if (d_m) sums[k][v] += product * g;
       }
       store(d_products + v * V, d);
     }
@@ -679,7 +681,7 @@ struct Strip {
   long image, images, begin, end;
 };
 
-template <int K, int N>
+template <int K, int N, bool d_m>
 void spread(const Sizes& s, const Lanes& l, const Strip& strip, long first_image,
             const Cotangent& g, long r, long vector, long k0, const float* m, long m_step,
             const float* products, float* d_products, double* m_lanes) {
@@ -699,9 +701,11 @@ void spread(const Sizes& s, const Lanes& l, const Strip& strip, long first_image
       const float* planes[K];
       UNROLL for (int k = 0; k < K; ++k) planes[k] =
           g.at(k0 + k, n - first_image, out, -l.columns.shift - l.columns.count + 1) + vector * V;
-      spread_row<K, N>(planes, l.maps, m, m_step, products + row * l.columns.size * step + column,
-                       to, step, l.columns.size, k0 > 0, sums);
+      spread_row<K, N, d_m>(planes, l.maps, m, m_step,
+                            products + row * l.columns.size * step + column, to, step,
+                            l.columns.size, k0 > 0, sums);
     }
+  if (!d_m) return;
   for (int k = 0; k < K; ++k)
     for (int v = 0; v < N; ++v)
       for (int i = 0; i < V; ++i)
@@ -713,6 +717,7 @@ void backward(const Sizes& s, const float* features, const float* filters,
               const float* saved, float* d_features, float* filter_sums_, double* m_sums_,
               long part, long parts) {
   const long block = maps_at_a_time(s), c_step = round_up(s.channels);
+  const bool d_m = m_sum_filters;
   const long guard = 2 * s.taps + std::max(0L, s.width - s.out_width);
   const auto [own_maps, images] = share_of(s, s.images, part, parts);
   const long first_row = s.taps * s.taps * own_maps.begin;  // of the filter sums
@@ -739,7 +744,7 @@ void backward(const Sizes& s, const float* features, const float* filters,
   const long most_pixels = std::max(most_rows * width, most_images * phase_pixels);
   Cotangent g{nullptr, 0, 0, 0, guard, 0};
   const long g_floats = most_images * s.out_height * (s.out_width + 2 * guard) * block + 4 * V;
-  const long computed = saved ? 0 : most_pixels * most_lanes;
+  const long computed = d_m && !saved ? most_pixels * most_lanes : 0;
   floats += Arena::rounded(s.planes * g_floats) + Arena::rounded(computed) +
             Arena::rounded(most_pixels * most_lanes) + Arena::rounded(most_pixels * c_step);
   arena.reset(floats);
@@ -768,7 +773,7 @@ void backward(const Sizes& s, const float* features, const float* filters,
     const std::vector<const float*> saved_products = saved_phases(s, saved, h0);
     for (std::size_t i = 0; i < phases.size(); ++i) {
       const Lanes& l = phases[i] = lanes(phases[i].rows, phases[i].columns, maps);
-      if (!saved) pack_lanes(s, m_sum_filters, l, h0, by_lanes[i]);
+      if (d_m && !saved) pack_lanes(s, m_sum_filters, l, h0, by_lanes[i]);
       pack_channels(s, filters, l, h0, by_channels[i]);
       std::memset(coefficients[i], 0, sizeof(float) * s.planes * l.all());
       for (const Piece& p : l.pieces())
@@ -816,9 +821,9 @@ void backward(const Sizes& s, const float* features, const float* filters,
           }
           const long step = l.all();
           const float* products = computed_products;
-          if (saved)
+          if (d_m && saved)
             products = saved_products[i] + (n0 * l.rows.size + y0) * l.columns.size * step;
-          else
+          else if (d_m)
             multiply_rows({pixels.data(), count, 1, s.channels, 0}, by_lanes[i], step / V,
                           [&](long n, long v, Vec sums) {
                             store(computed_products + n * step + v * V, sums);
@@ -829,12 +834,21 @@ void backward(const Sizes& s, const float* features, const float* filters,
               for_planes(s.planes, [&](auto planes, long k) {
                 const float* mk = coefficients[i] + k * step + r * l.padded + v * V;
                 double* lanes_of_m = m_lanes[i].data() + r * s.planes * l.padded;
-                if (n == 2)
-                  spread<decltype(planes)::value, 2>(s, l, strip, n0, g, r, v, k, mk, step,
-                                                     products, d_products, lanes_of_m);
+                const auto of_vectors = [&](auto vectors, auto sums_m) {
+                  spread<decltype(planes)::value, decltype(vectors)::value,
+                         decltype(sums_m)::value>(s, l, strip, n0, g, r, v, k, mk, step, products,
+                                                  d_products, lanes_of_m);
+                };
+                const auto with = [&](auto sums_m) {
+                  if (n == 2)
+                    of_vectors(std::integral_constant<int, 2>(), sums_m);
+                  else
+                    of_vectors(std::integral_constant<int, 1>(), sums_m);
+                };
+                if (d_m)
+                  with(std::true_type());
                 else
-                  spread<decltype(planes)::value, 1>(s, l, strip, n0, g, r, v, k, mk, step,
-                                                     products, d_products, lanes_of_m);
+                  with(std::false_type());
               });
               v += n;
             }

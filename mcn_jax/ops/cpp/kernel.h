@@ -45,6 +45,7 @@ struct Kernel {
 
   // Computes a part of d_features, and this part's sums for d_filters and d_m. `saved` is what
   // `forward` saved if its filters were m_sum_filters, or null; the products are then computed.
+  // Without m_sum_filters, the sums for d_m are zero.
   void (*backward)(const Sizes& sizes, const float* features, const float* filters,
                    const float* m_sum_filters, const float* m, const float* cotangent,
                    const float* saved, float* d_features, float* filter_sums, double* m_sums,

@@ -1,0 +1,164 @@
+"""Compares ordinary convolutions by the native kernel with XLA's, on a CPU in float32.
+
+    python benchmarks/convolution.py      prints a table, writes runs/benchmarks/convolution.json
+
+Each layer is measured forward, and forward with the gradients of input and filters. Both sides run
+in turn, and the table has medians of their ratios. The data are random.
+"""
+
+import argparse
+import functools
+import statistics
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import rich.console
+import rich.table
+from measure import add_out, alternated, ratio, write
+
+from mcn_jax.memory import keep_freed_memory
+from mcn_jax.ops import native
+from mcn_jax.ops.convolution import NATIVE_GROWTH, suits_native, xla_convolve
+
+PASSES = ("forward", "with gradient")
+
+
+class Layer(NamedTuple):
+    """An ordinary convolution with SAME padding.
+
+    Attributes:
+        taps: height and width of the filters in pixels.
+        channels: of the input.
+        outputs: channels of the output.
+        size: height and width of the input in pixels.
+        stride: in pixels.
+        batch: images.
+    """
+
+    taps: int
+    channels: int
+    outputs: int
+    size: int
+    stride: int
+    batch: int
+
+
+SHAPES = (
+    (3, 16, 32, 1, 128),
+    (8, 8, 32, 1, 128),
+    (16, 16, 32, 1, 128),
+    (16, 32, 32, 2, 128),
+    (32, 32, 16, 1, 128),
+    (64, 64, 8, 1, 128),
+    (64, 64, 32, 1, 16),
+    (64, 128, 32, 2, 16),
+    (64, 256, 16, 1, 16),
+    (256, 64, 16, 1, 16),
+    (128, 128, 16, 1, 16),
+    (256, 256, 8, 1, 16),
+    (512, 512, 4, 1, 32),
+    (64, 64, 32, 1, 1),
+)
+LAYERS = tuple(Layer(taps, *shape) for taps in (3, 1, 5) for shape in SHAPES)
+
+
+def native_convolve(layer: Layer) -> jax.custom_vjp:
+    """Returns the convolution of a layer by the kernel, whatever `convolve` would take."""
+    options = {"strides": (layer.stride, layer.stride), "padding": "SAME"}
+
+    @jax.custom_vjp
+    def convolve(x: jax.Array, filters: jax.Array) -> jax.Array:
+        return native.convolve(x, filters, **options)
+
+    convolve.defvjp(
+        lambda *arrays: (convolve(*arrays), arrays),
+        lambda arrays, cotangent: native.convolution_gradients(*arrays, cotangent, **options),
+    )
+    return convolve
+
+
+def code(layer: Mapping[str, Any]) -> str:
+    """Returns which passes of a layer take the kernel in `convolve`."""
+    taps, channels, outputs = (layer[name] for name in ("taps", "channels", "outputs"))
+    if not suits_native("float32", (taps, taps, channels, outputs)):
+        return ""
+    return "both" if outputs <= NATIVE_GROWTH * channels else "gradients"
+
+
+def measure(layer: Layer, repeats: int, calls: int) -> dict[str, Any]:
+    """Returns median seconds of both sides, and the median ratio of sides in the same turn."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (layer.batch, layer.size, layer.size, layer.channels))
+    filters = jax.random.normal(keys[1], (layer.taps, layer.taps, layer.channels, layer.outputs))
+    strides = (layer.stride, layer.stride)
+    sides = {
+        "native": native_convolve(layer),
+        "xla": functools.partial(xla_convolve, strides=strides, padding="SAME"),
+    }
+    output = jax.eval_shape(sides["xla"], x, filters)
+    cotangent = jax.random.normal(keys[2], output.shape)
+    record: dict[str, Any] = layer._asdict()
+    for name in PASSES:
+        programs = {}
+        for side, function in sides.items():
+
+            def value_and_gradients(cotangent, *arrays, function=function):
+                output, vjp = jax.vjp(function, *arrays)
+                return output, vjp(cotangent)
+
+            arguments = (x, filters) if name == "forward" else (cotangent, x, filters)
+            program = function if name == "forward" else value_and_gradients
+            compiled = jax.jit(program).lower(*arguments).compile()
+            programs[side] = functools.partial(compiled, *arguments)
+        times = alternated(programs, repeats, calls)
+        record[name] = {
+            "median_seconds": {side: statistics.median(found) for side, found in times.items()},
+            "native_over_xla": ratio(times, "native", "xla"),
+        }
+    return record
+
+
+def main() -> None:
+    """Measures all layers."""
+    keep_freed_memory()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=20, help="number of counted turns")
+    parser.add_argument("--calls", type=int, default=1, help="calls per measurement")
+    add_out(parser, "convolution.json")
+    options = parser.parse_args()
+    if (reason := native.why_unavailable()) is not None:
+        parser.error(reason)
+    records = []
+    for layer in LAYERS:
+        records.append(measure(layer, options.repeats, options.calls))
+        print(layer, flush=True)
+    table = rich.table.Table(
+        "taps", "channels", "size", "stride", "batch", "native / XLA, forward",
+        "native / XLA, with gradients", "native in convolve",
+    )  # fmt: skip
+    for record in records:
+        table.add_row(
+            str(record["taps"]),
+            f"{record['channels']}-{record['outputs']}",
+            *(str(record[name]) for name in ("size", "stride", "batch")),
+            *(f"{record[name]['native_over_xla']:.2f}" for name in PASSES),
+            code(record),
+        )
+    rich.console.Console(width=120, highlight=False).print(table)
+    write(
+        options.out,
+        {
+            "device": jax.local_devices()[0].device_kind,
+            "dtype": "float32",
+            "repeats": options.repeats,
+            "calls": options.calls,
+            "layers": records,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
