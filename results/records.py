@@ -53,6 +53,7 @@ from export_tables import deployed_table, exports_table
 from file_sizes import file_sizes_table
 from gpu_tables import h100_fused_table, h100_layer_table, h100_step_table
 from markdown_tables import all_results_table, results_table, sweep_table
+from trial_tables import idle_planes_table, planes_table, poolings_table
 
 from mcn_jax.config import DataConfig
 from mcn_jax.reports import figures, health_plots, tables
@@ -78,7 +79,8 @@ TABLES = {
         "exports": exports_table, "cortex m4": cortex_m4_table, "file sizes": file_sizes_table
     },
     DOCS / "deploy.md": {"deployed": deployed_table},
-    DOCS / "pooling.md": {"spectral": spectral_table},
+    DOCS / "pooling.md": {"spectral": spectral_table, "poolings": poolings_table},
+    DOCS / "planes.md": {"idle planes": idle_planes_table, "planes": planes_table},
     DOCS / "comparison.md": {
         "sizes at equal bits": equal_bits_sizes_table,
         "equal bits": equal_bits_table,

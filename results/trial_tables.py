@@ -35,6 +35,22 @@ class Trials(NamedTuple):
         return statistics.mean(self.accuracies.values())
 
 
+def idle_planes_table() -> str:
+    """How alike the planes of an MCN of the paper's method are after its last epoch."""
+    pattern = "cifar10_8_8_16_32/mcn_seed?"
+    lines = []
+    for measure in ("effective_planes", "plane_correlation", "m_spread"):
+        values = _last_health(stored_runs(pattern), measure)
+        mean, least, most = statistics.mean(values), min(values), max(values)
+        lines.append((f"`{measure}`", f"{mean:.3f}", f"{least:.3f}", f"{most:.3f}"))
+    found = cells_of(pattern)
+    header = ("measure", "mean over layers and seeds", "least", "greatest")
+    return (
+        f"MCN of 20 layers, 8-8-16-32 maps, K = 4, {found.epochs} epochs on CIFAR-10"
+        f" ({found.links}):\n\n{markdown(header, lines)}"
+    )
+
+
 def planes_table() -> str:
     """The trials of what could make the planes of a map differ, by their accuracy."""
     names = sorted({run.workdir.name.rpartition("_seed")[0] for run in stored_runs(f"{PLANES}/*")})
@@ -102,14 +118,19 @@ def _standard_error(gains: Sequence[float]) -> str:
 
 def _effective_planes(runs: Sequence[Run]) -> str:
     """The mean over layers and seeds after the last epoch; empty for layers without planes."""
-    found = [
+    found = _last_health(runs, "effective_planes")
+    return f"{statistics.mean(found):.2f}" if found else ""
+
+
+def _last_health(runs: Sequence[Run], measure: str) -> list[float]:
+    """The values of all layers after the last epoch of each run."""
+    return [
         value
         for run in runs
         for record in [r for r in run.records if r["kind"] == "health"][-1:]
         for name, value in record.items()
-        if name.endswith("/effective_planes")
+        if name.endswith(f"/{measure}")
     ]
-    return f"{statistics.mean(found):.2f}" if found else ""
 
 
 def poolings_table() -> str:

@@ -89,6 +89,9 @@ PLANES: Mapping[str, Fields] = {
     "quaternion": {"model.plane_signs": "quaternion"},
     "circulant": {"model.plane_signs": "circulant"},
     "quaternion_m_disjoint": {"model.plane_signs": "quaternion", "model.m_init": "disjoint"},
+    "quaternion_binary_from_the_start": {
+        "model.plane_signs": "quaternion", "binarize.start_epoch": 0
+    },
     "centered_latents": {"optimizer.center_latents": True},
     "theta_0.1_linear": {"loss.theta": 0.1, "loss.theta_schedule": "linear"},
     "theta_1_linear": {"loss.theta": 1.0, "loss.theta_schedule": "linear"},
@@ -97,9 +100,12 @@ PLANES: Mapping[str, Fields] = {
     # Nearly the same filter bits with other numbers of planes.
     "k_2": {"model.planes": 2, "model.widths": (6, 6, 11, 23)},
     "k_8": {"model.planes": 8, "model.widths": (3, 3, 6, 11)},
+    "circulant_k_8": {
+        "model.planes": 8, "model.widths": (3, 3, 6, 11), "model.plane_signs": "circulant"
+    },
     "umcn": U_MCN,
     "mcdonnell": EQUAL_BITS["mcdonnell"],
-}
+}  # fmt: skip
 PLANES_EPOCHS = 12
 
 POOLINGS = ("strided", "max", "average", "spectral", "diffstride")

@@ -48,9 +48,9 @@ class Form(NamedTuple):
 
 
 def _convolution(spec: ConvSpec) -> Callable[..., jax.Array]:
-    """Returns the ordinary convolution that the direct form takes.
+    """Returns the ordinary convolution with Q: XLA's, whose peer is the native form.
 
-    Without a pattern of planes, a form of its own is the kernel's.
+    A pattern of planes has no native form, so it takes the faster code.
     """
     return convolve if spec.plane_signs else xla_convolve
 
