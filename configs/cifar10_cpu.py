@@ -2,10 +2,9 @@
 
 Command:  python -m mcn_jax.main --config=configs/cifar10_cpu.py --config.data.archive_dir=DIR
 Expected: 74.37 %, U-MCN 76.20 %, WRN of the same channels 87.32 % (ours, seed 0); the paper has no
-          such row. About an hour on two cores of an AMD EPYC, computed from two epochs
-          (results/cifar10_cpu_two_epochs): 300 s for a float epoch and 331 s for a binary epoch.
-          Both include compilation, which later epochs do not need. A step of the WRN takes 2.8
-          times as long (results/benchmarks/epyc/step.json).
+          such row. With the head "linear" it took 21 minutes on one core of an AMD EPYC with
+          AVX-512, beside other work (results/pooling_mcn.jsonl, strided). A step of the WRN of the
+          same channels takes 1.5 times as long (results/benchmarks/epyc_avx512/step.json).
 Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same channels with --config.model.conv=conv
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2

@@ -205,6 +205,24 @@ def step_table() -> str:
     )
 
 
+def later_step_table() -> str:
+    """The steps of a later run, in which the Wide-ResNet takes the native kernel, too."""
+    record = read_benchmark(MACHINE, "step", "native_convolution")
+    return "\n".join(
+        [
+            "| maps | batch | WRN | MCN | MCN over WRN | revision |",
+            "|---|---|---|---|---|---|",
+            *(
+                f"| {runs.text(tuple(network['widths']))} | {network['batch_size']}"
+                f" | {network['median_seconds']['WRN']:.3f} s"
+                f" | {network['median_seconds']['MCN']:.3f} s | {network['over_wrn']['MCN']:.2f}"
+                f" | {short_revision(record['git_revision'])} |"
+                for network in record["networks"]
+            ),
+        ]
+    )
+
+
 def limits_table() -> str:
     """What remains between each step and the machine's limit."""
     step, peak = read_benchmark(MACHINE, "step"), read_benchmark(MACHINE, "roofline")["peak"]

@@ -31,6 +31,7 @@ from benchmark_tables import (
     faults_table,
     inference_table,
     input_table,
+    later_step_table,
     limits_table,
     machines_table,
     mcconv_table,
@@ -98,6 +99,7 @@ TABLES = {
     },
     DOCS / "performance.md": {
         "mcconv": mcconv_table, "convolution": convolution_table, "step": step_table,
+        "later steps": later_step_table,
         "roofline": roofline_table, "machines": machines_table,
         "pytorch layers": pytorch_layer_table, "limits": limits_table,
         "inference": inference_table, "c inference": c_inference_table, "packing": packing_table,

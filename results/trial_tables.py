@@ -4,10 +4,10 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from comparison_tables import cells_of, config_of, in_millions, markdown, recorded_network
+from comparison_tables import NOT_RUN, cells_of, config_of, in_millions, markdown, recorded_network
 from markdown_tables import hardware, short_revision
 from network_sizes import sizes
-from record_files import config_record, stored_runs
+from record_files import config_record, has_run, stored_runs
 
 from mcn_jax.config import Config, flatten
 from mcn_jax.reports.runs import Run
@@ -138,6 +138,9 @@ def poolings_table() -> str:
     rows = []
     for pooling in POOLED:
         pattern = f"{POOLINGS}/{pooling}"
+        if not has_run(pattern):
+            rows.append((f"`{pooling}`", NOT_RUN, *5 * ("",)))
+            continue
         found, size = cells_of(pattern), sizes(recorded_network(pattern))
         records = stored_runs(pattern)[0].records
         last = next((r for r in reversed(records) if r["kind"] == "strides"), {})
