@@ -7,7 +7,7 @@ from names.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +21,8 @@ from mcn_jax.config import Config, DataConfig
 from mcn_jax.errors import InputError
 from mcn_jax.layers.family import FILTERS, PlannedLayer, Tensor
 from mcn_jax.layers.table import family_of
+from mcn_jax.ops import native
+from mcn_jax.ops.convolution import suits_native
 
 Plan = tuple[PlannedLayer, ...]
 
@@ -178,13 +180,34 @@ def sized(config: Config, plan: Plan, params: Mapping[str, Any]) -> Config:
 
 
 def computed_by(plan: Plan, dtype: str) -> list[str]:
-    """Returns one line per family with a choice of code on this machine's CPU."""
+    """Returns lines that say which code computes convolutions on this machine's CPU.
+
+    There is one for each family with a choice of its own, and one for the other convolutions.
+    """
     families = dict.fromkeys(layer.family for layer in plan)
-    return [
+    lines = [
         family.computed_by([layer for layer in plan if layer.family is family], dtype)
         for family in families
         if family.computed_by
     ]
+    others = [layer for layer in plan if layer.kernel_size and not layer.family.computed_by]
+    return [*lines, _ordinary_computed_by(others, dtype)] if others else lines
+
+
+def _ordinary_computed_by(layers: Sequence[PlannedLayer], dtype: str) -> str:
+    shapes = (
+        (layer.kernel_size, layer.kernel_size, layer.in_shape[-1], layer.out_shape[-1])
+        for layer in layers
+    )
+    suited = sum(suits_native(dtype, shape) for shape in shapes)
+    reason = native.why_unavailable()
+    if not suited:
+        code = "XLA"
+    elif reason is None:
+        code = f"native kernel ({native.instruction_set()}) in {suited} of {len(layers)} layers"
+    else:
+        code = f"XLA; {reason}"
+    return f"ordinary convolutions on this CPU: {code}"
 
 
 def layer_collections(plan: Plan) -> tuple[str, ...]:

@@ -244,6 +244,18 @@ def test_training_says_which_code_computes(kernel, measured, monkeypatch):
     assert computed_by(plan, "float32") == [f"{start} XLA forms; {native.why_unavailable()}"]
 
 
+def test_training_says_which_code_computes_ordinary_convolutions(kernel, monkeypatch):
+    model = dataclasses.replace(digits_config().model, conv="mcdonnell", planes=4)
+    plan = plan_of(digits_config(model=model), 10, (8, 8, 1))
+    start = "ordinary convolutions on this CPU:"
+    # The first of two layers reads four channels.
+    told = f"{start} native kernel ({native.instruction_set()}) in 1 of 2 layers"
+    assert computed_by(plan, "float32") == [told]
+    assert computed_by(plan, "bfloat16") == [f"{start} XLA"]
+    monkeypatch.setenv(native.SWITCH, "0")
+    assert computed_by(plan, "float32") == [f"{start} XLA; {native.why_unavailable()}"]
+
+
 def test_training_says_which_code_computes_a_pattern_of_planes(kernel, monkeypatch):
     model = dataclasses.replace(digits_config().model, plane_signs="hadamard")
     plan = plan_of(digits_config(model=model), 10, (8, 8, 1))
