@@ -129,9 +129,9 @@ def sizes(network: Trained) -> Sizes:
 def multiply_adds(plan: Plan, config: Config, quantized: bool) -> MultiplyAdds:
     """The multiply-adds of all convolutions and dense layers of a network.
 
-    An MCconv shares its products between planes. Filter maps are counted in their direct form. With
-    two centers, a weight counts as a sign: it
-    is one up to a factor and an offset, and both factor out of the sum.
+    An MCconv shares its products between planes, except with a pattern of planes. Filter maps are
+    counted in their direct form. With two centers, a weight counts as a sign: it is one up to a
+    factor and an offset, and both factor out of the sum.
     """
     convolutions = [layer for layer in plan if layer.family.filters is not None]
     counts = [
@@ -151,7 +151,7 @@ def _of_convolution(
     has_signs = quantized and family.quantizes
     if "binarize.num_centers" in family.options:
         has_signs = has_signs and config.binarize.num_centers == 2
-    if family is MCCONV:
+    if family is MCCONV and "factored" in counts:
         products = direct // config.model.planes
         mix = counts["factored"] - products
         if has_signs:
@@ -160,7 +160,7 @@ def _of_convolution(
     if family is LBC:
         learned = layer.out_pixels * _weights(layer, "kernel")
         return MultiplyAdds(floats=learned, float_by_sign=direct - learned)
-    if not has_signs:
+    if not has_signs or family is MCCONV:
         return MultiplyAdds(floats=direct)
     if family.takes_signs and not first:
         return MultiplyAdds(signs=direct)
