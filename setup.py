@@ -1,4 +1,4 @@
-"""Builds the optional native kernel of MCconv with the package; pyproject.toml has all the rest."""
+"""Builds the optional native kernel with the package; pyproject.toml has all the rest."""
 
 import importlib.util
 import pathlib

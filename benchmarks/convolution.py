@@ -19,7 +19,7 @@ from measure import add_out, alternated, ratio, write
 
 from mcn_jax.memory import keep_freed_memory
 from mcn_jax.ops import native
-from mcn_jax.ops.convolution import NATIVE_GROWTH, suits_native, xla_convolve
+from mcn_jax.ops.convolution import native_passes, xla_convolve
 
 PASSES = ("forward", "with gradient")
 
@@ -78,12 +78,11 @@ def native_convolve(layer: Layer) -> jax.custom_vjp:
     return convolve
 
 
-def code(layer: Mapping[str, Any]) -> str:
+def taken(layer: Mapping[str, Any]) -> str:
     """Returns which passes of a layer take the kernel in `convolve`."""
     taps, channels, outputs = (layer[name] for name in ("taps", "channels", "outputs"))
-    if not suits_native("float32", (taps, taps, channels, outputs)):
-        return ""
-    return "both" if outputs <= NATIVE_GROWTH * channels else "gradients"
+    passes = native_passes("float32", (taps, taps, channels, outputs))
+    return ", ".join(name for name, taken in passes._asdict().items() if taken)
 
 
 def measure(layer: Layer, repeats: int, calls: int) -> dict[str, Any]:
@@ -145,7 +144,7 @@ def main() -> None:
             f"{record['channels']}-{record['outputs']}",
             *(str(record[name]) for name in ("size", "stride", "batch")),
             *(f"{record[name]['native_over_xla']:.2f}" for name in PASSES),
-            code(record),
+            taken(record),
         )
     rich.console.Console(width=120, highlight=False).print(table)
     write(

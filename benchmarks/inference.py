@@ -7,8 +7,8 @@ shape to logits. Both run from their model file with JAX. If ONNX Runtime is ins
 (benchmarks/requirements.txt), they also run from their ONNX file, each in a process of its own and
 in pairs with the MCN in JAX.
 
-The MCN's filters are unpacked once, when the file is loaded. So times differ only by the form of
-MCconv: JAX may use the native kernel, but the ONNX graph uses an ordinary convolution.
+The MCN's filters are unpacked once, when the file is loaded. So times differ only by the code of
+convolutions: JAX may use the native kernel, but the ONNX graph has ordinary convolutions.
 """
 
 import argparse

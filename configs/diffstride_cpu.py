@@ -2,7 +2,7 @@ r"""Learned strides in a narrow ResNet-18 on CIFAR-10: `diffstride.py` with an e
 
 Command:  python -m mcn_jax.main --config=configs/diffstride_cpu.py --config.data.archive_dir=DIR
 Expected: not run to the end here. About three hours on two cores of an AMD EPYC,
-          computed from short epochs while the machine did other work.
+          computed from short epochs with XLA's convolution, while the machine did other work.
 Partners: strided convolutions of as many channels with --config.model.pooling=strided
           fixed spectral pooling of as many channels with --config.model.pooling=spectral
           strides of 3, 2 and 3 at the start of as many channels with

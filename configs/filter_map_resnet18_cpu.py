@@ -3,7 +3,7 @@ r"""3D-FilterMap in a narrow ResNet-18 on CIFAR-10: `filter_map_resnet18.py`, a 
 Command:  python -m mcn_jax.main --config=configs/filter_map_resnet18_cpu.py \
               --config.data.archive_dir=DIR
 Expected: not run to the end here. About two hours on two cores of an AMD EPYC,
-          computed from short epochs while the machine did other work.
+          computed from short epochs with XLA's convolution, while the machine did other work.
 Partners: ResNet-18 of as many channels with --config.model.conv=conv
           one bit per element of as many channels with --config.model.conv=filter_map_sign
               --config.model.pointwise=mcdonnell --config.binarize.start_epoch=0

@@ -3,7 +3,7 @@ r"""PHC with n = 2 in a narrow ResNet-18 on CIFAR-10: `phc_resnet18_n2.py`, a qu
 Command:  python -m mcn_jax.main --config=configs/phc_resnet18_n2_cpu.py \
               --config.data.archive_dir=DIR
 Expected: not run to the end here. About two hours on two cores of an AMD EPYC,
-          computed from short epochs while the machine did other work.
+          computed from short epochs with XLA's convolution, while the machine did other work.
 Partners: ResNet-18 of as many channels with --config.model.conv=conv
               --config.model.pointwise=conv
           n = 4 of as many channels with --config.model.phc_n=4

@@ -7,7 +7,7 @@ from markdown_tables import short_revision
 from record_files import read_benchmark
 
 from mcn_jax.models.wide_resnet import blocks_per_stage
-from mcn_jax.ops.convolution import NATIVE_GROWTH, suits_native
+from mcn_jax.ops.convolution import native_passes
 from mcn_jax.ops.costs import multiply_adds
 from mcn_jax.ops.fastest import Shape
 from mcn_jax.ops.mcconv import CHANNELS_TO_SAVE
@@ -411,9 +411,9 @@ def convolution_table() -> str:
     for layer in record["layers"]:
         taps, channels, outputs = (layer[name] for name in ("taps", "channels", "outputs"))
         found = [layer[name]["native_over_xla"] for name in PASSES]
-        taken = ""
-        if suits_native("float32", (taps, taps, channels, outputs)):
-            taken = "forward, gradients" if outputs <= NATIVE_GROWTH * channels else "gradients"
+        passes = native_passes("float32", (taps, taps, channels, outputs))
+        taken = ", ".join(name for name, is_taken in passes._asdict().items() if is_taken)
+        if passes.gradients:
             ratios.append(found[1])
         lines.append(
             f"| {taps}x{taps} | {channels}-{outputs} | {layer['size']}x{layer['size']}"
@@ -428,7 +428,7 @@ def convolution_table() -> str:
     )
     return (
         f"{table}\n\nWith gradients, the ratio is {min(ratios):.2f} to {max(ratios):.2f} where the"
-        " kernel is taken. Forward alone it is above 1 in some of these shapes."
+        " kernel is taken.\nForward alone it is above 1 in some of these shapes."
     )
 
 

@@ -96,7 +96,7 @@ def _planes_row(trials: Trials, usual: Trials) -> tuple[str, ...]:
         f"`{trials.name}`",
         ", ".join(f"`{field}={_flag(value)}`" for field, value in changed.items()),
         f"{trials.mean:.2f}{_spread(values)} (n = {len(values)})",
-        "" if trials.name == USUAL else f"{statistics.mean(gains):+.2f}{_standard_error(gains)}",
+        "" if trials.name == USUAL or not gains else _gain(gains),
         _effective_planes(trials.runs),
         f"{size.filter_bits:,}",
         in_millions(sum(size.multiply_adds)),
@@ -112,8 +112,10 @@ def _spread(values: Sequence[float]) -> str:
     return f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
 
 
-def _standard_error(gains: Sequence[float]) -> str:
-    return f" ± {statistics.stdev(gains) / len(gains) ** 0.5:.2f}" if len(gains) > 1 else ""
+def _gain(gains: Sequence[float]) -> str:
+    """The mean over seeds, with its standard error."""
+    error = f" ± {statistics.stdev(gains) / len(gains) ** 0.5:.2f}" if len(gains) > 1 else ""
+    return f"{statistics.mean(gains):+.2f}{error}"
 
 
 def _effective_planes(runs: Sequence[Run]) -> str:

@@ -22,7 +22,7 @@ from mcn_jax.errors import InputError
 from mcn_jax.layers.family import FILTERS, PlannedLayer, Tensor
 from mcn_jax.layers.table import family_of
 from mcn_jax.ops import native
-from mcn_jax.ops.convolution import suits_native
+from mcn_jax.ops.convolution import native_passes
 
 Plan = tuple[PlannedLayer, ...]
 
@@ -199,10 +199,12 @@ def _ordinary_computed_by(layers: Sequence[PlannedLayer], dtype: str) -> str:
         (layer.kernel_size, layer.kernel_size, layer.in_shape[-1], layer.out_shape[-1])
         for layer in layers
     )
-    suited = sum(suits_native(dtype, shape) for shape in shapes)
+    suited = sum(native_passes(dtype, shape).gradients for shape in shapes)
     reason = native.why_unavailable()
     if not suited:
-        code = "XLA"
+        code = "XLA; the native kernel was not faster at such filters"
+        if dtype != "float32":
+            code = f"XLA; the native kernel does not compute {dtype}"
     elif reason is None:
         code = f"native kernel ({native.instruction_set()}) in {suited} of {len(layers)} layers"
     else:

@@ -11,7 +11,7 @@ PADDINGS = ("SAME", "VALID", "CENTERED")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvSpec:
-    """Static settings of a modulated convolution; hashable, so they can be a static argument."""
+    """Settings of an MCconv or of an ordinary convolution; hashable, so they can be static."""
 
     strides: tuple[int, int]
     padding: str

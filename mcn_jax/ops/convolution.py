@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +12,17 @@ from jax.typing import DTypeLike
 
 from mcn_jax.ops import native
 from mcn_jax.ops.chunks import images_at_a_time
-from mcn_jax.ops.conv_spec import explicit_pads
+from mcn_jax.ops.conv_spec import explicit_pads, pads_and_out_size
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-# A CPU uses XLA's filter gradient if the input has at least this many channels, and at least as
-# many channels as pixels. There it took no more time or memory than the product of patches,
-# measured in float32 with AVX-512.
+# Where a CPU convolves with XLA, it uses XLA's filter gradient if the input has at least this many
+# channels, and at least as many channels as pixels. There it took no more time or memory than the
+# product of patches, measured in float32 with AVX-512.
 MANY_CHANNELS = 128
-# The native kernel took less time for convolutions with gradients if the input has at least this
-# many channels, with one tap or with more, and forward in most shapes whose output has at most
-# `NATIVE_GROWTH` times as many.
+# benchmarks/convolution.py measured the native kernel and XLA on two cores with AVX-512. With
+# gradients, the kernel took less time if the input has at least this many channels, for filters of
+# one tap and of more. Forward alone, it also did in most shapes, but in few of those whose output
+# has more than `NATIVE_GROWTH` times the input's channels and whose filters have more than one tap.
 NATIVE_CHANNELS_OF_ONE_TAP, NATIVE_CHANNELS, NATIVE_GROWTH = 32, 8, 2
 
 
@@ -29,8 +31,9 @@ def convolve(
 ) -> jax.Array:
     """Cross-correlates [N, Y, X, C] with filters [W, W, C, O], in the dtype of the features.
 
-    A CPU takes the native kernel in float32 where that took less time, if it is available. All
-    others take `xla_convolve`.
+    On a CPU, the native kernel computes it where `native_passes` says so, if it is available.
+    Otherwise `xla_convolve` does. Where the kernel is available, the gradient itself cannot be
+    differentiated, and `jax.vmap` makes a loop.
 
     Args:
         features: [N, Y, X, C].
@@ -41,48 +44,59 @@ def convolve(
     Returns:
         [N, Y', X', O].
     """
-    if takes_native(features.dtype, filters.shape):
-        return _natively(features, filters.astype(features.dtype), strides, padding)
+    _, out_size = pads_and_out_size(features.shape[1:3], filters.shape[:2], strides, padding)
+    is_empty = min(*features.shape, *filters.shape, *out_size) <= 0
+    if not is_empty and takes_native(features.dtype, filters.shape):
+        return _native_convolve(features, filters.astype(features.dtype), strides, padding)
     return xla_convolve(features, filters, strides, padding)
 
 
 def takes_native(dtype: DTypeLike, shape: Sequence[int]) -> bool:
-    """Returns whether `convolve` takes the native kernel on this CPU; see `suits_native`."""
-    return suits_native(dtype, shape) and native.why_unavailable() is None
+    """Returns whether `convolve` takes the native kernel on this CPU; see `native_passes`."""
+    return native_passes(dtype, shape).gradients and native.why_unavailable() is None
 
 
-def suits_native(dtype: DTypeLike, shape: Sequence[int]) -> bool:
-    """Returns whether the native kernel took less time, with gradients, at similar filters.
+class NativePasses(NamedTuple):
+    """Which passes of a convolution the native kernel computes."""
+
+    forward: bool
+    gradients: bool
+
+
+def native_passes(dtype: DTypeLike, shape: Sequence[int]) -> NativePasses:
+    """Returns which passes of a convolution take the native kernel on CPUs that have it.
 
     Args:
         dtype: of the features.
         shape: of the filters, (W, W, C, O).
     """
-    height, width, channels, _ = shape
+    height, width, channels, outputs = shape
     if jnp.dtype(dtype) != jnp.float32 or height != width:
-        return False
-    return channels >= (NATIVE_CHANNELS_OF_ONE_TAP if height == 1 else NATIVE_CHANNELS)
+        return NativePasses(forward=False, gradients=False)
+    least = NATIVE_CHANNELS_OF_ONE_TAP if height == 1 else NATIVE_CHANNELS
+    suits = channels >= least
+    grows = height > 1 and outputs > NATIVE_GROWTH * channels
+    return NativePasses(forward=suits and not grows, gradients=suits)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _natively(
+def _native_convolve(
     features: jax.Array, filters: jax.Array, strides: tuple[int, int], padding: str
 ) -> jax.Array:
     by_xla = functools.partial(xla_convolve, strides=strides, padding=padding)
-    *_, channels, outputs = filters.shape
-    if outputs > NATIVE_GROWTH * channels:
+    if not native_passes(features.dtype, filters.shape).forward:
         return by_xla(features, filters)
     kernel = functools.partial(native.convolve, strides=strides, padding=padding)
     return lax.platform_dependent(features, filters, cpu=kernel, default=by_xla)
 
 
-def _natively_fwd(
+def _native_convolve_fwd(
     features: jax.Array, filters: jax.Array, strides: tuple[int, int], padding: str
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _natively(features, filters, strides, padding), (features, filters)
+    return _native_convolve(features, filters, strides, padding), (features, filters)
 
 
-def _natively_bwd(
+def _native_convolve_bwd(
     strides: tuple[int, int],
     padding: str,
     residuals: tuple[jax.Array, jax.Array],
@@ -93,7 +107,7 @@ def _natively_bwd(
     return lax.platform_dependent(*residuals, cotangent, cpu=kernel, default=by_xla)
 
 
-_natively.defvjp(_natively_fwd, _natively_bwd)
+_native_convolve.defvjp(_native_convolve_fwd, _native_convolve_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -176,6 +190,10 @@ def filter_gradient(
     Returns:
         [W, W, C, O] in the dtype of the features.
     """
+
+    if not features.size or not cotangent.size:  # sums without terms
+        shape = (*kernel_size, features.shape[-1], cotangent.shape[-1])
+        return jnp.zeros(shape, features.dtype)
 
     def by_convolution(features: jax.Array, cotangent: jax.Array) -> jax.Array:
         shape = (*kernel_size, features.shape[-1], cotangent.shape[-1])

@@ -37,7 +37,8 @@ STEP = 2  # x and y
 # "auto" takes the circulant form on a CPU if the input has at least this many channels, and the
 # output as many as the second number. There benchmarks/filter_map.py measured 0.29 to 0.83 of the
 # direct form's time with gradients, in float32 with AVX-512 and the native kernel in both forms.
-# With 64 channels, it was 0.80 to 0.94, but more than 1 forward. Other dtypes are not measured.
+# With 64 channels, it was 0.80 to 0.94, but more than 1 forward; so it was with 32 filters on large
+# images. Other dtypes are not measured.
 CIRCULANT_CHANNELS, CIRCULANT_FILTERS = 128, 32
 FEW_FILTERS, MANY_FILTERS = 32, 256  # the limits of K3 in `samples_for`
 

@@ -1,7 +1,7 @@
-"""MCconv by the native kernel, C++ code for float32 on CPUs that is built with the package.
+"""MCconv and ordinary convolutions by the native kernel, C++ code for float32 on CPUs.
 
-It is optional; `why_unavailable` says why it is not there. The library is loaded at its first use.
-MCN_JAX_NATIVE=0 in the environment turns the kernel off.
+It is built with the package, and optional; `why_unavailable` says why it is not there. The library
+is loaded at its first use. MCN_JAX_NATIVE=0 in the environment turns the kernel off.
 """
 
 import ctypes
@@ -109,7 +109,7 @@ def convolve(
 
     With C channels to O, it is an MCconv of C to O maps of one plane, where M is one.
     """
-    return forward(_plain(strides, padding), features, filters, _ones(filters))
+    return forward(_plain_spec(strides, padding), features, filters, _unit_m(filters))
 
 
 def convolution_gradients(
@@ -120,16 +120,16 @@ def convolution_gradients(
     padding: str,
 ) -> tuple[jax.Array, jax.Array]:
     """Computes the gradients of `convolve` with respect to features and filters."""
-    arrays = features, filters, None, _ones(filters), cotangent
-    d_features, d_filters, _ = backward(_plain(strides, padding), *arrays)
+    arrays = features, filters, None, _unit_m(filters), cotangent
+    d_features, d_filters, _ = backward(_plain_spec(strides, padding), *arrays)
     return d_features, d_filters
 
 
-def _plain(strides: tuple[int, int], padding: str) -> ConvSpec:
+def _plain_spec(strides: tuple[int, int], padding: str) -> ConvSpec:
     return ConvSpec(strides=strides, padding=padding, m_gradient="binary", form="native")
 
 
-def _ones(filters: jax.Array) -> jax.Array:
+def _unit_m(filters: jax.Array) -> jax.Array:
     return jnp.ones((*filters.shape[:2], 1))
 
 

@@ -1,4 +1,4 @@
-"""Compiles the native kernel of MCconv into one shared library, when the package is installed.
+"""Compiles the native kernel into one shared library, when the package is installed.
 
 `setup.py` loads this file by its path, before any dependency is installed. So it imports only the
 standard library. The library calls no Python functions; it serves every version of Python.

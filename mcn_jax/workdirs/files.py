@@ -271,7 +271,7 @@ def environment() -> dict[str, Any]:
 
 
 def _native_kernel() -> str | None:
-    """Returns the instruction set of the native kernel of MCconv; None without the kernel."""
+    """Returns the instruction set of the native kernel; None without the kernel."""
     is_there = jax.default_backend() == "cpu" and native.why_unavailable() is None
     return native.instruction_set() if is_there else None
 

@@ -142,18 +142,21 @@ int main(int, char** arguments) {
     Sizes s{};
     s.planes = among({1, 2, 3, 4, 8});
     s.images = among({1, 2, 3, 5});
-    s.taps = among({1, 3, 5});
+    s.taps = among({1, 2, 3, 4, 5});
     s.height = 1 + random() % 20, s.width = 1 + random() % 20;
     s.channels = s.planes * among({1, 2, 3, 4, 16});
     s.maps = among({1, 2, 3, 4, 5, 8, 12, 16, 20, 32, 40});
     s.stride_y = among({1, 1, 2, 3}), s.stride_x = among({1, 1, 2, 3});
     if (n % 20 == 0)  // wide enough to be split by maps
       s.channels = s.planes * 128, s.maps = 150, s.height = s.width = 3, s.taps = 3;
-    const bool same = random() % 2;
-    if (!same) s.height = std::max(s.height, s.taps), s.width = std::max(s.width, s.taps);
+    const long padding = random() % 3;  // SAME, VALID, or taps / 2 zeros on each side
+    if (padding == 1) s.height = std::max(s.height, s.taps), s.width = std::max(s.width, s.taps);
     auto side = [&](long pixels, long stride, long& out, long& low) {
-      out = same ? (pixels + stride - 1) / stride : (pixels - s.taps) / stride + 1;
-      low = same ? std::max(0L, (out - 1) * stride + s.taps - pixels) / 2 : 0;
+      low = padding == 2 ? s.taps / 2 : 0;
+      out = (pixels + 2 * low - s.taps) / stride + 1;
+      if (padding) return;
+      out = (pixels + stride - 1) / stride;
+      low = std::max(0L, (out - 1) * stride + s.taps - pixels) / 2;
     };
     side(s.height, s.stride_y, s.out_height, s.low_y);
     side(s.width, s.stride_x, s.out_width, s.low_x);

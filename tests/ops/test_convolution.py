@@ -159,6 +159,43 @@ def test_each_gradient_has_the_dtype_of_its_argument():
 
 
 @needs_kernel
+@pytest.mark.parametrize(
+    ("images", "size", "outputs"), [(0, (7, 6), 8), (3, (2, 6), 8), (3, (1, 6), 8), (3, (7, 6), 0)]
+)
+def test_empty_arrays_give_empty_outputs_and_gradients_of_zero(images, size, outputs):
+    features, filters = jnp.ones((images, *size, 8)), jnp.ones((3, 3, 8, outputs))
+    output, *gradients = output_and_gradients(
+        convolution.convolve, (features, filters), padding="VALID"
+    )
+    assert output.size == 0
+    for gradient, array in zip(gradients, (features, filters), strict=True):
+        assert gradient.shape == array.shape
+        assert not jnp.any(gradient)
+
+
+@needs_kernel
+@pytest.mark.parametrize("way", ["vmap", "pmap", "checkpoint"])
+def test_transformations_give_what_xla_gives(way):
+    transform = {
+        "vmap": lambda f: jax.jit(jax.vmap(f, (0, None))),
+        "pmap": lambda f: jax.pmap(f, in_axes=(0, None)),
+        "checkpoint": lambda f: jax.jit(lambda x, w: jax.checkpoint(f)(x[0], w)),
+    }[way]
+    features, filters = arguments(8, 8)
+    stacked = jnp.stack([features] * jax.local_device_count())
+
+    def gradients(function):
+        def loss(x, w):
+            return jnp.sum(jnp.sin(function(x, w, (1, 1), "SAME")))
+
+        return transform(jax.grad(loss, (0, 1)))(stacked, filters)
+
+    ours, expected = map(gradients, (convolution.convolve, convolution.xla_convolve))
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernel
 def test_a_cpu_takes_the_native_kernel_where_it_was_faster(monkeypatch):
     few, least = convolution.NATIVE_CHANNELS - 1, convolution.NATIVE_CHANNELS
     taken = [[KERNEL in text for text in programs(arguments(least, least))]]

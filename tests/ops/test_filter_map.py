@@ -259,7 +259,7 @@ def test_multiply_adds(geometry, expected):
 def test_auto_takes_the_circulant_form_of_wide_layers_on_a_cpu(
     outputs, channels, dtype, expected, monkeypatch
 ):
-    monkeypatch.setenv(native.SWITCH, "0")  # it is another choice by platform
+    monkeypatch.setenv(native.SWITCH, "0")  # the kernel is a choice by platform, too
     geometry = fm.geometry_for(outputs, channels, (3, 3))
     assert fm.cpu_form(geometry, dtype) == expected
     with jax.enable_x64(dtype == "float64"):

@@ -1,4 +1,4 @@
-// The XLA handlers of the native MCconv: sizes, threads, and the choice of the instruction set.
+// The XLA handlers of the native kernel: sizes, threads, and the choice of the instruction set.
 
 #include "xla/ffi/api/ffi.h"
 
@@ -79,7 +79,7 @@ ffi::ErrorOr<Sizes> sizes_of(const Array& features, const Array& filters, const 
                              int64_t low_y, int64_t low_x) {
   auto x = features.dimensions(), f = filters.dimensions(), k = m.dimensions();
   auto wrong = [](const char* what) {
-    return ffi::Unexpected(ffi::Error::InvalidArgument(std::string("the native MCconv: ") + what));
+    return ffi::Unexpected(ffi::Error::InvalidArgument(std::string("the native kernel: ") + what));
   };
   if (x.size() != 4 || f.size() != 4 || k.size() != 3 || output.size() != 4)
     return wrong("features, filters and output need four dimensions, M three");
@@ -95,7 +95,7 @@ ffi::ErrorOr<float*> saved_of(const Array& products, const Sizes& sizes) {
   const std::size_t count = products.element_count();
   if (count == 0) return static_cast<float*>(nullptr);
   if (count != kernel().products(sizes))
-    return ffi::Unexpected(ffi::Error::InvalidArgument("the native MCconv: wrong products"));
+    return ffi::Unexpected(ffi::Error::InvalidArgument("the native kernel: wrong products"));
   return products.typed_data();
 }
 
@@ -128,7 +128,7 @@ ffi::Error backward(ffi::ThreadPool pool, Array features, Array filters, Array m
   if (saved.has_error()) return saved.error();
   if (m_sum_filters.element_count() != 0 &&
       m_sum_filters.element_count() != filters.element_count())
-    return ffi::Error::InvalidArgument("the native MCconv: wrong filters for the gradient of M");
+    return ffi::Error::InvalidArgument("the native kernel: wrong filters for the gradient of M");
   // Empty if nobody needs the gradient of M, which is then zero.
   const float* const in_m_sum =
       m_sum_filters.element_count() ? m_sum_filters.typed_data() : nullptr;

@@ -669,7 +669,7 @@ inline void spread_row(const float* const* cotangent, long maps, const float* m,
       UNROLL for (int k = 0; k < K; ++k) {
         Vec g = load(cotangent[k] + x * maps + v * V);
         d += load(m + k * m_step + v * V) * g;
-        if (d_m) sums[k][v] += product * g;
+        if constexpr (d_m) sums[k][v] += product * g;
       }
       store(d_products + v * V, d);
     }
@@ -820,7 +820,7 @@ void backward(const Sizes& s, const float* features, const float* filters,
             continue;
           }
           const long step = l.all();
-          const float* products = computed_products;
+          const float* products = d_m ? computed_products : d_products;
           if (d_m && saved)
             products = saved_products[i] + (n0 * l.rows.size + y0) * l.columns.size * step;
           else if (d_m)

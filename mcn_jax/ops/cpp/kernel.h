@@ -1,4 +1,5 @@
-// The kernel of the factored MCconv, for float32 on CPUs. See kernel.cc.
+// The kernel of the factored MCconv and of ordinary convolutions, for float32 on CPUs. See
+// kernel.cc.
 
 #ifndef MCN_KERNEL_H_
 #define MCN_KERNEL_H_
