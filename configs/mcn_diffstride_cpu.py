@@ -5,8 +5,8 @@ The first two layers learn a stride of 1, so an image takes 3 times the multiply
 Command:  python -m mcn_jax.main --config=configs/mcn_diffstride_cpu.py \
               --config.data.archive_dir=DIR
 Expected: 73.81 % (ours, seed 0), 92 minutes with pauses, on one core of an AMD EPYC with
-          AVX-512 that also did other work. The partners: strided 75.08 %, max 76.40 %, average 73.59 %, spectral
-          74.32 % (results/pooling_mcn.jsonl).
+          AVX-512 that also did other work. The partners: strided 75.08 %, max 76.40 %, average
+          73.59 %, spectral 74.32 % (results/pooling_mcn.jsonl).
 Partners: strided convolutions of as many channels with --config.model.pooling=strided
           max-pooling of as many channels with --config.model.pooling=max
           average pooling of as many channels with --config.model.pooling=average
