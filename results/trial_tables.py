@@ -14,8 +14,6 @@ from mcn_jax.reports.runs import Run
 
 PLANES = "planes"
 USUAL = "usual"
-# Fields of the common recipe that a trial need not name.
-COMMON = ("seed", "model.head", "data.train_split", "data.test_split")
 
 POOLINGS = "pooling_mcn"
 POOLED = ("strided", "max", "average", "spectral", "diffstride")
@@ -87,7 +85,7 @@ def _planes_row(trials: Trials, usual: Trials) -> tuple[str, ...]:
     changed = {
         field: value
         for field, value in flatten(trials.config).items()
-        if value != base[field] and field not in COMMON
+        if value != base[field] and field != "seed"
     }
     records = [config_record(f"{PLANES}/{run.workdir.name}") for run in trials.runs]
     revisions = ", ".join(sorted({short_revision(r["git_revision"]) for r in records}))
