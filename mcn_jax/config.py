@@ -125,6 +125,8 @@ class BinarizeConfig:
     enabled: bool = True  # False trains float filters to the end (a U-MCN); no effect on layers
     #                       without quantized weights: conv, filter_map, lbc and phc
     num_centers: int = 2  # U, k-means centers per layer, 2 to 256; ceil(log2 U) bits per weight
+    centers: str = "kmeans"  # how centers are found, a name in mcn_jax.ops.binarize.CENTERS;
+    #                          "symmetric" takes two, -a and a
     start_epoch: int = 10  # epochs with float filters before quantized ones (paper: 10; the other
     #                        one-bit layers were published with 0)
     refresh_epochs: int = 0  # epochs between recomputations of the centers; 0: never (paper)
@@ -140,6 +142,9 @@ class LossConfig:
 
     data: str = "softmax"  # loss of the logits: "softmax" or "squared_hinge" (BinaryConnect). Its
     #                        value is called softmax_loss in metrics.jsonl
+    teacher: str = ""  # work directory of a trained network whose outputs this one learns, too
+    distillation: float = 0.9  # teacher: its share of the data loss, in (0, 1]
+    temperature: float = 4.0  # teacher: divides the logits of both, > 0
     stride_cost: float = 0.0  # diffstride: weight of the cost of strides, >= 0
     theta: float = 1e-4  # weight of the filter loss, >= 0
     theta_schedule: str = "constant"  # "linear": the weight grows from 0 to theta over all epochs
@@ -174,6 +179,8 @@ class OptimizerConfig:
     schedule_final: float = 0.01  # "exponential": share of the rates that is left after the last
     #                               epoch, in (0, 1]; each epoch lowers them by the same factor
     warmup_epochs: int = 0  # epochs over which the rates rise linearly from zero
+    average_epochs: int = 0  # last epochs over whose updates the weights are averaged at the end of
+    #                          the run; 0: none
 
     @property
     def filter_map_rate(self) -> float:
@@ -204,6 +211,8 @@ class Config:
     checkpoint_every_steps: int = 0  # steps between checkpoints inside epochs; 0: after epochs only
     stride_update_steps: int = 50  # diffstride: steps between changes of the images' sizes; they
     #                                also change at the start of each epoch
+    batch_norm_steps: int = 0  # training batches that give the statistics of batch norm at the end
+    #                            of the run; 0: those are the running averages
     steps_per_dispatch: int = 0  # resident data: maximum steps per program; 0: 1 on a CPU, else 32
     dtype: str = "float32"  # of the computation: "float32", "bfloat16" or "float64"
     param_dtype: str = "float32"  # of parameters and statistics: "float32" or "float64"

@@ -147,6 +147,9 @@ def _without_places(record: dict[str, Any]) -> dict[str, Any]:
     if record.get("init_from"):
         source = pathlib.Path(record["init_from"]["workdir"]).name
         record["config"]["init_from"] = record["init_from"]["workdir"] = source
+    if record.get("teacher"):
+        source = pathlib.Path(record["teacher"]["workdir"]).name
+        record["config"]["loss"]["teacher"] = record["teacher"]["workdir"] = source
     return record
 
 

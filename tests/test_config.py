@@ -254,6 +254,42 @@ def test_what_is_not_a_group_of_fields_is_named():
             "config.loss.theta_schedule='linear' is for MCconv, which no layer of the network is",
         ),
         (
+            Config(binarize=BinarizeConfig(centers="median")),
+            "config.binarize.centers='median' must be one of kmeans, symmetric",
+        ),
+        (
+            Config(binarize=BinarizeConfig(centers="symmetric", num_centers=3)),
+            'config.binarize.num_centers=3 must be 2 with config.binarize.centers="symmetric"',
+        ),
+        (
+            Config(model=ModelConfig(conv="bwn"), binarize=BinarizeConfig(centers="symmetric")),
+            "config.binarize.centers='symmetric' is for layers with k-means centers",
+        ),
+        (
+            Config(optimizer=OptimizerConfig(average_epochs=191), batch_norm_steps=10),
+            "config.optimizer.average_epochs=191 must be at most 190, the epochs",
+        ),
+        (
+            Config(optimizer=OptimizerConfig(average_epochs=2)),
+            "config.optimizer.average_epochs=2 needs config.batch_norm_steps, such as 100",
+        ),
+        (
+            Config(batch_norm_steps=400, data=DataConfig(name="digits")),
+            "config.batch_norm_steps=400 exceeds the 11 batches of the training images",
+        ),
+        (
+            Config(loss=LossConfig(distillation=0.5)),
+            "config.loss.distillation=0.5 needs config.loss.teacher; leave it out",
+        ),
+        (
+            Config(loss=LossConfig(temperature=0.0)),
+            "config.loss.temperature=0.0 must be greater than 0",
+        ),
+        (
+            Config(loss=LossConfig(teacher="runs/x", data="squared_hinge")),
+            "config.loss.data='squared_hinge' must be 'softmax' with config.loss.teacher",
+        ),
+        (
             Config(num_epochs=10),
             "config.binarize.start_epoch=10 leaves none of the 10 epochs for binary filters",
         ),

@@ -13,6 +13,7 @@ from mcn_jax.layers.family import OFFSETS, Family, Leaves, PlannedLayer, Tensor
 from mcn_jax.layers.formats import Formats, scale_tensor, with_scales
 from mcn_jax.ops.batch_norm import batch_norm_relu
 
+MOMENTUM = 0.9  # share of the running statistics that a training step keeps
 STORED = ("scale", "offset")  # leaves of a batch norm in a file
 
 

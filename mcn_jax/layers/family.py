@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from mcn_jax.config import Config, LossConfig
+from mcn_jax.config import BinarizeConfig, Config, LossConfig
 from mcn_jax.layers.arithmetic import Arithmetic
 
 if TYPE_CHECKING:
@@ -301,7 +301,8 @@ class Family:
     Optional fields for training:
         advance: (s, progress) -> s, called in every step with a quantized network, before its
             forward pass. `progress` is the share of the training that is done, a scalar in [0, 1).
-        refresh: (p, s) -> s, called before a phase with quantized weights; for example k-means.
+        refresh: (p, s, config.binarize) -> s, called before a phase with quantized weights; for
+            example k-means.
         penalty: (p, s, gradients, LossConfig, theta, learning rate) -> (loss, gradients): an
             additional loss term, a scalar, and the gradients with theta times that term included.
             `theta` is its weight in this step.
@@ -360,7 +361,7 @@ class Family:
     arithmetic: Callable[[Mapping[str, np.ndarray], PlannedLayer, Any], Arithmetic] | None = None
 
     advance: Callable[[Leaves, jax.Array], dict[str, jax.Array]] | None = None
-    refresh: Callable[[Leaves, Leaves], dict[str, jax.Array]] | None = None
+    refresh: Callable[[Leaves, Leaves, BinarizeConfig], dict[str, jax.Array]] | None = None
     penalty: (
         Callable[
             [Leaves, Leaves, Leaves, LossConfig, float | jax.Array, jax.Array],

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mcn_jax.config import Config
+from mcn_jax.config import BinarizeConfig, Config
 from mcn_jax.errors import InputError, require, require_one_of
 from mcn_jax.layers import filter_map_file
 from mcn_jax.layers.conv import kernel_conv
@@ -21,7 +21,7 @@ from mcn_jax.layers.family import Family, Group, Leaves, PlannedLayer, Share
 from mcn_jax.layers.filter_map_file import MAP, Quantizer
 from mcn_jax.ops import filter_map as ops
 from mcn_jax.ops import one_bit
-from mcn_jax.ops.binarize import kmeans_centers, nearest_center, nearest_index
+from mcn_jax.ops.binarize import CENTERS, kmeans_centers, nearest_center, nearest_index
 
 FILTER_MAPS = Group(name="filter_maps", rate="filter_map_rate")
 LATENT_MAPS = Group(name="latent_filter_maps", rate="filter_map_rate", decay="decay_of_latents")
@@ -145,8 +145,8 @@ def _kmeans_codes(p: Leaves, s: Leaves) -> tuple[jax.Array, jax.Array]:
     return nearest_index(p[MAP], s["centers"]), s["centers"]
 
 
-def _refresh(p: Leaves, s: Leaves) -> dict[str, jax.Array]:
-    return {"centers": kmeans_centers(p[MAP], s["centers"].size)}
+def _refresh(p: Leaves, s: Leaves, config: BinarizeConfig) -> dict[str, jax.Array]:
+    return {"centers": CENTERS[config.centers](p[MAP], s["centers"].size)}
 
 
 def _health(

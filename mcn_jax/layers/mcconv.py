@@ -11,12 +11,13 @@ import numpy as np
 from flax import traverse_util
 
 from mcn_jax import ops
-from mcn_jax.config import Config, LossConfig
+from mcn_jax.config import BinarizeConfig, Config, LossConfig
 from mcn_jax.errors import require, require_one_of
 from mcn_jax.layers import mcconv_file
 from mcn_jax.layers.family import Family, Group, Leaves, PlannedLayer
 from mcn_jax.layers.mcconv_health import health
 from mcn_jax.ops import convolution, native, packing, plane_signs
+from mcn_jax.ops.binarize import CENTERS
 from mcn_jax.ops.costs import multiply_adds
 from mcn_jax.ops.fastest import Shape
 from mcn_jax.ops.m_init import M_INITS, draw_m, why_unsuitable
@@ -220,8 +221,8 @@ def _check_layer(layer: PlannedLayer, config: Config) -> None:
     require(num_centers <= weights, "binarize.num_centers", num_centers, message)
 
 
-def _refresh(p: Leaves, s: Leaves) -> dict[str, jax.Array]:
-    return {"centers": ops.kmeans_centers(p["latent_filters"], s["centers"].size)}
+def _refresh(p: Leaves, s: Leaves, config: BinarizeConfig) -> dict[str, jax.Array]:
+    return {"centers": CENTERS[config.centers](p["latent_filters"], s["centers"].size)}
 
 
 def _penalty(

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mcn_jax.layers.batch_norm import Affine, BatchNorm
+from mcn_jax.layers.batch_norm import MOMENTUM, Affine, BatchNorm
 from mcn_jax.layers.conv import ordinary_conv
 from mcn_jax.layers.planes import expand_input
 from mcn_jax.layers.pooling import POOLINGS, Pooling, PoolingOptions
@@ -190,7 +190,7 @@ class Classifier(nn.Module):
         return functools.partial(
             BatchNorm,
             use_running_average=not train,
-            momentum=0.9,
+            momentum=MOMENTUM,
             axis_name=self.axis_name,
             use_fast_variance=False,
             dtype=self.dtype,

@@ -4,6 +4,7 @@
 """
 
 import itertools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,28 @@ def kmeans_centers(values: jax.Array, num_centers: int) -> jax.Array:
     )
 
 
+def symmetric_centers(values: jax.Array, num_centers: int = 2) -> jax.Array:
+    """Computes the best two centers of scalars that are symmetric about zero: -a and a.
+
+    With them each value's nearest center is a times its sign, so the sum of squared distances is
+    least at a = the mean of the absolute values (Rastegari et al. 2016, Eq. 6).
+
+    Args:
+        values: any shape, at least one element; the latent filters of one layer.
+        num_centers: must be 2.
+
+    Returns:
+        [2], sorted, in the dtype of `values`.
+
+    Raises:
+        ValueError: if num_centers is not 2.
+    """
+    if num_centers != 2:
+        raise ValueError(f"num_centers={num_centers} must be 2 for symmetric centers")
+    a = jnp.mean(jnp.abs(values))
+    return jnp.stack([-a, a])
+
+
 def _two_means(values: jax.Array) -> jax.Array:
     """Returns the two means for the cut with the greatest between-cluster sum of squares."""
     n = values.size
@@ -57,6 +80,13 @@ def _two_means(values: jax.Array) -> jax.Array:
     left = jnp.sum(jnp.where(on_left, sorted_values - mean, 0)) / cut
     right = jnp.sum(jnp.where(on_left, 0, sorted_values - mean)) / (n - cut)
     return mean + jnp.stack([left, right]).astype(values.dtype)
+
+
+# {name for config.binarize.centers: (values, U) -> centers [U]}
+CENTERS: Mapping[str, Callable[[jax.Array, int], jax.Array]] = {
+    "kmeans": kmeans_centers,
+    "symmetric": symmetric_centers,
+}
 
 
 def _kmeans_dynamic_program(values: np.ndarray, num_centers: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from mcn_jax.workdirs.files import of_kind, read_json, read_metrics, read_result
 # Fields that do not define a setting: seeds repeat it, the others do not change results.
 IGNORED = ("seed", *RESUMABLE_CHANGES)
 # Paths: a setting contains whether they are set, but not the paths themselves.
-PLACES = ("init_from", "data.wnids_file")
+PLACES = ("init_from", "loss.teacher", "data.wnids_file")
 # Fields that the columns method, data and network show.
 ALWAYS_SHOWN = (
     "data.name", "model.name", "model.widths", "model.depth", "model.blocks", "model.conv",
@@ -301,6 +301,8 @@ def _told_apart(setting: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) 
             words.append(f"center loss, lambda {value:g}" if value else "no center loss")
         elif field == "init_from":
             words.append("fine-tuned" if value else "from scratch")
+        elif field == "loss.teacher":
+            words.append("distilled" if value else "without a teacher")
         else:
             name = SHORT_NAMES.get(field, last if short.count(last) == 1 else field)
             words.append(f"{name} {text(value)}")

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from mcn_jax import models
-from mcn_jax.config import SAME, Config, ModelConfig, flatten
+from mcn_jax.config import SAME, BinarizeConfig, Config, LossConfig, ModelConfig, flatten
 from mcn_jax.data.checks import check_augmentation, check_data
 from mcn_jax.data.facts import DATASETS
 from mcn_jax.errors import InputError, require, require_one_of
@@ -12,6 +12,7 @@ from mcn_jax.layers.planes import check_input
 from mcn_jax.layers.pooling import POOLINGS
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.models.plan import plan_of
+from mcn_jax.ops.binarize import CENTERS
 from mcn_jax.training import optim
 from mcn_jax.training.losses import DATA_LOSSES, THETA_SCHEDULES
 from mcn_jax.training.phases import quantizes
@@ -26,7 +27,7 @@ NOT_NEGATIVE = (
     "binarize.refresh_epochs", "optimizer.learning_rate", "optimizer.m_learning_rate",
     "optimizer.filter_map_rate_scale", "optimizer.m_decay",
     "optimizer.weight_decay", "optimizer.warmup_epochs", "steps_per_dispatch",
-    "checkpoint_every_steps", "loss.stride_cost",
+    "checkpoint_every_steps", "loss.stride_cost", "optimizer.average_epochs", "batch_norm_steps",
 )  # fmt: skip
 # Fields that only MCconv reads.
 OF_MCCONV = (
@@ -56,7 +57,8 @@ def validate(config: Config, num_devices: int = 1) -> None:
     for name in ("model.dropout_rate", "optimizer.momentum"):
         require(0 <= flat[name] < 1, name, flat[name], "must lie in [0, 1)")
     for name in (
-        "loss.center_loss_rate", "optimizer.schedule_factor", "optimizer.schedule_final"
+        "loss.center_loss_rate", "loss.distillation", "optimizer.schedule_factor",
+        "optimizer.schedule_final",
     ):  # fmt: skip
         require(0 < flat[name] <= 1, name, flat[name], "must lie in (0, 1]")
     decay = config.optimizer.latent_weight_decay
@@ -75,6 +77,9 @@ def validate(config: Config, num_devices: int = 1) -> None:
     models.check(config)
     _check_optimizer(config)
     _check_planes(config)
+    _check_centers(config)
+    _check_teacher(config.loss)
+    _check_end(config)
     learns = POOLINGS[config.model.pooling].learns_strides
     require(
         not (learns and config.loss.center_loss_weight),
@@ -142,6 +147,11 @@ def validate_for_data(
             config.batch_size,
             f"exceeds the {num_examples} training images of {config.data.name}; lower it",
         )
+        most = num_examples // config.batch_size
+        message = f"exceeds the {most} batches of the training images; lower it"
+        require(
+            config.batch_norm_steps <= most, "batch_norm_steps", config.batch_norm_steps, message
+        )
     model = config.model
     height, width, channels = image_shape
     check_augmentation(config.data, height, width)
@@ -185,6 +195,44 @@ def _check_planes(config: Config) -> None:
     for name in OF_MCCONV:
         message = "is for MCconv, which no layer of the network is; leave it out"
         require(flat[name] == default[name], name, flat[name], message)
+
+
+def _check_centers(config: Config) -> None:
+    name, kind, num_centers = (
+        "binarize.centers",
+        config.binarize.centers,
+        config.binarize.num_centers,
+    )
+    require_one_of(name, kind, CENTERS)
+    if kind != BinarizeConfig.centers:
+        kinds = models.convolution_kinds(config.model).values()
+        message = "is for layers with k-means centers, which the network has none of; leave it out"
+        require(any(LAYERS[kind].refresh for kind in kinds), name, kind, message)
+    holds = kind != "symmetric" or num_centers == 2
+    message = 'must be 2 with config.binarize.centers="symmetric"'
+    require(holds, "binarize.num_centers", num_centers, message)
+
+
+def _check_teacher(loss: LossConfig) -> None:
+    temperature = loss.temperature
+    require(temperature > 0, "loss.temperature", temperature, "must be greater than 0")
+    if loss.teacher:
+        message = "must be 'softmax' with config.loss.teacher, whose outputs are distributions"
+        require(loss.data == "softmax", "loss.data", loss.data, message)
+        return
+    for name in ("distillation", "temperature"):
+        value, usual = getattr(loss, name), getattr(LossConfig, name)
+        require(value == usual, f"loss.{name}", value, "needs config.loss.teacher; leave it out")
+
+
+def _check_end(config: Config) -> None:
+    epochs, steps = config.optimizer.average_epochs, config.batch_norm_steps
+    start = config.binarize.start_epoch if quantizes(config) else 0
+    most = config.num_epochs - start
+    message = f"must be at most {most}, the epochs that the run ends with in one phase"
+    require(epochs <= most, "optimizer.average_epochs", epochs, message)
+    message = "needs config.batch_norm_steps, such as 100: averaged weights have other statistics"
+    require(steps > 0 or epochs == 0, "optimizer.average_epochs", epochs, message)
 
 
 def _check_batch(config: Config, num_devices: int) -> None:

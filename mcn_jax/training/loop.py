@@ -12,11 +12,12 @@ import numpy as np
 from flax import traverse_util
 
 from mcn_jax import parallel
-from mcn_jax.config import Config
+from mcn_jax.config import BinarizeConfig, Config
 from mcn_jax.models.plan import Plan, computed_by
 from mcn_jax.models.plan import pooled_sizes as plan_sizes
 from mcn_jax.training import learned_sizes, metrics, optim, phases
 from mcn_jax.training.evaluation import evaluate
+from mcn_jax.training.finish import finish
 from mcn_jax.training.health import network_health
 from mcn_jax.training.profiling import StepTrace
 from mcn_jax.training.setup import Phase, Setup
@@ -32,14 +33,14 @@ from mcn_jax.training.warm_start import WarmStart
 from mcn_jax.workdirs.checkpoint import UNRANKED, Checkpoints, named_leaves
 
 
-def refresh_layers(host_state: TrainState, plan: Plan) -> TrainState:
+def refresh_layers(host_state: TrainState, plan: Plan, config: BinarizeConfig) -> TrainState:
     """Returns the state with recomputed layer state, such as k-means centers."""
     flat = traverse_util.flatten_dict(host_state.layer_state)
     for layer in plan:
         if layer.family.refresh is None:
             continue
         p, s = layer.params_in(host_state.params), layer.state_in(host_state.collections)
-        for leaf, value in jax.device_get(layer.family.refresh(p, s)).items():
+        for leaf, value in jax.device_get(layer.family.refresh(p, s, config)).items():
             flat[layer.state[leaf], *layer.path, *leaf.split("/")] = value
     layer_state = traverse_util.unflatten_dict(flat)
     return dataclasses.replace(host_state, layer_state=layer_state)
@@ -109,7 +110,7 @@ class Loop:
                 if progress is None:
                     keeps_centers = start is not None and start.keeps_centers and epoch == 0
                     if phases.refreshes_before(config, epoch) and not keeps_centers:
-                        host_state = refresh_layers(host_state, self.setup.plan)
+                        host_state = refresh_layers(host_state, self.setup.plan, config.binarize)
                         state = parallel.replicate(host_state)
                     progress = new_progress(host_state, self.setup.plan, self.seconds())
                 with self._trace(phases.quantized_in(config, epoch)) as trace:
@@ -222,10 +223,13 @@ class Loop:
         self, state: TrainState, epoch: int, progress: Progress, rate: float
     ) -> tuple[TrainState, dict[str, Any]]:
         """Evaluates the network; returns the state on the host and the epoch's record."""
-        setup = self.setup
+        setup, config = self.setup, self.config
         host_state = parallel.unreplicate(state)
         pooled_sizes = plan_sizes(setup.plan, host_state.params)
-        phase = setup.phase(phases.quantized_in(self.config, epoch), pooled_sizes)
+        phase = setup.phase(phases.quantized_in(config, epoch), pooled_sizes)
+        if epoch + 1 == config.num_epochs and phases.finishes(config):
+            host_state = finish(host_state, setup, phase)
+            state = parallel.replicate(host_state)
         test = evaluate(phase.eval_step, state, setup.source.test_batches(epoch))
         step = int(host_state.step)
         _check_finite(test, step, state)

@@ -49,6 +49,22 @@ def data_loss(logits: jax.Array, inputs: Inputs, name: str = "softmax") -> jax.A
     return _of_both_labels(lambda labels: DATA_LOSSES[name](logits, labels), inputs)
 
 
+def distillation(logits: jax.Array, taught: jax.Array, temperature: float) -> jax.Array:
+    """Computes how far the outputs are from a teacher's (Hinton et al. 2015), a scalar in nats.
+
+    This is the Kullback-Leibler divergence of softmax(logits / T) from softmax(taught / T), times
+    T^2, which keeps its gradients at the size of those of the cross entropy; the mean of the batch.
+
+    Args:
+        logits: [N, classes].
+        taught: the teacher's logits, [N, classes]; they get no gradient.
+        temperature: T, greater than 0.
+    """
+    target = jax.nn.log_softmax(lax.stop_gradient(taught).astype(logits.dtype) / temperature)
+    own = jax.nn.log_softmax(logits / temperature)
+    return temperature**2 * jnp.mean(jnp.sum(jnp.exp(target) * (target - own), axis=-1))
+
+
 def accuracy(logits: jax.Array, inputs: Inputs) -> jax.Array:
     """Computes the share of examples whose label has the largest logit.
 

@@ -55,6 +55,15 @@ def check_num_epochs(
             f" config.loss.theta_schedule={config.loss.theta_schedule!r}; train again in another"
             " --workdir"
         )
+    for field, value in (
+        ("optimizer.average_epochs", before.optimizer.average_epochs),
+        ("batch_norm_steps", before.batch_norm_steps),
+    ):
+        if value:
+            raise InputError(
+                f"{changed}, but with config.{field}={value} its network has other weights or"
+                " statistics after the last epoch; train again in another --workdir"
+            )
     for field, name in convolution_kinds(config.model).items():
         if LAYERS[name].advance is not None and quantizes(config):
             raise InputError(

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -132,6 +132,44 @@ def pulled(weight: float, target: float) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
+class Averaged(NamedTuple):
+    """State of `averaged`.
+
+    updates: number of updates done, a scalar.
+    mean: mean of the parameters, a tree like them.
+    inner: state of the averaged optimizer.
+    """
+
+    updates: jax.Array
+    mean: Any
+    inner: Any
+
+
+def averaged(optimizer: optax.GradientTransformation, first: int) -> optax.GradientTransformation:
+    """Returns an optimizer that also keeps the mean of the parameters after each of its updates.
+
+    The updates are those of `optimizer`. This is the average of Polyak and Juditsky 1992 over the
+    end of a training.
+
+    Args:
+        optimizer: the optimizer.
+        first: how many updates are done before the first one that counts.
+    """
+
+    def init(params):
+        return Averaged(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    def update(updates, state, params):
+        updates, inner = optimizer.update(updates, state.inner, params)
+        done = state.updates + 1
+        share = 1 / jnp.maximum(done - first, 1)
+        moved = optax.apply_updates(params, updates)
+        mean = jax.tree.map(lambda m, p: m + share.astype(m.dtype) * (p - m), state.mean, moved)
+        return updates, Averaged(done, mean, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
 def _in_turn(functions: Sequence[Callable[[jax.Array], jax.Array]], x: jax.Array) -> jax.Array:
     for function in functions:
         x = function(x)
@@ -170,7 +208,9 @@ def make_optimizer(
     """Builds one chain for each group of `parameter_groups`, as its `Group` describes it.
 
     Weight decay comes before momentum, so it acts as an L2 term of the loss. A projection ends its
-    chain: a transformation after it could, for example, make parameters negative again.
+    chain: a transformation after it could, for example, make parameters negative again. With
+    `average_epochs`, the optimizer also averages the parameters over the last epochs; see
+    `averaged`.
     """
     scale = rate_scale(config, steps_per_epoch, num_epochs)
     make = OPTIMIZERS[config.name]
@@ -202,4 +242,7 @@ def make_optimizer(
                     f" {groups[group.name]}; give it another name"
                 )
     chains = {name: chain(group) for name, group in groups.items()}
-    return optax.partition(chains, parameter_groups(plan))
+    optimizer = optax.partition(chains, parameter_groups(plan))
+    if config.average_epochs:
+        optimizer = averaged(optimizer, (num_epochs - config.average_epochs) * steps_per_epoch)
+    return optimizer

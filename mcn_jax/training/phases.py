@@ -25,6 +25,11 @@ def refreshes_before(config: Config, epoch: int) -> bool:
     return epochs_quantized == 0 or (refresh > 0 and epochs_quantized % refresh == 0)
 
 
+def finishes(config: Config) -> bool:
+    """Returns whether the run changes its network once more after the last update."""
+    return bool(config.optimizer.average_epochs or config.batch_norm_steps)
+
+
 def saves_between(config: Config, before: int, after: int) -> bool:
     """Returns whether a checkpoint inside an epoch is due in steps `before` + 1 to `after`."""
     every = config.checkpoint_every_steps

@@ -1,6 +1,7 @@
 """Trains a whole run, from its config to its result."""
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import statistics
@@ -29,6 +30,7 @@ from mcn_jax.training.state import (
     saved_tree,
 )
 from mcn_jax.training.stopping import StopRequests
+from mcn_jax.training.teacher import check_teacher, read_teacher
 from mcn_jax.training.warm_start import WarmStart, warm_start
 from mcn_jax.workdirs.checkpoint import (
     Checkpoints,
@@ -110,7 +112,8 @@ def train_and_evaluate(
 
     with contextlib.ExitStack() as closing:
         stop = closing.enter_context(StopRequests())
-        setup = Setup(config, dataset)
+        teacher = read_teacher(config, dataset.description())
+        setup = Setup(config, dataset, teacher)
         closing.callback(setup.source.close)
         state = setup.initial_state()
         progress: Progress | None = None
@@ -121,6 +124,8 @@ def train_and_evaluate(
         if is_new and config.init_from:
             start = warm_start(config, state, dataset.image_shape)
             state = start.state
+        if not is_new and teacher:
+            check_teacher(workdir, teacher)
         parallel.barrier("checked")
         if parallel.is_primary():
             closing.enter_context(locked(workdir))
@@ -128,16 +133,24 @@ def train_and_evaluate(
                 raise InputError(f"another process has just trained in {workdir}; start again")
             if is_new:
                 description = start.description if start else None
-                write_config(workdir, config, dataset.description(), description)
+                taught_by = teacher.description if teacher else None
+                write_config(workdir, config, dataset.description(), description, taught_by)
         parallel.barrier("locked")
         checkpoints = Checkpoints(workdir / "checkpoints")
         closing.callback(checkpoints.close)
         if not is_new:
             state, progress = restore_last(checkpoints, state, setup.plan)
-        if not parallel.all_equal(sha256(digests(named_leaves(saved_tree(state, progress))))):
+        if teacher:
+            state = dataclasses.replace(state, teacher=teacher.variables)
+        begun = (
+            digests(named_leaves(saved_tree(state, progress))),
+            teacher and teacher.description,
+        )
+        if not parallel.all_equal(sha256(begun)):
             raise InputError(
                 "the processes of this run start from different states; check that all see the same"
-                f" files in {workdir}, and that config.init_from names a run that has ended"
+                f" files in {workdir}, and that config.init_from and config.loss.teacher name runs"
+                " that have ended"
             )
         if reopens and not is_new and parallel.is_primary():
             reopen(workdir, config.num_epochs)

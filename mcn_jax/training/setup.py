@@ -15,7 +15,14 @@ from mcn_jax.layers.pooling import POOLINGS
 from mcn_jax.models.plan import plan_of
 from mcn_jax.training import optim, phases
 from mcn_jax.training.state import TrainState, create_state
-from mcn_jax.training.steps import StepSettings, eval_step, train_step, train_steps
+from mcn_jax.training.steps import (
+    StepSettings,
+    eval_step,
+    in_turn,
+    statistics_step,
+    train_step,
+)
+from mcn_jax.training.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,17 +30,19 @@ class Phase:
     """The compiled steps of one part of the schedule: with float or with quantized weights.
 
     train: runs one step, or several steps if the source delivers several batches at once.
+    statistics: computes statistics of batch norm; it takes the same batches.
     """
 
     quantized: bool
     train: Callable[..., Any]
     eval_step: Callable[..., Any]
+    statistics: Callable[..., Any]
 
 
 class Setup:
     """The plan, optimizer and compiled steps of a run, and the source of its batches."""
 
-    def __init__(self, config: Config, dataset: Dataset):
+    def __init__(self, config: Config, dataset: Dataset, teacher: Teacher | None = None):
         self.config = config
         self.dataset = dataset
         self.steps_per_epoch = len(dataset.train) // config.batch_size
@@ -47,6 +56,7 @@ class Setup:
             num_steps=config.num_epochs * self.steps_per_epoch,
             mean=dataset.mean,
             std=dataset.std,
+            teacher=teacher.model if teacher else None,
         )
         learns_strides = POOLINGS[config.model.pooling].learns_strides
         pause_steps = config.stride_update_steps if learns_strides else 0
@@ -83,14 +93,16 @@ class Setup:
             "settings": dataclasses.replace(self.settings, plan=plan),
             "axis_name": parallel.AXIS,
         }
-        train = functools.partial(
-            train_steps if self.source.together > 1 else train_step,
-            optimizer=self.optimizer,
-            quantized=quantized,
-            **common,
+        one_step = functools.partial(
+            train_step, optimizer=self.optimizer, quantized=quantized, **common
+        )
+        train, statistics = (
+            functools.partial(in_turn, step) if self.source.together > 1 else step
+            for step in (one_step, functools.partial(statistics_step, **common))
         )
         return Phase(
             quantized=quantized,
             train=parallel.parallel(train, donate_state=True),
             eval_step=parallel.parallel(functools.partial(eval_step, **common), donate_state=False),
+            statistics=parallel.parallel(statistics, donate_state=True),
         )

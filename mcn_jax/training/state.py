@@ -38,13 +38,15 @@ class Progress:
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a training step changes.
+    """Everything that a training step changes, and the teacher.
 
     step: number of steps done, a scalar.
     params, batch_stats: collections of the model.
     layer_state: {collection: tree} of the layers' other state, such as k-means centers.
     class_means: [classes, Y, X, C] of the center loss; None if its weight is zero.
     opt_state: state of the optax chains.
+    teacher: variables of the network whose outputs this one learns, which checkpoints leave out;
+        None without a teacher.
     """
 
     step: jax.Array
@@ -53,6 +55,7 @@ class TrainState:
     layer_state: dict[str, Any]
     class_means: jax.Array | None
     opt_state: optax.OptState
+    teacher: Any = None
 
     @property
     def collections(self) -> dict[str, Any]:
@@ -68,12 +71,12 @@ class TrainState:
 def saved_tree(state: TrainState, progress: Progress | None = None) -> dict[str, Any]:
     """Returns the parts of a checkpoint: a state and, inside an epoch, the progress."""
     tree = {**state.__dict__, **state.layer_state}
-    del tree["layer_state"]
+    del tree["layer_state"], tree["teacher"]
     return tree if progress is None else tree | {PROGRESS: progress}
 
 
 def from_saved_tree(tree: dict[str, Any]) -> tuple[TrainState, Progress | None]:
-    """Returns the state and the progress from a tree made by `saved_tree`."""
+    """Returns the state, without a teacher, and the progress from a tree made by `saved_tree`."""
     tree = dict(tree)
     progress = tree.pop(PROGRESS, None)
     own = ("step", "params", "batch_stats", "class_means", "opt_state")

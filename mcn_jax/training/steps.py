@@ -5,6 +5,8 @@ on one device.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +19,7 @@ from jax import lax
 from mcn_jax.config import Config
 from mcn_jax.data.augment import Inputs, normalise, training_inputs
 from mcn_jax.data.batches import Batch, EvalBatch, Split
+from mcn_jax.layers.batch_norm import MOMENTUM
 from mcn_jax.models.plan import Plan
 from mcn_jax.seeds import Purpose, example_keys
 from mcn_jax.training import losses
@@ -31,6 +34,7 @@ class StepSettings:
     learning_rate: schedule step -> eta1.
     num_steps: steps of the whole training.
     mean, std: mean and standard deviation of each channel, for pixels in [0, 1].
+    teacher: the network of `TrainState.teacher`; None without a teacher.
     """
 
     config: Config
@@ -39,6 +43,7 @@ class StepSettings:
     num_steps: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    teacher: nn.Module | None = None
 
 
 def train_step(
@@ -69,8 +74,11 @@ def train_step(
     """
     config, loss_config, plan = settings.config, settings.config.loss, settings.plan
     inputs = step_inputs(split, batch, state.step, settings)
-    positions = batch.positions[:: len(batch.positions) // len(inputs.labels)]
-    dropout_keys = example_keys(config.seed, Purpose.DROPOUT, state.step, positions)
+    dropout_keys = _dropout_keys(batch, inputs, state.step, config.seed)
+    taught = None
+    if settings.teacher is not None:
+        outputs: Any = settings.teacher.apply(state.teacher, inputs.images)
+        taught = outputs.logits
     progress = state.step / settings.num_steps
     if quantized:
         state = _advanced(state, plan, progress)
@@ -90,7 +98,13 @@ def train_step(
             center = losses.center_loss(outputs.features, inputs.labels, state.class_means)
         accuracy = losses.accuracy(logits, inputs)
         metrics = {"softmax_loss": softmax, "center_loss": center, "accuracy": accuracy}
-        total = softmax + loss_config.center_loss_weight * center
+        total = softmax
+        if taught is not None:
+            distillation = losses.distillation(logits, taught, loss_config.temperature)
+            metrics["distillation_loss"] = distillation
+            share = loss_config.distillation
+            total = (1 - share) * softmax + share * distillation
+        total += loss_config.center_loss_weight * center
         if loss_config.stride_cost:
             metrics["stride_cost"] = losses.stride_cost(params, plan).astype(softmax.dtype)
             total += loss_config.stride_cost * metrics["stride_cost"]
@@ -131,27 +145,35 @@ def train_step(
         layer_state=state.layer_state,
         class_means=class_means,
         opt_state=opt_state,
+        teacher=state.teacher,
     )
     return new_state, metrics
 
 
-def train_steps(
-    state: TrainState, split: Split, batches: Batch, **arguments: Any
-) -> tuple[TrainState, dict[str, jax.Array]]:
+def in_turn(
+    step: Callable[..., tuple[TrainState, Any]],
+    state: TrainState,
+    split: Split,
+    batches: Batch,
+    **arguments: Any,
+) -> tuple[TrainState, Any]:
     """Runs several steps in one program, so the host dispatches only once.
 
     Args:
+        step: `train_step` or `statistics_step`.
         state: state before the first step.
         split: the training split.
         batches: this device's part of the batches; each array has a leading axis of steps.
-        **arguments: keyword arguments of `train_step`.
+        **arguments: keyword arguments of the step.
 
     Returns:
-        The state after the last step, and each metric of all steps: [steps].
+        The state after the last step, and each other result of all steps, such as [steps] of a
+        metric.
     """
-    return lax.scan(
-        lambda state, batch: train_step(state, split, batch, **arguments), state, batches
-    )
+    return lax.scan(lambda state, batch: step(state, split, batch, **arguments), state, batches)
+
+
+train_steps = functools.partial(in_turn, train_step)
 
 
 def step_inputs(split: Split, batch: Batch, step: jax.Array, settings: StepSettings) -> Inputs:
@@ -166,6 +188,47 @@ def step_inputs(split: Split, batch: Batch, step: jax.Array, settings: StepSetti
         std=settings.std,
         dtype=jnp.dtype(config.dtype),
     )
+
+
+def statistics_step(
+    state: TrainState,
+    split: Split,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    settings: StepSettings,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Any]:
+    """Computes the statistics of batch norm for one training batch, without an update.
+
+    Args:
+        state: state before the step, whose running statistics do not matter.
+        split: the training split.
+        batch: this device's part of the batch.
+        model: from `make_model`, with the same `axis_name`.
+        settings: see `StepSettings`.
+        axis_name: the mapped axis over whose devices the batch is split.
+
+    Returns:
+        The state, whose step alone is one greater, and a tree like its `batch_stats`.
+    """
+    del axis_name  # the model reduces over it
+    inputs = step_inputs(split, batch, state.step, settings)
+    _, updated = model.apply(
+        state.variables | {"batch_stats": jax.tree.map(jnp.zeros_like, state.batch_stats)},
+        inputs.images,
+        train=True,
+        dropout_keys=_dropout_keys(batch, inputs, state.step, settings.config.seed),
+        mutable=["batch_stats"],
+    )
+    statistics = jax.tree.map(lambda x: x / (1 - MOMENTUM), updated["batch_stats"])
+    return dataclasses.replace(state, step=state.step + 1), statistics
+
+
+def _dropout_keys(batch: Batch, inputs: Inputs, step: jax.Array, seed: int) -> jax.Array:
+    """Returns a key for each image of a step; a mixed image takes that of its first one."""
+    positions = batch.positions[:: len(batch.positions) // len(inputs.labels)]
+    return example_keys(seed, Purpose.DROPOUT, step, positions)
 
 
 def _advanced(state: TrainState, plan: Plan, progress: jax.Array) -> TrainState:

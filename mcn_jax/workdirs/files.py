@@ -174,6 +174,7 @@ def write_config(
     config: Config,
     data: dict[str, Any],
     source: dict[str, Any] | None = None,
+    teacher: dict[str, Any] | None = None,
 ) -> None:
     """Creates a work directory with its config.json.
 
@@ -182,12 +183,14 @@ def write_config(
         config: the run's config.
         data: description of its data set.
         source: description of the run whose filters it starts from; None for random filters.
+        teacher: description of the run that it is distilled from; None without a teacher.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     record = {
         "config": dataclasses.asdict(config),
         "data": data,
         "init_from": source,
+        "teacher": teacher,
         **environment(),
     }
     write_atomically(workdir / "config.json", json.dumps(record, indent=2) + "\n")

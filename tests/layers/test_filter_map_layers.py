@@ -190,8 +190,12 @@ def test_centers_are_those_of_the_map_and_are_refreshed():
     _, layer, p, s, _ = layer_of("filter_map_kmeans", num_centers=3)
     np.testing.assert_array_equal(s["centers"], kmeans_centers(p["filter_map"], 3))
     moved = {"filter_map": 2 * p["filter_map"]}
-    refreshed = layer.family.refresh(moved, s)["centers"]
+    refreshed = layer.family.refresh(moved, s, BinarizeConfig())["centers"]
     np.testing.assert_allclose(refreshed, 2 * s["centers"], rtol=1e-5)
+    _, layer, p, s, _ = layer_of("filter_map_kmeans", num_centers=2)
+    a = np.abs(p["filter_map"]).mean()
+    refreshed = layer.family.refresh(p, s, BinarizeConfig(centers="symmetric"))["centers"]
+    np.testing.assert_allclose(refreshed, [-a, a], rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 import paper
-from mcn_jax.ops.binarize import kmeans_centers, nearest_center, nearest_index
+from mcn_jax.ops.binarize import (
+    kmeans_centers,
+    nearest_center,
+    nearest_index,
+    symmetric_centers,
+)
 
 # Compiled: run one by one, its many small operations would be compiled for every shape.
 compiled_kmeans = jax.jit(kmeans_centers, static_argnums=1)
@@ -53,6 +58,18 @@ def test_kmeans_with_many_equal_values(values, num_centers):
     cost = paper.quantization_cost(np.array(values, float), centers)
     best = paper.brute_force_kmeans(np.array(values, float), num_centers)
     np.testing.assert_allclose(cost, best, atol=1e-12)
+
+
+def test_symmetric_centers_are_the_best_pair_about_zero():
+    values = random_values(3, (3, 3, 8, 16)) + 0.3
+    with jax.enable_x64(True):
+        low, high = np.asarray(symmetric_centers(jnp.asarray(values)))
+    assert low == -high
+    others = (0.99 * high, 1.01 * high)
+    costs = [paper.quantization_cost(values, np.array([-a, a])) for a in (high, *others)]
+    assert min(costs) == costs[0]
+    with pytest.raises(ValueError, match="num_centers=3 must be 2"):
+        symmetric_centers(jnp.asarray(values), 3)
 
 
 @pytest.mark.parametrize("num_centers", [2, 4])
