@@ -193,6 +193,22 @@ def test_a_final_run_waits_for_its_trials_and_takes_the_fields_of_the_better(bes
     assert found._command(run, time.time() + run.start_seconds - 1) is None  # too late to start
 
 
+@pytest.mark.parametrize("option", sorted(small_networks.PLANES_TEACHERS))
+def test_a_run_waits_for_its_teacher(option, tmp_path):
+    (run,) = small(f"planes_{option}_seed1")
+    (teacher,) = small(run.teacher)
+    assert teacher.name == f"planes_{small_networks.PLANES_TEACHERS[option]}_seed1"
+    assert teacher.fields["binarize.enabled"] is False
+    plan = plans.Plan(stage="small", epochs=0, rehearse=False)
+    found = runner.Runner(tmp_path, tmp_path / "data", io.StringIO(), None, plan)
+    end = time.time() + 100
+    assert found._command(run, end) is None
+    (tmp_path / teacher.name).mkdir()
+    (tmp_path / teacher.name / "result.json").write_text("{}")
+    command = found._command(run, end)
+    assert f"--config.loss.teacher={tmp_path / teacher.name}" in command
+
+
 def test_runs_of_a_group_start_together_and_share_the_device():
     one = plans.Training(name="a", config="", fields={}, step_seconds=0.1, start_seconds=7)
     other = dataclasses.replace(one, name="b", step_seconds=0.3, start_seconds=5)

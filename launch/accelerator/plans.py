@@ -44,6 +44,7 @@ class Training:
         epochs: number of epochs; 0 takes that of the plan.
         choices: {name of a trial: fields that it tries}. The run starts when all trials have ended,
             and takes the fields of the most accurate one, the first of equals.
+        teacher: name of the run that it is distilled from. It starts when that one has ended.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Training:
     tiny: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     epochs: int = 0
     choices: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    teacher: str = ""
 
     @property
     def epoch_seconds(self) -> float:

@@ -173,9 +173,12 @@ class Runner:
             self.notes.append(f"not started: {', '.join(left)}")
 
     def _command(self, run: plans.Training, end: float) -> list[str] | None:
-        """Returns the command of a run, if its trials have ended and the time is long enough."""
+        """Returns the command of a run, if what it needs has ended and the time is long enough."""
         trials = {name: self.directory / name for name in run.choices}
-        if end - time.time() < self._least(run) or not all(map(has_ended, trials.values())):
+        needed = list(trials.values())
+        if run.teacher:
+            needed.append(self.directory / run.teacher)
+        if end - time.time() < self._least(run) or not all(map(has_ended, needed)):
             return None
         fields = run.all_fields(self.plan.epochs, rehearse=self.plan.rehearse)
         if trials:
@@ -184,6 +187,8 @@ class Runner:
                 for name, workdir in trials.items()
             }
             fields |= run.choices[max(accuracy, key=accuracy.__getitem__)]
+        if run.teacher:
+            fields["loss.teacher"] = self.directory / run.teacher
         return [
             "-m", "mcn_jax.main", f"--config={ROOT / 'configs' / run.config}.py",
             f"--workdir={self.directory / run.name}", f"--config.data.data_dir={self.data}",

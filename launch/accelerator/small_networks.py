@@ -97,6 +97,9 @@ PLANES: Mapping[str, Fields] = {
     "theta_1_linear": {"loss.theta": 1.0, "loss.theta_schedule": "linear"},
     "binary_from_the_start": {"binarize.start_epoch": 0},
     "centers_each_epoch": {"binarize.refresh_epochs": 1},
+    "symmetric_centers": {"binarize.centers": "symmetric"},
+    "batch_norm_anew": {"batch_norm_steps": 100},
+    "averaged": {"optimizer.average_epochs": 2, "batch_norm_steps": 100},
     # Nearly the same filter bits with other numbers of planes.
     "k_2": {"model.planes": 2, "model.widths": (6, 6, 11, 23)},
     "k_8": {"model.planes": 8, "model.widths": (3, 3, 6, 11)},
@@ -104,8 +107,17 @@ PLANES: Mapping[str, Fields] = {
         "model.planes": 8, "model.widths": (3, 3, 6, 11), "model.plane_signs": "circulant"
     },
     "umcn": U_MCN,
+    "quaternion_umcn": {"model.plane_signs": "quaternion", **U_MCN},
+    "distilled": {},
+    "quaternion_distilled": {"model.plane_signs": "quaternion"},
     "mcdonnell": EQUAL_BITS["mcdonnell"],
 }  # fmt: skip
+PLANES_TEACHERS = {"distilled": "umcn", "quaternion_distilled": "quaternion_umcn"}
+# A rehearsal has 10 steps per epoch and one binary epoch.
+PLANES_TINY: Mapping[str, Fields] = {
+    "batch_norm_anew": {"batch_norm_steps": 5},
+    "averaged": {"optimizer.average_epochs": 1, "batch_norm_steps": 5},
+}
 PLANES_EPOCHS = 12
 
 POOLINGS = ("strided", "max", "average", "spectral", "diffstride")
@@ -113,12 +125,18 @@ STARTS: Mapping[str, Fields] = {"222": {}, "323": {"model.strides": (1, 3, 2, 3)
 
 
 def _run(
-    name: str, config: str, fields: Fields, epochs: int, tiny: Fields, choices: Mapping[str, Fields]
+    name: str,
+    config: str,
+    fields: Fields,
+    epochs: int,
+    tiny: Fields,
+    choices: Mapping[str, Fields],
+    teacher: str = "",
 ) -> Training:
     common = {"dtype": "float32", "optimizer.schedule": "cosine"}
     return Training(
         name=name, config=config, fields=common | dict(fields), step_seconds=STEP_SECONDS,
-        start_seconds=START_SECONDS, tiny=tiny, epochs=epochs, choices=choices,
+        start_seconds=START_SECONDS, tiny=tiny, epochs=epochs, choices=choices, teacher=teacher,
     )  # fmt: skip
 
 
@@ -190,11 +208,16 @@ def _long() -> list[Training]:
     ]  # fmt: skip
 
 
+def _planes_name(option: str | None, seed: int) -> str:
+    return f"planes_{option}_seed{seed}" if option else ""
+
+
 def _planes() -> list[Training]:
     return [
-        _run(f"planes_{name}_seed{seed}", "cifar10_cpu",
+        _run(_planes_name(name, seed), "cifar10_cpu",
              {"binarize.start_epoch": 2, **LINEAR, **VALIDATION, **fields, "seed": seed},
-             PLANES_EPOCHS, {}, {})
+             PLANES_EPOCHS, PLANES_TINY.get(name, {}), {},
+             _planes_name(PLANES_TEACHERS.get(name), seed))
         for seed in SEEDS for name, fields in PLANES.items()
     ]  # fmt: skip
 
