@@ -12,7 +12,7 @@ from mcn_jax.config import Config
 from mcn_jax.errors import InputError, require
 from mcn_jax.paths import user_path
 from mcn_jax.workdirs.checkpoint import digests, named_leaves, sha256
-from mcn_jax.workdirs.files import read_json
+from mcn_jax.workdirs.files import read_json, read_result
 from mcn_jax.workdirs.trained import read_trained
 
 # What the data of both networks must have in common, as config.json names it.
@@ -44,7 +44,7 @@ def read_teacher(config: Config, data: Mapping[str, Any]) -> Teacher | None:
         data: description of its data set.
 
     Raises:
-        InputError: if the field does not name a run with a saved epoch, or that run had images of
+        InputError: if the field does not name a run that has ended, or that run had images of
             another size, with another mean or standard deviation, or other classes.
     """
     if not config.loss.teacher:
@@ -54,6 +54,9 @@ def read_teacher(config: Config, data: Mapping[str, Any]) -> Teacher | None:
         trained = read_trained(user_path(config.loss.teacher))
     except InputError as error:
         raise InputError(f"config.{name}: {error}") from error
+    message = "has not ended, and its weights may still change; wait for its end"
+    has_ended = read_result(trained.workdir) is not None
+    require(has_ended, name, config.loss.teacher, message)
     for field in SHARED:
         own, other = data[field], trained.data[field]
         message = (

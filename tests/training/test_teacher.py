@@ -144,6 +144,16 @@ def test_a_run_does_not_resume_with_another_teacher(taught, tmp_path, monkeypatc
     assert sorted((tmp_path / "stopped" / "checkpoints").iterdir()) == before
 
 
+def test_a_teacher_that_still_trains_is_refused(taught, tmp_path):
+    workdir, config = taught
+    shutil.copytree(workdir, tmp_path / "teacher")
+    (tmp_path / "teacher" / "result.json").unlink()
+    named = dataclasses.replace(config, loss=LossConfig(teacher=str(tmp_path / "teacher")))
+    with pytest.raises(InputError, match=r"config\.loss\.teacher=.* has not ended"):
+        train_and_evaluate(named, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("image_shape", [16, 16, 1]), ("std", [0.5]), ("class_names", ["a", "b"])],
