@@ -5,9 +5,12 @@ correlation of n blocks has n^2 products. With the Chinese remainder theorem and
 per complex one, it takes 1, 2, 5 and 11 for n = 1, 2, 4 and 8.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 Product = Callable[[Any, Any], Any]
 
@@ -23,6 +26,37 @@ def products(blocks: int) -> int:
         return 1
     half = blocks // 2
     return products(half) + (1 if half == 1 else 3 * half // 2)
+
+
+class Matrices(NamedTuple):
+    """A cyclic correlation of n blocks as P products of sums.
+
+    y[k] = sum over g of give[k, g] * product(sum over b of take[g, b] * x[b],
+                                              sum over b of weigh[g, b] * f[b])
+
+    Attributes:
+        take, weigh: [P, n].
+        give: [n, P].
+    """
+
+    take: np.ndarray
+    weigh: np.ndarray
+    give: np.ndarray
+
+
+@functools.cache
+def matrices(blocks: int) -> Matrices:
+    """Returns the sums of blocks that `cyclic` multiplies and combines, as float64 matrices."""
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def product(x: np.ndarray, f: np.ndarray) -> np.ndarray:
+        pairs.append((x, f))
+        return np.eye(products(blocks))[len(pairs) - 1]
+
+    units = list(np.eye(blocks))
+    give = np.stack(cyclic(units, units, product))
+    take, weigh = map(np.stack, zip(*pairs, strict=True))
+    return Matrices(take, weigh, give)
 
 
 def cyclic(x: Sequence[Any], f: Sequence[Any], product: Product) -> list[Any]:

@@ -30,16 +30,17 @@ import numpy as np
 from jax import lax
 
 from mcn_jax.ops import circulant
-from mcn_jax.ops.convolution import convolve
+from mcn_jax.ops.block_convolution import convolve_blocks
+from mcn_jax.ops.convolution import convolve, takes_native
 
 GRADIENTS = ("mean", "sum")
 STEP = 2  # x and y
-# "auto" takes the circulant form on a CPU if the input has at least this many channels, and the
-# output as many as the second number. There benchmarks/filter_map.py measured 0.29 to 0.83 of the
-# direct form's time with gradients, in float32 with AVX-512 and the native kernel in both forms.
-# With 64 channels, it was 0.80 to 0.94, but more than 1 forward; so it was with 32 filters on large
-# images. Other dtypes are not measured.
-CIRCULANT_CHANNELS, CIRCULANT_FILTERS = 128, 32
+# "auto" takes the circulant form on a CPU if the input has at least this many channels, with the
+# native kernel in both forms or without it, and the output at least so many. There
+# benchmarks/filter_map.py measured 0.23 to 0.89 of the direct form's time with gradients with the
+# kernel, and 0.35 to 0.7 without it, in float32 with AVX-512. With 16 channels, it was 1.77. Other
+# dtypes are not measured.
+CIRCULANT_CHANNELS, CIRCULANT_CHANNELS_OF_XLA, CIRCULANT_FILTERS = 32, 64, 32
 FEW_FILTERS, MANY_FILTERS = 32, 256  # the limits of K3 in `samples_for`
 
 
@@ -256,12 +257,12 @@ def _circulant(spec: _Convolution, x: jax.Array, filter_map: jax.Array) -> jax.A
     block = spec.geometry._replace(
         samples=(plane[0], plane[1], 1), channels=spec.geometry.channels // shifts
     )
-
-    def product(x: jax.Array, filter_map: jax.Array) -> jax.Array:
-        return convolve(x, cut_filters(filter_map, block), spec.strides, spec.padding)
-
-    x_blocks, map_blocks = (jnp.split(array, shifts, axis=-1) for array in (x, filter_map))
-    return jnp.concatenate(circulant.cyclic(x_blocks, map_blocks, product), axis=-1)
+    weigh = circulant.matrices(shifts).weigh.astype(filter_map.dtype)
+    rows, columns, _ = filter_map.shape
+    blocks = filter_map.reshape(rows, columns, shifts, block.channels)
+    sums = jnp.einsum("pb,rcbz->prcz", weigh, blocks, precision=lax.Precision.HIGHEST)
+    filters = jax.vmap(lambda one: cut_filters(one, block))(sums)
+    return convolve_blocks(x, filters, shifts, spec.strides, spec.padding)
 
 
 FORMS = {"direct": _direct, "circulant": _circulant}
@@ -276,7 +277,9 @@ def cpu_form(geometry: Geometry, dtype: str) -> str:
     """
     *_, channels, outputs = geometry.filter_shape
     shifts = geometry.samples[2]
-    is_wide = channels >= CIRCULANT_CHANNELS and outputs >= CIRCULANT_FILTERS
+    has_kernel = takes_native(dtype, geometry.filter_shape)
+    least = CIRCULANT_CHANNELS if has_kernel else CIRCULANT_CHANNELS_OF_XLA
+    is_wide = channels >= least and outputs >= CIRCULANT_FILTERS
     is_wide = is_wide and shifts > 1 and circulant.takes(shifts)
     return "circulant" if is_wide and dtype == "float32" else "direct"
 

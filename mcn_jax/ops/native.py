@@ -19,7 +19,12 @@ from mcn_jax.ops.conv_spec import ConvSpec, pads_and_out_size
 
 LIBRARY = pathlib.Path(__file__).with_name(native_build.LIBRARY)
 SWITCH = "MCN_JAX_NATIVE"
-TARGETS = {"mcn_mcconv_forward": "McnMcconvForward", "mcn_mcconv_backward": "McnMcconvBackward"}
+TARGETS = {
+    "mcn_mcconv_forward": "McnMcconvForward",
+    "mcn_mcconv_backward": "McnMcconvBackward",
+    "mcn_blocks_forward": "McnBlocksForward",
+    "mcn_blocks_backward": "McnBlocksBackward",
+}
 
 
 class UnavailableError(Exception):
@@ -65,7 +70,9 @@ def _forward(
     shapes = (features.shape[0], *out_size, channels), (saved,)
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     call = jax.ffi.ffi_call("mcn_mcconv_forward", results, vmap_method="sequential")
-    output, products = call(*_float32(features, filters, m_filters), **_attributes(spec, pads))
+    output, products = call(
+        *_float32(features, filters, m_filters), **_attributes(spec.strides, pads)
+    )
     return output, products
 
 
@@ -93,7 +100,7 @@ def backward(
     call = jax.ffi.ffi_call("mcn_mcconv_backward", outputs, vmap_method="sequential")
     gradients = call(
         *_float32(features, filters, m_sum_filters, m_filters, cotangent, products),
-        **_attributes(spec, _pads_and_out_size(spec, features, filters)[0]),
+        **_attributes(spec.strides, _pads_and_out_size(spec, features, filters)[0]),
     )
     d_features, d_filters, d_m = (
         gradient.astype(array.dtype)
@@ -122,6 +129,43 @@ def convolution_gradients(
     """Computes the gradients of `convolve` with respect to features and filters."""
     arrays = features, filters, None, _unit_m(filters), cotangent
     d_features, d_filters, _ = backward(_plain_spec(strides, padding), *arrays)
+    return d_features, d_filters
+
+
+def convolve_blocks(
+    features: jax.Array,
+    filters: jax.Array,
+    take: np.ndarray,
+    give: np.ndarray,
+    strides: tuple[int, int],
+    padding: str,
+) -> jax.Array:
+    """Computes sums of convolutions of blocks; see `mcn_jax.ops.block_convolution`."""
+    _load(LIBRARY)
+    pads, out_size = pads_and_out_size(features.shape[1:3], filters.shape[1:3], strides, padding)
+    shape = (features.shape[0], *out_size, len(give) * filters.shape[-1])
+    result = jax.ShapeDtypeStruct(shape, jnp.float32)
+    call = jax.ffi.ffi_call("mcn_blocks_forward", result, vmap_method="sequential")
+    arguments = _float32(features, filters, jnp.asarray(take), jnp.asarray(give))
+    return call(*arguments, **_attributes(strides, pads))
+
+
+def block_gradients(
+    features: jax.Array,
+    filters: jax.Array,
+    cotangent: jax.Array,
+    take: np.ndarray,
+    give: np.ndarray,
+    strides: tuple[int, int],
+    padding: str,
+) -> tuple[jax.Array, jax.Array]:
+    """Computes the gradients of `convolve_blocks` with respect to features and filters."""
+    _load(LIBRARY)
+    pads, _ = pads_and_out_size(features.shape[1:3], filters.shape[1:3], strides, padding)
+    outputs = [jax.ShapeDtypeStruct(array.shape, jnp.float32) for array in (features, filters)]
+    call = jax.ffi.ffi_call("mcn_blocks_backward", outputs, vmap_method="sequential")
+    arguments = (features, filters, jnp.asarray(take), jnp.asarray(give), cotangent)
+    d_features, d_filters = call(*_float32(*arguments), **_attributes(strides, pads))
     return d_features, d_filters
 
 
@@ -197,8 +241,8 @@ def _pads_and_out_size(
     return pads_and_out_size(features.shape[1:3], filters.shape[:2], spec.strides, spec.padding)
 
 
-def _attributes(spec: ConvSpec, pads: list[tuple[int, int]]) -> dict[str, np.int64]:
-    values = (*spec.strides, pads[0][0], pads[1][0])
+def _attributes(strides: tuple[int, int], pads: list[tuple[int, int]]) -> dict[str, np.int64]:
+    values = (*strides, pads[0][0], pads[1][0])
     names = ("stride_y", "stride_x", "low_y", "low_x")
     return {name: np.int64(value) for name, value in zip(names, values, strict=True)}
 

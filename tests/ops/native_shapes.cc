@@ -11,6 +11,7 @@
 #include <random>
 #include <vector>
 
+#include "blocks.h"
 #include "kernel.h"
 
 using mcn::Sizes;
@@ -125,6 +126,79 @@ bool agrees(const mcn::Kernel& kernel, const Sizes& s, long parts, bool saves, b
   return good;
 }
 
+// Compares a sum of convolutions of blocks with the kernel's own convolutions, added in float64.
+bool blocks_agree(const mcn::Kernel& kernel, const Sizes& one, long threads, std::mt19937& random) {
+  std::normal_distribution<float> normal;
+  const long n = 1 + random() % 4, products = 1 + random() % 5;
+  auto made = [&](long floats) {
+    std::unique_ptr<float[]> array(new float[floats]);
+    for (long i = 0; i < floats; ++i) array[i] = normal(random);
+    return array;
+  };
+  auto take = made(products * n), give = made(n * products);
+  take[0] = give[products - 1] = 0;  // terms that are left out
+  const mcn::Blocks blocks{one, n, products, take.get(), give.get()};
+  const long in = one.images * one.height * one.width, c = one.channels, h = one.maps;
+  const long out = one.images * one.out_height * one.out_width, f = blocks.filter_floats();
+  auto x = made(in * n * c), filters = made(products * f), g = made(out * n * h);
+  const long parts = blocks.parts(threads), sums = kernel.filter_sums(one);
+  std::unique_ptr<float[]> y(new float[out * n * h]), d_x(new float[in * n * c]),
+      of_filters(new float[products * parts * sums]), d_filters(new float[products * f]);
+  for (long part = 0; part < parts; ++part)
+    blocks.forward(kernel, x.get(), filters.get(), y.get(), part, parts);
+  for (long part = 0; part < parts; ++part)
+    blocks.backward(kernel, x.get(), filters.get(), g.get(), d_x.get(), of_filters.get(), part,
+                    parts);
+  for (long p = 0; p < products; ++p)
+    kernel.add_filter_sums(one, of_filters.get() + p * parts * sums, parts,
+                           d_filters.get() + p * f, 0, 1);
+
+  std::vector<double> expected_y(out * n * h), expected_d_x(in * n * c),
+      expected_d_filters(products * f);
+  const std::vector<float> m(one.taps * one.taps, 1.0f);
+  std::vector<double> m_sums(kernel.m_sums(one));
+  const bool by_maps = kernel.splits_maps(one);
+  for (long p = 0; p < products; ++p) {
+    std::unique_ptr<float[]> u(new float[in * c]), product(new float[out * h]),
+        d_product(new float[out * h]), d_u(new float[in * c]), filter_sums(new float[sums]),
+        d_f(new float[f]);
+    for (long q = 0; q < in * c; ++q) {
+      double sum = 0;
+      for (long b = 0; b < n; ++b)
+        sum += double(take[p * n + b]) * x[q / c * n * c + b * c + q % c];
+      u[q] = sum;
+    }
+    for (long q = 0; q < out * h; ++q) {
+      double sum = 0;
+      for (long k = 0; k < n; ++k)
+        sum += double(give[k * products + p]) * g[q / h * n * h + k * h + q % h];
+      d_product[q] = sum;
+    }
+    kernel.forward(one, u.get(), filters.get() + p * f, m.data(), product.get(), nullptr, 0, 1);
+    kernel.backward(one, u.get(), filters.get() + p * f, nullptr, m.data(), d_product.get(),
+                    nullptr, d_u.get(), filter_sums.get(), m_sums.data(), 0, 1);
+    kernel.add_filter_sums(one, filter_sums.get(), 1, d_f.get(), 0, 1);
+    for (long i = 0; i < f; ++i) expected_d_filters[p * f + i] = d_f[i];
+    for (long q = 0; q < out * h; ++q)
+      for (long k = 0; k < n; ++k)
+        expected_y[q / h * n * h + k * h + q % h] += double(give[k * products + p]) * product[q];
+    for (long q = 0; q < in * c; ++q)
+      for (long b = 0; b < n; ++b)
+        expected_d_x[q / c * n * c + b * c + q % c] += double(take[p * n + b]) * d_u[q];
+  }
+  const double found[] = {distance(y, expected_y), distance(d_x, expected_d_x),
+                          distance(d_filters, expected_d_filters)};
+  const bool good = *std::max_element(found, found + 3) <= 1e-5;
+  if (!good)
+    std::printf(
+        "%s: %ld blocks, %ld products, images %ld, %ldx%ld, channels %ld, taps %ld, maps %ld, "
+        "strides %ld %ld, low %ld %ld, by maps %d, parts %ld: %g %g %g\n",
+        kernel.instruction_set, n, products, one.images, one.height, one.width, c, one.taps, h,
+        one.stride_y, one.stride_x, one.low_y, one.low_x, by_maps, parts, found[0], found[1],
+        found[2]);
+  return good;
+}
+
 int main(int, char** arguments) {
   std::mt19937 random(std::atoi(arguments[1]));
   auto among = [&](std::vector<long> values) { return values[random() % values.size()]; };
@@ -165,6 +239,9 @@ int main(int, char** arguments) {
       for (const bool saves : {false, true})
         for (const bool wants_m : {false, true})
           good &= agrees(*kernel, s, parts, saves, wants_m, random);
+    s.planes = 1;
+    if (n % 10 == 0) s.images = 40;  // several chunks of a part
+    for (const mcn::Kernel* kernel : kernels) good &= blocks_agree(*kernel, s, parts, random);
   }
   return good ? 0 : 1;
 }

@@ -26,3 +26,12 @@ def test_a_correlation_takes_few_products(blocks, expected):
 
 def test_only_powers_of_two_are_taken():
     assert [n for n in range(17) if circulant.takes(n)] == [1, 2, 4, 8, 16]
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4, 8])
+def test_the_matrices_are_those_of_the_correlation(blocks):
+    x, f = np.random.default_rng(1).normal(size=(2, blocks))
+    take, weigh, give = circulant.matrices(blocks)
+    assert take.shape == weigh.shape == give.T.shape == (circulant.products(blocks), blocks)
+    expected = circulant.cyclic(list(x), list(f), lambda a, b: a * b)
+    np.testing.assert_allclose(give @ ((take @ x) * (weigh @ f)), expected, rtol=1e-12)

@@ -250,7 +250,8 @@ def test_multiply_adds(geometry, expected):
     ("outputs", "channels", "dtype", "expected"),
     [
         (128, 128, "float32", "circulant"), (512, 256, "float32", "circulant"),
-        (32, 128, "float32", "circulant"), (128, 64, "float32", "direct"),
+        (32, 128, "float32", "circulant"), (128, 64, "float32", "circulant"),
+        (64, 32, "float32", "direct"),
         (16, 128, "float32", "direct"),
         (128, 129, "float32", "direct"), (128, 128, "bfloat16", "direct"),
         (128, 128, "float64", "direct"),
@@ -267,6 +268,12 @@ def test_auto_takes_the_circulant_form_of_wide_layers_on_a_cpu(
             jnp.zeros((1, 4, 4, channels), dtype), jnp.zeros(geometry.map_shape)
         )
     assert ("platform_index" in str(traced)) == (expected == "circulant")
+
+
+@pytest.mark.skipif(native.why_unavailable() is not None, reason="needs the native kernel")
+@pytest.mark.parametrize(("channels", "expected"), [(16, "direct"), (32, "circulant")])
+def test_auto_takes_it_of_narrower_layers_with_the_kernel(channels, expected):
+    assert fm.cpu_form(fm.geometry_for(32, channels, (3, 3)), "float32") == expected
 
 
 def test_auto_in_float32_agrees_with_direct():

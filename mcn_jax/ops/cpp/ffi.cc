@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "blocks.h"
 #include "kernel.h"
 
 namespace ffi = xla::ffi;
@@ -165,6 +166,64 @@ ffi::Error backward(ffi::ThreadPool pool, Array features, Array filters, Array m
   return ffi::Error::Success();
 }
 
+ffi::ErrorOr<Blocks> blocks_of(const Array& features, const Array& filters, const Array& take,
+                               const Array& give, ffi::Span<const int64_t> output,
+                               int64_t stride_y, int64_t stride_x, int64_t low_y, int64_t low_x) {
+  auto x = features.dimensions(), f = filters.dimensions(), a = take.dimensions(),
+       c = give.dimensions();
+  auto wrong = [](const char* what) {
+    return ffi::Unexpected(ffi::Error::InvalidArgument(std::string("the native kernel: ") + what));
+  };
+  if (x.size() != 4 || f.size() != 5 || a.size() != 2 || c.size() != 2 || output.size() != 4)
+    return wrong("features and output need four dimensions, filters five, matrices two");
+  if (f[1] != f[2] || a[0] != f[0] || c[1] != f[0] || c[0] != a[1] || x[3] != a[1] * f[3] ||
+      output[0] != x[0] || output[3] != a[1] * f[4] || stride_y < 1 || stride_x < 1)
+    return wrong("the shapes do not fit each other");
+  return Blocks{{x[0], x[1], x[2], f[3], f[1], f[4], 1, output[1], output[2], stride_y, stride_x,
+                 low_y, low_x},
+                a[1],
+                a[0],
+                take.typed_data(),
+                give.typed_data()};
+}
+
+ffi::Error blocks_forward(ffi::ThreadPool pool, Array features, Array filters, Array take,
+                          Array give, Result output, int64_t stride_y, int64_t stride_x,
+                          int64_t low_y, int64_t low_x) {
+  auto found = blocks_of(features, filters, take, give, output->dimensions(), stride_y, stride_x,
+                         low_y, low_x);
+  if (found.has_error()) return found.error();
+  const Blocks blocks = *found;
+  const long parts = blocks.parts(pool.num_threads());
+  in_parallel(pool, parts, [&](long part) {
+    blocks.forward(kernel(), features.typed_data(), filters.typed_data(), output->typed_data(),
+                   part, parts);
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error blocks_backward(ffi::ThreadPool pool, Array features, Array filters, Array take,
+                           Array give, Array cotangent, Result d_features, Result d_filters,
+                           int64_t stride_y, int64_t stride_x, int64_t low_y, int64_t low_x) {
+  auto found = blocks_of(features, filters, take, give, cotangent.dimensions(), stride_y, stride_x,
+                         low_y, low_x);
+  if (found.has_error()) return found.error();
+  const Blocks blocks = *found;
+  const long parts = blocks.parts(pool.num_threads());
+  const long sums = parts * kernel().filter_sums(blocks.one);  // of a product
+  // Not a vector, which would be filled with zeros first.
+  std::unique_ptr<float[]> of_filters(new float[blocks.products * sums]);
+  in_parallel(pool, parts, [&](long part) {
+    blocks.backward(kernel(), features.typed_data(), filters.typed_data(), cotangent.typed_data(),
+                    d_features->typed_data(), of_filters.get(), part, parts);
+  });
+  in_parallel(pool, blocks.products, [&](long g) {
+    kernel().add_filter_sums(blocks.one, of_filters.get() + g * sums, parts,
+                             d_filters->typed_data() + g * blocks.filter_floats(), 0, 1);
+  });
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace mcn
 
@@ -202,6 +261,32 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(McnMcconvBackward, mcn::backward,
                                   .Arg<mcn::Array>()
                                   .Arg<mcn::Array>()
                                   .Ret<mcn::Array>()
+                                  .Ret<mcn::Array>()
+                                  .Ret<mcn::Array>()
+                                  .Attr<int64_t>("stride_y")
+                                  .Attr<int64_t>("stride_x")
+                                  .Attr<int64_t>("low_y")
+                                  .Attr<int64_t>("low_x"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(McnBlocksForward, mcn::blocks_forward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<mcn::Array>()
+                                  .Arg<mcn::Array>()
+                                  .Arg<mcn::Array>()
+                                  .Arg<mcn::Array>()
+                                  .Ret<mcn::Array>()
+                                  .Attr<int64_t>("stride_y")
+                                  .Attr<int64_t>("stride_x")
+                                  .Attr<int64_t>("low_y")
+                                  .Attr<int64_t>("low_x"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(McnBlocksBackward, mcn::blocks_backward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<mcn::Array>()
+                                  .Arg<mcn::Array>()
+                                  .Arg<mcn::Array>()
+                                  .Arg<mcn::Array>()
+                                  .Arg<mcn::Array>()
                                   .Ret<mcn::Array>()
                                   .Ret<mcn::Array>()
                                   .Attr<int64_t>("stride_y")

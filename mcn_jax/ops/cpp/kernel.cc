@@ -30,6 +30,7 @@
 #include <memory>
 #include <new>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #if defined(__AVX512F__)
@@ -909,12 +910,33 @@ void add_filter_sums(const Sizes& s, const float* sums, long summands, float* d_
   }
 }
 
+void combine(const float* from, long from_block, long from_step, const float* weights,
+             long weight_step, long blocks, long pixels, long length, float* to, long to_step) {
+  std::vector<std::pair<const float*, float>> terms;
+  for (long b = 0; b < blocks; ++b)
+    if (const float weight = weights[b * weight_step])
+      terms.emplace_back(from + b * from_block, weight);
+  for (long p = 0; p < pixels; ++p, to += to_step) {
+    long i = 0;
+    for (; i + V <= length; i += V) {
+      Vec sum = {};
+      for (const auto& [start, weight] : terms) sum += weight * load(start + p * from_step + i);
+      store(to + i, sum);
+    }
+    for (; i < length; ++i) {
+      float sum = 0;
+      for (const auto& [start, weight] : terms) sum += weight * start[p * from_step + i];
+      to[i] = sum;
+    }
+  }
+}
+
 }  // namespace
 
 #define NAME_OF(isa) #isa
 #define NAME(isa) NAME_OF(isa)
 extern const Kernel kernel = {NAME(MCN_ISA), splits_maps, most_parts, products,       forward,
-                              filter_sums,   m_sums,      backward,   add_filter_sums};
+                              filter_sums,   m_sums,      backward,   add_filter_sums, combine};
 
 }  // namespace MCN_ISA
 }  // namespace mcn

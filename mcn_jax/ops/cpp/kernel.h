@@ -56,6 +56,12 @@ struct Kernel {
   // d_filters.
   void (*add_filter_sums)(const Sizes& sizes, const float* filter_sums, long summands,
                           float* d_filters, long part, long parts);
+
+  // Computes weighted sums of blocks, to[p][i] = sum over b of weights[b * weight_step] *
+  // from[b][p][i], for `pixels` pixels p of `length` numbers. Blocks and pixels lie `from_block`,
+  // `from_step` and `to_step` apart.
+  void (*combine)(const float* from, long from_block, long from_step, const float* weights,
+                  long weight_step, long blocks, long pixels, long length, float* to, long to_step);
 };
 
 namespace avx512 {
