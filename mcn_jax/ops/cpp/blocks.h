@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "kernel.h"
@@ -116,9 +117,15 @@ struct Blocks {
   }
   // Memory that a thread keeps between calls, since fresh pages cost more than small layers.
   static float* scratch(std::size_t floats) {
-    thread_local std::unique_ptr<float[]> memory;
+    struct Delete {
+      void operator()(float* p) const { ::operator delete(p, std::align_val_t(64)); }
+    };
+    thread_local std::unique_ptr<float, Delete> memory;
     thread_local std::size_t size = 0;
-    if (floats > size) memory.reset(new float[size = floats]);
+    if (floats > size) {
+      memory.reset(static_cast<float*>(::operator new(4 * floats, std::align_val_t(64))));
+      size = floats;
+    }
     return memory.get();
   }
 };
