@@ -30,7 +30,11 @@ struct Blocks {
   long blocks, products;
   const float *take, *give;
 
-  long parts(long threads) const { return std::max(1L, std::min(threads, one.images)); }
+  // More parts than threads, so that a thread that starts late leaves its share to the others.
+  long parts(long threads) const {
+    const long chunks = (one.images + most_images() - 1) / most_images();
+    return std::max(1L, std::min(one.images, std::clamp(chunks, threads, 4 * threads)));
+  }
   long filter_floats() const { return one.taps * one.taps * one.channels * one.maps; }
 
   // Computes a part of the output.
@@ -94,9 +98,9 @@ struct Blocks {
   long out_pixels() const { return one.out_height * one.out_width; }
   long u_floats() const { return pixels() * one.channels; }  // of an image
   long p_floats() const { return out_pixels() * one.maps; }
+  long most_images() const { return std::max(1L, kBlockFloats / std::max(1L, u_floats())); }
   long images_at_once(long parts) const {
-    const long fit = kBlockFloats / std::max(1L, u_floats());
-    return std::max(1L, std::min(fit, (one.images + parts - 1) / parts));
+    return std::max(1L, std::min(most_images(), (one.images + parts - 1) / parts));
   }
   Sizes of_images(long count) const {
     Sizes some = one;
