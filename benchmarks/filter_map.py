@@ -165,7 +165,7 @@ def main() -> None:
     )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repeats", type=int, default=25, help="number of counted turns")
-    parser.add_argument("--calls", type=int, default=1, help="calls per measurement")
+    parser.add_argument("--calls", type=int, default=4, help="calls per measurement")
     add_out(parser, "filter_map.json")
     options = parser.parse_args()
     dtype = jnp.dtype(options.dtype)
