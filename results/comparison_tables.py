@@ -1,9 +1,9 @@
 """The tables of docs/comparison.md, made from records of runs and from plans of networks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from markdown_tables import Cells, Row, cells
+from markdown_tables import Cells, Row, cells, in_millions, markdown
 from network_sizes import Sizes, network_not_run, network_of_record, sizes
 from record_files import RESULTS, config_record, has_run, stored_runs
 
@@ -290,14 +290,3 @@ def _size_cells(size: Sizes) -> tuple[str, ...]:
         *map(in_millions, adds),
         str(size.activation_bits),
     )
-
-
-def in_millions(count: float) -> str:
-    """Multiply-adds as text."""
-    return f"{count / 1e6:,.2f} M" if count >= 10_000 else f"{count:,}"
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

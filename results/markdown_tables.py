@@ -1,6 +1,7 @@
 """The tables of documents in Markdown, each made from the records under results/."""
 
 import statistics
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from record_files import config_record, stored_runs
@@ -184,5 +185,15 @@ def sweep_table(pattern: str, *columns: str) -> str:
     together."""
     rows = tables.table(group_runs(stored_runs(pattern)))
     columns += ("last epoch, %", "filter bits", "epochs", "seeds")
-    lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
+    return markdown(columns, [[row[name] for name in columns] for row in rows])
+
+
+def in_millions(count: float) -> str:
+    """Multiply-adds as text."""
+    return f"{count / 1e6:,.2f} M" if count >= 10_000 else f"{count:,}"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from comparison_tables import NOT_RUN, cells_of, config_of, in_millions, markdown, recorded_network
-from markdown_tables import hardware, short_revision
+from comparison_tables import NOT_RUN, cells_of, config_of, recorded_network
+from markdown_tables import hardware, in_millions, markdown, short_revision
 from network_sizes import sizes
 from record_files import config_record, has_run, stored_runs
 
