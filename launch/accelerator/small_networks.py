@@ -106,6 +106,9 @@ PLANES: Mapping[str, Fields] = {
     "circulant_k_8": {
         "model.planes": 8, "model.widths": (3, 3, 6, 11), "model.plane_signs": "circulant"
     },
+    "hadamard_k_8": {
+        "model.planes": 8, "model.widths": (3, 3, 6, 11), "model.plane_signs": "hadamard"
+    },
     "umcn": U_MCN,
     "quaternion_umcn": {"model.plane_signs": "quaternion", **U_MCN},
     "distilled": {},
