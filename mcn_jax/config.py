@@ -212,7 +212,7 @@ class Config:
     stride_update_steps: int = 50  # diffstride: steps between changes of the images' sizes; they
     #                                also change at the start of each epoch
     batch_norm_steps: int = 0  # training batches that give the statistics of batch norm at the end
-    #                            of the run; 0: those are the running averages
+    #                            of the run; 0: running averages
     steps_per_dispatch: int = 0  # resident data: maximum steps per program; 0: 1 on a CPU, else 32
     dtype: str = "float32"  # of the computation: "float32", "bfloat16" or "float64"
     param_dtype: str = "float32"  # of parameters and statistics: "float32" or "float64"

@@ -1,5 +1,6 @@
 """The tables of docs/planes.md, and of the MCNs in docs/pooling.md, made from records of runs."""
 
+import re
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -103,6 +104,8 @@ def _planes_row(trials: Trials, usual: Trials) -> tuple[str, ...]:
 
 
 def _flag(value: object) -> str:
+    if isinstance(value, str):  # a teacher is another run of the same seed
+        value = re.sub(r"_seed\d+$", "", value)
     return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
 
 

@@ -205,6 +205,8 @@ def test_a_run_waits_for_its_teacher(option, tmp_path):
     assert found._command(run, end) is None
     (tmp_path / teacher.name).mkdir()
     (tmp_path / teacher.name / "result.json").write_text("{}")
+    assert found._command(run, end) is None  # its checkpoint did not come along
+    (tmp_path / teacher.name / "checkpoints" / "30").mkdir(parents=True)
     command = found._command(run, end)
     assert f"--config.loss.teacher={tmp_path / teacher.name}" in command
 

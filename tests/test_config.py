@@ -267,7 +267,7 @@ def test_what_is_not_a_group_of_fields_is_named():
         ),
         (
             Config(optimizer=OptimizerConfig(average_epochs=191), batch_norm_steps=10),
-            "config.optimizer.average_epochs=191 must be at most 190, the epochs",
+            "config.optimizer.average_epochs=191 must be at most 190, the number of epochs",
         ),
         (
             Config(optimizer=OptimizerConfig(average_epochs=2)),
@@ -279,7 +279,7 @@ def test_what_is_not_a_group_of_fields_is_named():
         ),
         (
             Config(loss=LossConfig(distillation=0.5)),
-            "config.loss.distillation=0.5 needs config.loss.teacher; leave it out",
+            "config.loss.distillation=0.5 is only for runs with a teacher; set config.loss.teacher",
         ),
         (
             Config(loss=LossConfig(temperature=0.0)),
@@ -292,6 +292,10 @@ def test_what_is_not_a_group_of_fields_is_named():
         (
             Config(num_epochs=10),
             "config.binarize.start_epoch=10 leaves none of the 10 epochs for binary filters",
+        ),
+        (
+            Config(num_epochs=5),
+            "config.binarize.start_epoch=10 leaves none of the 5 epochs for binary filters",
         ),
     ],
 )

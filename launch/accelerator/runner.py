@@ -178,6 +178,8 @@ class Runner:
         needed = list(trials.values())
         if run.teacher:
             needed.append(self.directory / run.teacher)
+            if last_checkpoint(needed[-1]) is None:
+                return None
         if end - time.time() < self._least(run) or not all(map(has_ended, needed)):
             return None
         fields = run.all_fields(self.plan.epochs, rehearse=self.plan.rehearse)

@@ -277,9 +277,12 @@ def cpu_form(geometry: Geometry, dtype: str) -> str:
     """
     *_, channels, outputs = geometry.filter_shape
     shifts = geometry.samples[2]
-    has_kernel = takes_native(dtype, geometry.filter_shape)
-    least = CIRCULANT_CHANNELS if has_kernel else CIRCULANT_CHANNELS_OF_XLA
-    is_wide = channels >= least and outputs >= CIRCULANT_FILTERS
+    whole, block = geometry.filter_shape, (*geometry.kernel, channels // shifts, outputs // shifts)
+    if takes_native(dtype, whole):
+        is_wide = channels >= CIRCULANT_CHANNELS and takes_native(dtype, block)
+    else:
+        is_wide = channels >= CIRCULANT_CHANNELS_OF_XLA
+    is_wide = is_wide and outputs >= CIRCULANT_FILTERS
     is_wide = is_wide and shifts > 1 and circulant.takes(shifts)
     return "circulant" if is_wide and dtype == "float32" else "direct"
 

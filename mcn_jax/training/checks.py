@@ -79,7 +79,6 @@ def validate(config: Config, num_devices: int = 1) -> None:
     _check_planes(config)
     _check_centers(config)
     _check_teacher(config.loss)
-    _check_end(config)
     learns = POOLINGS[config.model.pooling].learns_strides
     require(
         not (learns and config.loss.center_loss_weight),
@@ -124,6 +123,7 @@ def validate(config: Config, num_devices: int = 1) -> None:
             f"leaves none of the {config.num_epochs} epochs for binary filters; lower it, or set"
             " config.binarize.enabled=False to train a U-MCN",
         )
+    _check_end(config)
     _check_batch(config, num_devices)
 
 
@@ -206,7 +206,7 @@ def _check_centers(config: Config) -> None:
     require_one_of(name, kind, CENTERS)
     if kind != BinarizeConfig.centers:
         kinds = models.convolution_kinds(config.model).values()
-        message = "is for layers with k-means centers, which the network has none of; leave it out"
+        message = "is for layers with k-means centers; the network has none, so leave it out"
         require(any(LAYERS[kind].refresh for kind in kinds), name, kind, message)
     holds = kind != "symmetric" or num_centers == 2
     message = 'must be 2 with config.binarize.centers="symmetric"'
@@ -217,22 +217,29 @@ def _check_teacher(loss: LossConfig) -> None:
     temperature = loss.temperature
     require(temperature > 0, "loss.temperature", temperature, "must be greater than 0")
     if loss.teacher:
-        message = "must be 'softmax' with config.loss.teacher, whose outputs are distributions"
+        message = "must be 'softmax' with config.loss.teacher, because softmax outputs are compared"
         require(loss.data == "softmax", "loss.data", loss.data, message)
         return
     for name in ("distillation", "temperature"):
         value, usual = getattr(loss, name), getattr(LossConfig, name)
-        require(value == usual, f"loss.{name}", value, "needs config.loss.teacher; leave it out")
+        require(
+            value == usual,
+            f"loss.{name}",
+            value,
+            "is only for runs with a teacher; set config.loss.teacher, or leave this field out",
+        )
 
 
 def _check_end(config: Config) -> None:
-    epochs, steps = config.optimizer.average_epochs, config.batch_norm_steps
-    start = config.binarize.start_epoch if quantizes(config) else 0
-    most = config.num_epochs - start
-    message = f"must be at most {most}, the epochs that the run ends with in one phase"
-    require(epochs <= most, "optimizer.average_epochs", epochs, message)
+    name, epochs = "optimizer.average_epochs", config.optimizer.average_epochs
+    if not epochs:
+        return
+    most, kind = config.num_epochs, "epochs"
+    if quantizes(config):
+        most, kind = most - config.binarize.start_epoch, "epochs with quantized filters"
+    require(epochs <= most, name, epochs, f"must be at most {most}, the number of {kind}")
     message = "needs config.batch_norm_steps, such as 100: averaged weights have other statistics"
-    require(steps > 0 or epochs == 0, "optimizer.average_epochs", epochs, message)
+    require(config.batch_norm_steps > 0, name, epochs, message)
 
 
 def _check_batch(config: Config, num_devices: int) -> None:

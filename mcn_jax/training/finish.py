@@ -8,33 +8,41 @@ import jax
 import numpy as np
 
 from mcn_jax import parallel
+from mcn_jax.config import Config
 from mcn_jax.training.setup import Phase, Setup
 from mcn_jax.training.state import TrainState
 
 
-def finish(host_state: TrainState, setup: Setup, phase: Phase) -> TrainState:
-    """Returns the state that a run ends with, on the host.
-
-    With `optimizer.average_epochs` the parameters become their mean over the updates of the last
-    epochs. With `batch_norm_steps` the statistics of batch norm become the mean of those of so many
-    batches, which are what the epoch after the last one would begin with.
+def averaged(host_state: TrainState, config: Config) -> TrainState:
+    """Returns the state with the mean of the parameters, if the run averages them.
 
     Args:
         host_state: state after the last update, on the host.
-        setup: setup of the run.
-        phase: the steps of the last epoch.
+        config: the run's config.
     """
-    config = setup.config
-    if config.optimizer.average_epochs:
-        host_state = dataclasses.replace(host_state, params=host_state.opt_state.mean)
-    if config.batch_norm_steps:
-        statistics = _statistics(host_state, setup, phase)
-        host_state = dataclasses.replace(host_state, batch_stats=statistics)
-    return host_state
+    if not config.optimizer.average_epochs:
+        return host_state
+    return dataclasses.replace(host_state, params=host_state.opt_state.mean)
+
+
+def with_statistics(host_state: TrainState, setup: Setup, phase: Phase) -> TrainState:
+    """Returns the state with new statistics of batch norm, if the run asks for them.
+
+    They are the mean of the statistics of `batch_norm_steps` training batches, the first ones of
+    the epoch that would follow.
+
+    Args:
+        host_state: state with the parameters that the run ends with, on the host.
+        setup: setup of the run.
+        phase: the steps for these parameters.
+    """
+    if not setup.config.batch_norm_steps:
+        return host_state
+    statistics = _statistics(host_state, setup, phase)
+    return dataclasses.replace(host_state, batch_stats=statistics)
 
 
 def _statistics(host_state: TrainState, setup: Setup, phase: Phase) -> Any:
-    """Returns the mean statistics of batch norm over the first batches of a further epoch."""
     count = setup.config.batch_norm_steps
     state = parallel.replicate(host_state)
     found: list[Any] = []

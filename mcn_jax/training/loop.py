@@ -17,7 +17,7 @@ from mcn_jax.models.plan import Plan, computed_by
 from mcn_jax.models.plan import pooled_sizes as plan_sizes
 from mcn_jax.training import learned_sizes, metrics, optim, phases
 from mcn_jax.training.evaluation import evaluate
-from mcn_jax.training.finish import finish
+from mcn_jax.training.finish import averaged, with_statistics
 from mcn_jax.training.health import network_health
 from mcn_jax.training.profiling import StepTrace
 from mcn_jax.training.setup import Phase, Setup
@@ -225,10 +225,13 @@ class Loop:
         """Evaluates the network; returns the state on the host and the epoch's record."""
         setup, config = self.setup, self.config
         host_state = parallel.unreplicate(state)
+        ends = epoch + 1 == config.num_epochs and phases.finishes(config)
+        if ends:
+            host_state = averaged(host_state, config)
         pooled_sizes = plan_sizes(setup.plan, host_state.params)
         phase = setup.phase(phases.quantized_in(config, epoch), pooled_sizes)
-        if epoch + 1 == config.num_epochs and phases.finishes(config):
-            host_state = finish(host_state, setup, phase)
+        if ends:
+            host_state = with_statistics(host_state, setup, phase)
             state = parallel.replicate(host_state)
         test = evaluate(phase.eval_step, state, setup.source.test_batches(epoch))
         step = int(host_state.step)

@@ -19,7 +19,8 @@ def check_num_epochs(
 ) -> None:
     """Checks that a run can continue to another number of epochs; writes nothing.
 
-    It can if its learning rates and layers do not depend on that number. It then ends with the same
+    It can if its learning rates and layers do not depend on that number, and its network does not
+    change after the last epoch. It then ends with the same
     bits as a run that had the new number from the start.
 
     Args:
@@ -29,7 +30,8 @@ def check_num_epochs(
         steps_per_epoch: training steps per epoch.
 
     Raises:
-        InputError: if the schedule or the layers depend on `num_epochs`, the run has already
+        InputError: if the schedule or the layers depend on `num_epochs`, the network changes after
+            the last epoch, the run has already
             trained more epochs, or an ended run lacks its last epoch. The error names the remedy.
     """
     changed = (

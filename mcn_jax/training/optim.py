@@ -136,7 +136,7 @@ class Averaged(NamedTuple):
     """State of `averaged`.
 
     updates: number of updates done, a scalar.
-    mean: mean of the parameters, a tree like them.
+    mean: mean of the parameters, a tree like them; until an update counts, the parameters.
     inner: state of the averaged optimizer.
     """
 
@@ -162,9 +162,9 @@ def averaged(optimizer: optax.GradientTransformation, first: int) -> optax.Gradi
     def update(updates, state, params):
         updates, inner = optimizer.update(updates, state.inner, params)
         done = state.updates + 1
-        share = 1 / jnp.maximum(done - first, 1)
+        counted = jnp.maximum(done - first, 1)
         moved = optax.apply_updates(params, updates)
-        mean = jax.tree.map(lambda m, p: m + share.astype(m.dtype) * (p - m), state.mean, moved)
+        mean = jax.tree.map(lambda m, p: m + (p - m) / counted.astype(m.dtype), state.mean, moved)
         return updates, Averaged(done, mean, inner)
 
     return optax.GradientTransformation(init, update)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
+import numpy as np
 
 from mcn_jax import models
 from mcn_jax.config import Config
@@ -49,20 +51,25 @@ def read_teacher(config: Config, data: Mapping[str, Any]) -> Teacher | None:
     """
     if not config.loss.teacher:
         return None
-    name = "loss.teacher"
+    name, workdir = "loss.teacher", user_path(config.loss.teacher)
+    if (workdir / "config.json").is_file():
+        message = "has not ended, and its weights may still change; wait for its end"
+        require(read_result(workdir) is not None, name, config.loss.teacher, message)
     try:
-        trained = read_trained(user_path(config.loss.teacher))
+        trained = read_trained(workdir)
     except InputError as error:
         raise InputError(f"config.{name}: {error}") from error
-    message = "has not ended, and its weights may still change; wait for its end"
-    has_ended = read_result(trained.workdir) is not None
-    require(has_ended, name, config.loss.teacher, message)
     for field in SHARED:
-        own, other = data[field], trained.data[field]
-        message = (
-            f"was trained with {field} {other!r:.100}, this run has {own!r:.100}; name another"
-        )
-        require(list(other) == list(own), name, config.loss.teacher, message)
+        own, other = list(data[field]), list(trained.data[field])
+        if other != own:
+            raise InputError(
+                f"config.{name}={config.loss.teacher!r} was trained with other data:"
+                f" {_difference(field, other, own)}; name another run"
+            )
+    dtypes = {np.asarray(leaf).dtype for leaf in jax.tree.leaves(trained.variables)}
+    message = "has float64 weights, which need JAX's 64-bit mode; set JAX_ENABLE_X64=1"
+    holds = all(jax.dtypes.canonicalize_dtype(dtype) == dtype for dtype in dtypes)
+    require(holds, name, config.loss.teacher, message)
     model = models.make_model(trained.config, len(data["class_names"]), quantized=trained.binary)
     return Teacher(
         model=model,
@@ -76,12 +83,22 @@ def read_teacher(config: Config, data: Mapping[str, Any]) -> Teacher | None:
     )
 
 
+def _difference(field: str, other: list[Any], own: list[Any]) -> str:
+    """Returns what differs; of classes, their number or the first name."""
+    if field == "class_names" and len(other) == len(own):
+        a, b = next(pair for pair in zip(other, own, strict=True) if pair[0] != pair[1])
+        return f"a class is {a!r:.100}, in this run {b!r:.100}"
+    if field == "class_names":
+        return f"{len(other)} classes, this run has {len(own)}"
+    return f"{field} {other!r:.100}, this run has {own!r:.100}"
+
+
 def check_teacher(workdir: pathlib.Path, teacher: Teacher) -> None:
     """Raises InputError if a run that resumes has begun with other values of its teacher."""
     begun = read_json(workdir / "config.json").get("teacher") or {}
     if begun.get("sha256") != teacher.description["sha256"]:
         raise InputError(
-            f"config.loss.teacher={teacher.description['workdir']} has other weights, of step"
-            f" {teacher.description['step']}, than when {workdir} began with step"
-            f" {begun.get('step')}; restore them, or use another --workdir"
+            f"the weights of config.loss.teacher={teacher.description['workdir']} have changed"
+            f" since {workdir} began (step {begun.get('step')} then,"
+            f" {teacher.description['step']} now); restore them, or use another --workdir"
         )

@@ -91,9 +91,9 @@ def warm_start(config: Config, state: TrainState, image_shape: tuple[int, int, i
     """Builds the start of a new run from the last epoch of the run `config.init_from`.
 
     It takes the parameters and batch statistics of all layers except `excluded_layers`. It also
-    takes the centers, if the other run's filters were binary with the same number of centers and
-    no excluded layer has centers. The other run's files are only read, so that run may still be
-    training.
+    takes the centers, if the other run's filters were binary with the same number and kind of
+    centers and no excluded layer has centers. The other run's files are only read, so that run may
+    still be training.
 
     Args:
         config: config of the new run.
@@ -131,6 +131,7 @@ def warm_start(config: Config, state: TrainState, image_shape: tuple[int, int, i
             epoch["binarized"]
             and not any(layer.family.refresh for layer in plan if layer.name in random)
             and checkpoints.holds(step, state.layer_state)
+            and _saved_field(source, "binarize", "centers", "kmeans") == config.binarize.centers
         )
         parts = {"params": state.params, "batch_stats": state.batch_stats, **state.layer_state}
         leaves = traverse_util.flatten_dict(parts, sep="/")
@@ -183,18 +184,22 @@ def warm_start(config: Config, state: TrainState, image_shape: tuple[int, int, i
 
 def _check_plane_signs(source: pathlib.Path, config: Config) -> None:
     """Raises InputError if the filters have other signs, which their shapes do not show."""
-    path = source / "config.json"
-    try:
-        # Runs of older versions lack the field.
-        signs = read_json(path)["config"]["model"].get("plane_signs", "")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} has no config of a run; name another config.init_from") from error
+    signs = _saved_field(source, "model", "plane_signs", "")
     require(
         config.model.plane_signs == signs,
         "model.plane_signs",
         config.model.plane_signs,
         f"must be {signs!r}, with which the filters of config.init_from={source} were trained",
     )
+
+
+def _saved_field(source: pathlib.Path, group: str, name: str, older: Any) -> Any:
+    """Returns a field of the run's config, or `older` if it has been written without the field."""
+    path = source / "config.json"
+    try:
+        return read_json(path)["config"][group].get(name, older)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} has no config of a run; name another config.init_from") from error
 
 
 def _layer_in(layers: Collection[str], leaf: str) -> bool:

@@ -58,7 +58,7 @@ def test_it_is_the_sum_over_all_pairs_of_blocks(blocks, strides, padding):
     ("blocks", "images", "size", "channels", "maps", "taps", "strides", "padding"),
     [
         (2, 1, (9, 8), 8, 8, 3, (1, 1), "SAME"),
-        (4, 5, (16, 16), 32, 20, 3, (1, 1), "SAME"),  # several chunks
+        (4, 5, (16, 16), 32, 20, 3, (1, 1), "SAME"),
         (4, 3, (15, 17), 16, 40, 3, (2, 2), "SAME"),
         (8, 3, (8, 8), 24, 8, 5, (1, 2), "VALID"),
     ],

@@ -271,9 +271,15 @@ def test_auto_takes_the_circulant_form_of_wide_layers_on_a_cpu(
 
 
 @pytest.mark.skipif(native.why_unavailable() is not None, reason="needs the native kernel")
-@pytest.mark.parametrize(("channels", "expected"), [(16, "direct"), (32, "circulant")])
-def test_auto_takes_it_of_narrower_layers_with_the_kernel(channels, expected):
-    assert fm.cpu_form(fm.geometry_for(32, channels, (3, 3)), "float32") == expected
+@pytest.mark.parametrize(
+    ("outputs", "channels", "expected"),
+    [
+        (32, 16, "direct"), (32, 32, "circulant"),
+        (512, 32, "direct"), (512, 64, "circulant"),  # of 8 blocks, the kernel takes 8 channels
+    ],
+)  # fmt: skip
+def test_auto_takes_it_of_narrower_layers_with_the_kernel(outputs, channels, expected):
+    assert fm.cpu_form(fm.geometry_for(outputs, channels, (3, 3)), "float32") == expected
 
 
 def test_auto_in_float32_agrees_with_direct():

@@ -57,21 +57,24 @@ def assert_equal(leaves, others):
 
 def test_the_average_is_that_of_the_parameters_after_each_counted_update():
     optimizer = optim.averaged(optax.sgd(0.5), first=2)
-    params = {"w": np.array([1.0, -2.0], np.float32)}
-    state = optimizer.init(params)
-    after = []
-    for gradient in np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32):
-        updates, state = optimizer.update({"w": gradient}, state, params)
-        params = optax.apply_updates(params, updates)
-        after.append(params["w"])
-        counted = after[2:] or after[-1:]
-        np.testing.assert_allclose(state.mean["w"], np.mean(counted, axis=0), rtol=1e-6)
+    with jax.enable_x64(True):
+        params = {"w": np.array([1.0, -2.0])}
+        state = optimizer.init(params)
+        after = []
+        for gradient in np.random.default_rng(0).normal(size=(9, 2)):
+            updates, state = optimizer.update({"w": gradient}, state, params)
+            params = optax.apply_updates(params, updates)
+            after.append(params["w"])
+            counted = after[2:] or after[-1:]
+            np.testing.assert_allclose(state.mean["w"], np.mean(counted, axis=0), rtol=1e-14)
 
 
 @pytest.fixture(scope="module")
 def runs(data_dir, tmp_path_factory):
-    """Returns (directory of a run that ends as usual, its parameters after each step, directory
-    of the same run with an end of its own, a copy from the middle of its last epoch)."""
+    """Returns (directory, parameters of the run "usual" after each step, config of "finished").
+
+    "usual" ends with its last update. "stopped" is a copy of "finished" from its last epoch.
+    """
     root = tmp_path_factory.mktemp("finish")
     config = finished_config(data_dir, checkpoint_every_steps=1)
     usual = dataclasses.replace(
@@ -155,6 +158,7 @@ def test_the_statistics_are_the_mean_over_batches_of_a_further_epoch(data_dir, t
     for split, batch in itertools.islice(setup.source.train_batches(1), 3):
         state, values = setup.phase(False).statistics(state, split, batch)
         seen.append(named_leaves({"batch_stats": parallel.unreplicate(values)}))
+    setup.source.close()
     for name, leaf in found.items():
         each = np.stack([leaves[name] for leaves in seen])
         np.testing.assert_allclose(leaf, each.mean(axis=0), rtol=1e-5, atol=1e-6, err_msg=name)

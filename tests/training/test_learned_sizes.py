@@ -15,6 +15,7 @@ from mcn_jax.config import BinarizeConfig, LossConfig, ModelConfig, OptimizerCon
 from mcn_jax.data.dataset import open_dataset
 from mcn_jax.models.plan import plan_of
 from mcn_jax.training import learned_sizes, metrics
+from mcn_jax.training.evaluation import evaluate
 from mcn_jax.training.run import train_and_evaluate
 from mcn_jax.training.setup import Setup
 from mcn_jax.training.stopping import Stopped
@@ -186,3 +187,24 @@ def test_a_shared_stride_counts_for_both_axes(data_dir):
     params = {f"pooling_{n}": {"strides": np.float32([1.5 + n])} for n in (1, 2, 3)}
     strides = learned_sizes.strides_of(plan, params)
     assert strides["pooling_2/y"] == strides["pooling_2/x"] == 3.5
+
+
+@pytest.mark.slow
+def test_averaged_strides_have_the_sizes_that_the_run_ends_with(data_dir, tmp_path, one_device):
+    """The recorded loss is that of the network in the checkpoint, with its own sizes."""
+    config = config_of(data_dir, batch_norm_steps=3)
+    optimizer = dataclasses.replace(config.optimizer, average_epochs=1)
+    config = dataclasses.replace(config, optimizer=optimizer)
+    train_and_evaluate(config, tmp_path)
+    trained = read_trained(tmp_path)
+    assert trained.config.model.pooled_sizes != tuple(sizes_in(tmp_path).values())[-1]
+    setup = Setup(config, open_dataset(config.data))
+    variables = dict(trained.variables)
+    state = dataclasses.replace(
+        setup.initial_state(),
+        params=variables.pop("params"), batch_stats=variables.pop("batch_stats"),
+    )  # fmt: skip
+    phase = setup.phase(False, trained.config.model.pooled_sizes)
+    found = evaluate(phase.eval_step, parallel.replicate(state), setup.source.test_batches(0))
+    assert found["test_loss"] == pytest.approx(trained.epoch["test_loss"], rel=1e-5)
+    assert found["test_accuracy"] == trained.epoch["test_accuracy"]

@@ -108,7 +108,10 @@ def test_a_run_with_a_teacher_resumes_and_records_it(taught, tmp_path, monkeypat
     record = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert record["teacher"]["workdir"] == str(workdir)
     assert record["teacher"]["step"] == 5
-    train_and_evaluate(config, tmp_path / "stopped")
+    moved = tmp_path / "moved"
+    shutil.copytree(workdir, moved)
+    elsewhere = dataclasses.replace(config.loss, teacher=str(moved))
+    train_and_evaluate(dataclasses.replace(config, loss=elsewhere), tmp_path / "stopped")
     last = []
     for name in ("whole", "stopped"):
         checkpoints = Checkpoints(tmp_path / name / "checkpoints", read_only=True)
@@ -142,7 +145,9 @@ def test_a_run_does_not_resume_with_another_teacher(taught, tmp_path, monkeypatc
     )  # fmt: skip
     train_and_evaluate(other, copied)
     before = sorted((tmp_path / "stopped" / "checkpoints").iterdir())
-    with pytest.raises(InputError, match=r"teacher=.* has other weights, of step 5, than when"):
+    with pytest.raises(
+        InputError, match=r"teacher=.* have changed since .* \(step 5 then, 5 now\)"
+    ):
         train_and_evaluate(config, tmp_path / "stopped")
     assert sorted((tmp_path / "stopped" / "checkpoints").iterdir()) == before
 
@@ -158,10 +163,15 @@ def test_a_teacher_that_still_trains_is_refused(taught, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [("image_shape", [16, 16, 1]), ("std", [0.5]), ("class_names", ["a", "b"])],
+    ("field", "value", "said"),
+    [
+        ("image_shape", [16, 16, 1], "image_shape [16, 16, 1], this run has [32, 32, 1]"),
+        ("std", [0.5], "std [0.5], this run has ["),
+        ("class_names", ["a", "b"], "2 classes, this run has 10"),
+        ("class_names", [*map(str, range(9)), "x"], "a class is 'x', in this run '9'"),
+    ],
 )
-def test_a_teacher_of_other_data_is_refused(taught, tmp_path, field, value):
+def test_a_teacher_of_other_data_is_refused(taught, tmp_path, field, value, said):
     workdir, config = taught
     copied = tmp_path / "teacher"
     shutil.copytree(workdir, copied)
@@ -170,6 +180,6 @@ def test_a_teacher_of_other_data_is_refused(taught, tmp_path, field, value):
     record["data"][field] = value
     (copied / "config.json").write_text(json.dumps(record))
     named = dataclasses.replace(config, loss=LossConfig(teacher=str(copied)))
-    message = f"config.loss.teacher={str(copied)!r} was trained with {field}"
+    message = f"config.loss.teacher={str(copied)!r} was trained with other data: {said}"
     with pytest.raises(InputError, match=re.escape(message)):
         read_teacher(named, data)

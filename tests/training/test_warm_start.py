@@ -84,6 +84,11 @@ def test_parameters_statistics_and_centers_are_taken_and_nothing_else(first_stag
     assert start.description["test_accuracy"] == last["test_accuracy"]
 
 
+def test_centers_of_another_kind_are_not_kept(first_stage):
+    tuning = fine_tuning(first_stage, binarize=BinarizeConfig(start_epoch=0, centers="symmetric"))
+    assert not warm_start(tuning, new_state(tuning), IMAGE).keeps_centers
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_centers", [2, 4])
 def test_fine_tuning_keeps_the_centers_where_it_can(num_centers, first_stage, tmp_path, one_device):

@@ -30,7 +30,7 @@ struct Blocks {
   long blocks, products;
   const float *take, *give;
 
-  // More parts than threads, so that a thread that starts late leaves its share to the others.
+  // Up to four per thread, so that a thread that starts late leaves its share to the others.
   long parts(long threads) const {
     const long chunks = (one.images + most_images() - 1) / most_images();
     return std::max(1L, std::min(one.images, std::clamp(chunks, threads, 4 * threads)));

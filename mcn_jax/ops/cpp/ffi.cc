@@ -217,9 +217,12 @@ ffi::Error blocks_backward(ffi::ThreadPool pool, Array features, Array filters, 
     blocks.backward(kernel(), features.typed_data(), filters.typed_data(), cotangent.typed_data(),
                     d_features->typed_data(), of_filters.get(), part, parts);
   });
-  in_parallel(pool, blocks.products, [&](long g) {
+  const long threads = std::max<long>(1, pool.num_threads());
+  in_parallel(pool, blocks.products * threads, [&](long task) {
+    const long g = task / threads;
     kernel().add_filter_sums(blocks.one, of_filters.get() + g * sums, parts,
-                             d_filters->typed_data() + g * blocks.filter_floats(), 0, 1);
+                             d_filters->typed_data() + g * blocks.filter_floats(), task % threads,
+                             threads);
   });
   return ffi::Error::Success();
 }
