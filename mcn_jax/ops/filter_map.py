@@ -35,11 +35,11 @@ from mcn_jax.ops.convolution import convolve, takes_native
 
 GRADIENTS = ("mean", "sum")
 STEP = 2  # x and y
-# "auto" takes the circulant form on a CPU if the input has at least this many channels, with the
-# native kernel in both forms or without it, and the output at least so many. There
-# benchmarks/filter_map.py measured 0.22 to 0.74 of the direct form's time with gradients with the
-# kernel, and 0.35 to 0.7 without it, in float32 with AVX-512. With 16 channels, it was 1.63. Other
-# dtypes are not measured.
+# "auto" takes the circulant form on a CPU if the input has at least `CIRCULANT_CHANNELS` and the
+# output at least `CIRCULANT_FILTERS` channels. Without the native kernel, the input must have
+# `CIRCULANT_CHANNELS_OF_XLA`. There benchmarks/filter_map.py measured 0.22 to 0.75 of the direct
+# form's time with gradients with the kernel, and 0.32 to 0.81 without it, in float32 with AVX-512.
+# With 16 channels, it was 1.65 and 1.40. Other dtypes are not measured.
 CIRCULANT_CHANNELS, CIRCULANT_CHANNELS_OF_XLA, CIRCULANT_FILTERS = 32, 64, 32
 FEW_FILTERS, MANY_FILTERS = 32, 256  # the limits of K3 in `samples_for`
 
