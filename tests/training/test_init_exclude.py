@@ -48,7 +48,7 @@ def write_run(workdir, config, *, binary):
         for name, leaf in leaves.items()
     }
     workdir.mkdir()
-    (workdir / "config.json").write_text('{"config": {"model": {}}}')
+    (workdir / "config.json").write_text('{"config": {"model": {}, "binarize": {}}}')
     epoch = {"kind": "epoch", "step": 1, "epoch": 0, "binarized": binary, "test_accuracy": 0.5}
     (workdir / "metrics.jsonl").write_text(json.dumps(epoch) + "\n")
     checkpoints = Checkpoints(workdir / "checkpoints")
