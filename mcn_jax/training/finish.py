@@ -1,6 +1,7 @@
 """What a run does after its last update: averaged weights, and new statistics of batch norm."""
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -47,9 +48,7 @@ def _statistics(host_state: TrainState, setup: Setup, phase: Phase) -> Any:
     state = parallel.replicate(host_state)
     found: list[Any] = []
     batches = setup.source.train_batches(setup.config.num_epochs)
-    for _, (split, batch) in zip(
-        range(math.ceil(count / setup.source.together)), batches, strict=False
-    ):
+    for split, batch in itertools.islice(batches, math.ceil(count / setup.source.together)):
         state, values = phase.statistics(state, split, batch)
         if parallel.must_await_steps():
             jax.block_until_ready(values)
