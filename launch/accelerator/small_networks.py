@@ -74,7 +74,8 @@ LONG: Mapping[str, Fields] = {
     "wrn": EQUAL_BITS["wrn"] | LINEAR,
 }
 
-# What could make the planes of an MCN differ, one change at a time, and two marks beside it.
+# What could make the planes of an MCN differ, one change at a time; the best pattern with a second
+# change; and marks beside them: float filters, and a plain one-bit layer.
 PLANES: Mapping[str, Fields] = {
     "usual": {},
     "m_rate_0.1": {"optimizer.m_learning_rate": 0.1},

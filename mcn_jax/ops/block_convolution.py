@@ -30,6 +30,8 @@ def convolve_blocks(
 
     On a CPU, the native kernel computes it where it computes the convolutions of the blocks; see
     `mcn_jax.ops.convolution.takes_native`. A thread then keeps the sums of some images in cache.
+    Where the kernel computes, the gradient itself cannot be differentiated, and `jax.vmap` makes a
+    loop.
 
     Args:
         features: [N, Y, X, n*C].

@@ -198,11 +198,8 @@ def _check_planes(config: Config) -> None:
 
 
 def _check_centers(config: Config) -> None:
-    name, kind, num_centers = (
-        "binarize.centers",
-        config.binarize.centers,
-        config.binarize.num_centers,
-    )
+    name, kind = "binarize.centers", config.binarize.centers
+    num_centers = config.binarize.num_centers
     require_one_of(name, kind, CENTERS)
     if kind != BinarizeConfig.centers:
         kinds = models.convolution_kinds(config.model).values()

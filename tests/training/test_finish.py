@@ -125,6 +125,10 @@ def test_it_does_not_get_more_epochs(runs):
     more = dataclasses.replace(config, num_epochs=4)
     with pytest.raises(InputError, match=r"average_epochs=2 its network has other weights"):
         check_num_epochs(root / "finished", config, more, STEPS)
+    last = dataclasses.replace(FINISHED, average_epochs=0)
+    config, more = (dataclasses.replace(one, optimizer=last) for one in (config, more))
+    with pytest.raises(InputError, match=r"batch_norm_steps=3 its network has other weights"):
+        check_num_epochs(root / "finished", config, more, STEPS)
 
 
 def test_the_statistics_are_those_of_one_batch():
