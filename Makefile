@@ -35,6 +35,7 @@ bench: .venv/installed  ## run the benchmarks: tens of minutes on an idle machin
 	$(VENV)/python -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
 	$(VENV)/python benchmarks/mcconv.py
 	$(VENV)/python benchmarks/convolution.py
+	$(VENV)/python benchmarks/plane_signs.py
 	$(VENV)/python benchmarks/step.py
 	$(VENV)/python benchmarks/roofline.py
 	$(VENV)/python benchmarks/inference.py

@@ -4,7 +4,8 @@
 
 The networks have twenty layers. Images are random, with CIFAR-10's shape. Steps include
 augmentation, losses and updates. They run on one device, with as many steps per dispatch as the
-training loop uses there. "MCN, direct" convolves with the reconstructed filters.
+training loop uses there. "MCN, direct" convolves with the reconstructed filters. "MCN, Hadamard" has
+a pattern of signs per plane.
 
 If PyTorch is installed (benchmarks/requirements.txt), the same WRN is also measured in PyTorch, in
 a process of its own and in pairs with the MCN: forward, backward and update on images that need no
@@ -47,7 +48,9 @@ from mcn_jax.models.wide_resnet import blocks_per_stage
 
 CONFIG = ROOT / "configs" / "cifar10_20_16_16_32_64.py"
 # Widths in maps: batch size.
-WIDTHS = {(4, 4, 8, 16): 128, (16, 16, 32, 64): 32, (32, 64, 128, 256): 8}
+WIDTHS = {
+    (4, 4, 8, 16): 128, (8, 8, 16, 32): 64, (16, 16, 32, 64): 32, (32, 64, 128, 256): 8,
+}  # fmt: skip
 DEPTHS = (20, 34)  # in layers; only the first is run
 # Widths: targets for the time of MCN over WRN, and over PyTorch's WRN, in float32 on a CPU.
 TARGETS = {(16, 16, 32, 64): 0.8, (32, 64, 128, 256): 0.55}
@@ -58,6 +61,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "U-MCN": ({}, {"quantized": False}),
     "MCN": ({}, {"quantized": True}),
     "MCN, direct": ({}, {"quantized": True, "form": "direct"}),
+    "MCN, Hadamard": ({"model.plane_signs": "hadamard"}, {"quantized": True}),
 }
 
 

@@ -14,6 +14,7 @@ class Geometry:
         channels: C, of the input.
         maps: O, sums per pixel of the output.
         planes: K, channels of the output per map.
+        slices: S, sums per tap and map, each over every S-th channel of the input.
         taps: W, height and width of the kernel.
         strides: in y and x.
         low: zeros padded above and to the left.
@@ -24,6 +25,7 @@ class Geometry:
     channels: int
     maps: int
     planes: int
+    slices: int
     taps: int
     strides: int
     low: tuple[int, int]
@@ -38,8 +40,9 @@ class Geometry:
         """Returns the sizes by the names that the texts of functions have for them."""
         return {
             "Y": self.size[0], "X": self.size[1], "C": self.channels, "O": self.maps,
-            "K": self.planes, "W": self.taps, "S": self.strides, "LOW_Y": self.low[0],
-            "LOW_X": self.low[1], "OUT_Y": self.out[0], "OUT_X": self.out[1],
+            "K": self.planes, "SLICES": self.slices, "W": self.taps, "S": self.strides,
+            "LOW_Y": self.low[0], "LOW_X": self.low[1], "OUT_Y": self.out[0],
+            "OUT_X": self.out[1],
         }  # fmt: skip
 
 

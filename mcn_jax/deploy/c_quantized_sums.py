@@ -3,7 +3,8 @@
 A group of channels is four channels with weights of one bit, or two channels with weights of two
 bits. Its weights have only 16 combinations. So for each pixel, all 16 weighed sums of a group go
 into a table, and four bits of the filters choose the one to add. The products are only those of
-each feature with each level. MCconv's sums of a tap then count K times, weighed by M.
+each feature with each level. MCconv's sums of a tap then count K times, weighed by M. If the
+channels form slices, the groups of a slice come one after another.
 
 A function goes through the rows of the padded input. The table holds one row, 16 entries per group,
 each entry with all pixels of the row next to each other, so that one addition of two entries takes
@@ -40,7 +41,7 @@ def call(
     bits = 1 if len(weights.levels) == 2 else 2
     levels = np.pad(weights.levels, (0, 2**bits - len(weights.levels)))
     constants = [
-        program.constant(_nibbles(weights.codes, bits), f"{name}_codes"),
+        program.constant(_nibbles(weights.codes, bits, geometry.slices), f"{name}_codes"),
         program.constant(levels, "levels"),
     ]
     parameters, value = "", "own[n * $RUN + p]"
@@ -69,11 +70,12 @@ def call(
         _gather(geometry, phase, sizes, taken, signs=arithmetic.taken == "signs")
         for phase in range(min(geometry.strides, geometry.taps))
     )
-    whole = geometry.channels % sizes["GROUP"] == 0
+    whole = geometry.channels // geometry.slices % sizes["GROUP"] == 0
+    of_slice = "g" if geometry.slices == 1 else "g % $GROUPS"
     pieces = {
         "gather": indented(gather, 2),
         "halves": indented(c_quantized_text.HALVES[bits], 4),
-        "count": filled("$GROUP" if whole else "g == $LAST_GROUP ? $LAST_COUNT : $GROUP"),
+        "count": filled("$GROUP" if whole else f"{of_slice} == $LAST_GROUP ? $LAST_COUNT : $GROUP"),
     }
     table = program.function(
         "fill_table", filled(c_quantized_text.TABLE, parameters=in_parameters, **pieces)
@@ -81,6 +83,13 @@ def call(
     has_m = arithmetic.m_filters is not None
     products = (f"m[{j} * $K] * of_taps[{j}][p]" for j in range(geometry.taps))
     mix = c_quantized_text.MIX.replace("@total", " + ".join(products))
+    begin, at, m_start = c_quantized_text.BEGIN, "table", "m_filters"
+    if geometry.slices > 1:
+        begin += c_quantized_text.SLICE
+        at += " + slice * ($GROUPS * 16 * $PIXELS)"
+        m_start += " + slice * ($W * $W * $K)"
+        mix = mix.replace("(o * $K", "(o / $SLICES * $K")
+    mix = mix.replace("m_filters", m_start)
     called = [
         program.function(
             kind + "_modulated" if has_m else kind + "_signed",
@@ -91,7 +100,8 @@ def call(
                 arguments=in_arguments,
                 sum="of_taps[j]" if has_m else f"own + o * {sizes['RUN']}",
                 add=indented(filled(c_quantized_text.additions(sizes["GROUPS"])), 6),
-                begin=indented(filled(c_quantized_text.BEGIN), 5) if has_m else "",
+                begin=indented(filled(begin), 5) if has_m else "",
+                at=filled(at),
                 mix=indented(filled(mix), 5) if has_m else "",
                 value=f"{assigns} {filled(value)}",
                 inside=_inside(geometry),
@@ -104,15 +114,17 @@ def call(
     return Call(called[0], scratch, places, constants, called[1])
 
 
-def _nibbles(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Returns four bits per group of each tap and map: [W, W, O, bytes], lower four bits first.
+def _nibbles(codes: np.ndarray, bits: int, slices: int) -> np.ndarray:
+    """Returns four bits per group of each tap, map and slice: [W, W, O, slices, bytes].
 
-    The first channel of a group has the lowest bits. Groups are filled up with zeros.
+    The lower four bits of a byte are the first group, and the first channel of a group has the
+    lowest bits. Groups are filled up with zeros.
     """
     channels_last = np.moveaxis(codes, 2, 3)
-    channels, in_byte = channels_last.shape[-1], 8 // bits
-    padded = np.pad(channels_last, ((0, 0), (0, 0), (0, 0), (0, -channels % in_byte)))
-    split = padded.reshape(*padded.shape[:3], -1, in_byte)
+    by_slice = np.moveaxis(channels_last.reshape(*channels_last.shape[:3], -1, slices), 3, 4)
+    channels, in_byte = by_slice.shape[-1], 8 // bits
+    padded = np.pad(by_slice, (*[(0, 0)] * 4, (0, -channels % in_byte)))
+    split = padded.reshape(*padded.shape[:4], -1, in_byte)
     shifts = (bits * np.arange(in_byte)).astype(np.uint8)
     return np.bitwise_or.reduce(split << shifts, axis=-1)
 
@@ -120,13 +132,16 @@ def _nibbles(codes: np.ndarray, bits: int) -> np.ndarray:
 def _sizes(geometry: Geometry, bits: int) -> dict[str, int]:
     """Returns the sizes that follow from those of a layer.
 
-    GROUP is the number of channels per group; GROUPS the number of groups; BYTES those of the
-    groups' bits; RUN the columns of the output at once, of which COLUMNS are needed; PHASE the
-    pixels of a phase; PIXELS those of a table's entry; ROW the floats of the table; ROWS the rows
-    of the padded input; WAITING the rows of the output that wait, of SUMS floats each.
+    GROUP is the number of channels per group; GROUPS the number of groups of a slice; BYTES those
+    of the groups' bits; ALL_GROUPS the groups and UNITS the maps of all slices; RUN the columns of
+    the output at once, of which COLUMNS are needed; PHASE the pixels of a phase; PIXELS those of a
+    table's entry; ROW the floats of the table; ROWS the rows of the padded input; WAITING the rows
+    of the output that wait, of SUMS floats each.
     """
     group = 4 // bits
-    groups = -(-geometry.channels // group)
+    channels = geometry.channels // geometry.slices
+    groups = -(-channels // group)
+    all_groups = geometry.slices * groups
     columns = min(geometry.out[1], TILE)
     run = columns if columns < LANES else -(-columns // LANES) * LANES
     phase = run + (geometry.taps - 1) // geometry.strides
@@ -135,12 +150,13 @@ def _sizes(geometry: Geometry, bits: int) -> dict[str, int]:
     pixels = min(geometry.strides, geometry.taps) * phase
     return {
         "GROUP": group, "GROUPS": groups, "BYTES": -(-groups // 2), "RUN": run, "COLUMNS": columns,
-        "PHASE": phase, "PIXELS": pixels, "ROW": groups * 16 * pixels,
+        "ALL_GROUPS": all_groups, "UNITS": geometry.maps * geometry.slices,
+        "PHASE": phase, "PIXELS": pixels, "ROW": all_groups * 16 * pixels,
         "ROWS": geometry.strides * (geometry.out[0] - 1) + geometry.taps,
         "WAITING": -(-geometry.taps // geometry.strides),
         "SUMS": geometry.maps * geometry.planes * run, "OK": geometry.maps * geometry.planes,
         "TILES": -(-geometry.out[1] // TILE), "LAST_GROUP": groups - 1,
-        "LAST_COUNT": geometry.channels - (groups - 1) * group, "LAST_TAP": geometry.taps - 1,
+        "LAST_COUNT": channels - (groups - 1) * group, "LAST_TAP": geometry.taps - 1,
     }  # fmt: skip
 
 
@@ -162,9 +178,12 @@ def _gather(
     begin = f"column < {first} ? {first} - column : 0" if first else "0"
     place = "column + p" if strides == 1 else f"(column + p) * {strides}"
     place += f" + {phase - low}" if phase > low else f" - {low - phase}" if phase < low else ""
-    value = f"row[({place}) * $C + g * $GROUP + c]"
+    channel = "g * $GROUP + c"
+    if geometry.slices > 1:
+        channel = "(g % $GROUPS * $GROUP + c) * $SLICES + g / $GROUPS"
+    value = f"row[({place}) * $C + {channel}]"
     if taken.factors is not None:
-        value = f"{value} * in_factors[g * $GROUP + c] + in_offsets[g * $GROUP + c]"
+        value = f"{value} * in_factors[{channel}] + in_offsets[{channel}]"
     if taken.relu:
         value = f"larger({value}, 0.0f)"
     if signs:

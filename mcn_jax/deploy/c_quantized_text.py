@@ -33,7 +33,7 @@ TABLE = """\
 static void NAME(const float *restrict row, size_t column, const float *restrict levels,
                  float *restrict table$parameters)
 {
-    for (size_t g = 0; g < $GROUPS; g++) {
+    for (size_t g = 0; g < $ALL_GROUPS; g++) {
         const size_t count = $count;
         float values[$GROUP][$PIXELS];
         float low[4][$PIXELS];
@@ -86,10 +86,10 @@ static void NAME(const float *restrict x, float *restrict y, float *restrict tab
                 if (i == 0) {
                     memset(own, 0, $SUMS * sizeof *own);
                 }
-                for (size_t o = 0; inside && o < $O; o++) {
+                for (size_t o = 0; inside && o < $UNITS; o++) {
 $begin                    for (size_t j = 0; j < $W; j++) {
-                        const uint8_t *code = codes + ((i * $W + j) * $O + o) * $BYTES;
-                        const float *at = table + j % $S * $PHASE + j / $S;
+                        const uint8_t *code = codes + ((i * $W + j) * $UNITS + o) * $BYTES;
+                        const float *at = $at + j % $S * $PHASE + j / $S;
                         float *const sum = $sum;
 $add                    }
 $mix                }
@@ -111,6 +111,11 @@ $mix                }
 BEGIN = """\
 float of_taps[$W][$RUN];
 memset(of_taps, 0, sizeof of_taps);
+"""
+
+# Where channels form slices, o counts the slices of each map.
+SLICE = """\
+const size_t slice = o % $SLICES;
 """
 
 MIX = """\

@@ -27,13 +27,14 @@ class Arithmetic:
 
     The weighed sums over taps and channels are multiplied by `scales`, then `offsets` are added.
     With `m_filters`, each tap's sum over the channels counts K times, weighed by M, so O maps
-    become O*K channels.
+    become O*K channels. With S slices, each tap has a sum for each slice, which consists of every
+    S-th channel and has an M of its own, and the slices are added.
 
     Attributes:
         weights: [W, W, C, O], float32, float16 or int8, or quantized.
         strides: step in y and x, in pixels.
         padding: a name in `mcn_jax.ops.conv_spec.PADDINGS`.
-        m_filters: [W, W, K] float32, or None.
+        m_filters: [S, W, W, K] float32, or None; S divides C.
         scales: [1] or [O] float32, or None for ones.
         offsets: [O] float32, or None for zeros.
         taken: a name in `TAKEN`: the values of the input, their signs (+1 for 0), or the values

@@ -265,9 +265,13 @@ def _multiply_adds(layer: PlannedLayer) -> dict[str, int]:
     height, width, channels, maps = layer.params["latent_filters"]
     planes = layer.params["m_filters"][-1]
     one_pixel = Shape(channels // planes, maps, planes, size=1, stride=1)
+    signs = layer.settings["plane_signs"]
+    slices = bool(signs) and plane_signs.has_slices(signs)
+    forms = ("direct", "factored") if slices or not signs else ("direct",)
     return {
-        form: layer.out_pixels * multiply_adds(one_pixel, form, taps=height * width)
-        for form in (("direct",) if layer.settings["plane_signs"] else ("direct", "factored"))
+        form: layer.out_pixels
+        * multiply_adds(one_pixel, form, has_slices=slices, taps=height * width)
+        for form in forms
     }
 
 
@@ -287,9 +291,11 @@ def _computed_by(layers: Sequence[PlannedLayer], dtype: str) -> str:
 
 
 def _takes_native(layer: PlannedLayer) -> bool:
-    if layer.settings["plane_signs"]:  # computed as an ordinary convolution
-        return convolution.takes_native("float32", layer.params["latent_filters"])
-    return takes_native(_shape(layer))
+    signs = layer.settings["plane_signs"]
+    if takes_native(_shape(layer), signs):
+        return True
+    # Without a native form, a pattern is computed as an ordinary convolution.
+    return bool(signs) and convolution.takes_native("float32", layer.params["latent_filters"])
 
 
 def _shape(layer: PlannedLayer) -> Shape:

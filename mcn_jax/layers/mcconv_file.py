@@ -35,7 +35,7 @@ from mcn_jax.layers.quantized_file import (
     relative_error,
 )
 from mcn_jax.ops import packing
-from mcn_jax.ops.plane_signs import of_plane
+from mcn_jax.ops.plane_signs import has_slices, m_of_slices, of_plane
 
 
 def codes_of(latent_filters: np.ndarray, centers: np.ndarray) -> np.ndarray:
@@ -87,20 +87,23 @@ def arithmetic(stored: Mapping[str, np.ndarray], layer: PlannedLayer, module: An
     """Describes the sums of a `ModulatedConv`.
 
     Raises:
-        InputError: if the layer has a pattern of planes, which `Arithmetic` does not describe.
+        InputError: if the layer has a pattern of planes that `Arithmetic` does not describe.
     """
-    if module.plane_signs:
+    signs, m_filters = module.plane_signs, stored["m_filters"].astype(np.float32)
+    if signs and not has_slices(signs):
         raise InputError(
-            f"the layer {layer.name} has plane_signs={module.plane_signs!r}, which has no C source;"
-            " use the .safetensors or the .onnx file"
+            f"the layer {layer.name} has plane_signs={signs!r}, which has no C source; use the"
+            " .safetensors or the .onnx file, or train with plane_signs='hadamard'"
         )
+    with jax.ensure_compile_time_eval():  # C source is written while the network is traced
+        of_slices = m_of_slices(jnp.asarray(m_filters), signs) if signs else m_filters[None]
     weights: Any = stored.get("latent_filters")
     if weights is None:
         codes = packing.unpack(stored["bits"], layer.params["latent_filters"])
         weights = Quantized(codes, stored["centers"])
     return Arithmetic(
         weights=weights,
-        m_filters=stored["m_filters"].astype(np.float32),
+        m_filters=np.asarray(of_slices),
         strides=module.strides,
         padding=module.padding,
     )

@@ -13,6 +13,7 @@ def multiply_adds(
     *,
     gradients: bool = False,
     keeps_products: bool = False,
+    has_slices: bool = False,
     taps: int = TAPS,
 ) -> int:
     """Returns the multiply-adds of one MCconv on one image.
@@ -20,8 +21,9 @@ def multiply_adds(
     C is the number of input channels, H of output maps and K of planes. Per tap and output pixel,
     the direct form takes C*H*K multiply-adds forward and twice as many backward.
 
-    The factored form takes C*H for the product with the binary filters and K*H for the mix by M.
-    Its backward pass computes that product again, mixes twice and multiplies twice.
+    The factored form takes C*H for the product with the binary filters and K*H for the mix by M,
+    or K*K*H if a pattern of signs divides the channels into K slices. Its backward pass computes
+    that product again, mixes twice and multiplies twice.
 
     Border pixels count like all others.
 
@@ -32,6 +34,8 @@ def multiply_adds(
         gradients: whether to add the backward pass: the gradients of features, filters and M.
         keeps_products: whether the backward pass of the factored form uses the product of the
             forward pass instead of computing it again.
+        has_slices: whether the layer has a pattern of signs, see
+            `mcn_jax.ops.plane_signs.m_of_slices`. It only changes the factored form.
         taps: taps per filter.
 
     Raises:
@@ -39,7 +43,7 @@ def multiply_adds(
     """
     pixels = math.ceil(shape.size / shape.stride) ** 2
     filters = taps * shape.in_maps * shape.planes * shape.out_maps
-    mix = taps * shape.planes * shape.out_maps
+    mix = taps * shape.planes * shape.out_maps * (shape.planes if has_slices else 1)
     if form == "direct":
         return pixels * shape.planes * filters * (3 if gradients else 1)
     if form == "factored":

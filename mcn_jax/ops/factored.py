@@ -19,11 +19,16 @@ With strides (s, s), a tap reads every s-th pixel in y and x, which is one of th
 image. Each phase is multiplied by the filters of its own taps. With stride 1, the image is the only
 phase.
 
+A pattern of signs per plane (`mcn_jax.ops.plane_signs.m_of_slices`) makes the convolution a sum
+over K slices of the channels, each with the steps above.
+
 The intermediate arrays have T*H channels, more than input and output together. A CPU processes a
 few images at a time, so they stay in cache and take little memory; small batches of wide layers are
 the exception. Other platforms process the whole batch at once.
 """
 
+import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -35,6 +40,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
+from mcn_jax.ops import plane_signs
 from mcn_jax.ops.chunks import images_at_a_time, scan_chunks
 from mcn_jax.ops.conv_spec import ConvSpec, explicit_pads
 
@@ -80,6 +86,8 @@ def forward(
     spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
 ) -> jax.Array:
     """Computes the output of MCconv; see `mcn_jax.ops.mcconv` for the signature."""
+    if spec.plane_signs:
+        return _sum_of_slices(spec, features, filters, m_filters)
     taps = _taps(features.shape[1:3], filters.shape[:2], spec.strides, spec.padding)
     filters, m_TK = filters.astype(features.dtype), _matrix(m_filters, features.dtype)
     planes, maps = m_TK.shape[1], filters.shape[-1]
@@ -106,6 +114,8 @@ def backward(
     cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Computes the gradients of MCconv; see `mcn_jax.ops.mcconv` for the signature."""
+    if spec.plane_signs:
+        return _gradients_of_slices(spec, features, filters, m_sum_filters, m_filters, cotangent)
     taps = _taps(features.shape[1:3], filters.shape[:2], spec.strides, spec.padding)
     filters_dtype, dtype = filters.dtype, features.dtype
     filters, m_sum_filters = filters.astype(dtype), m_sum_filters.astype(dtype)
@@ -131,6 +141,44 @@ def backward(
         d_features,
         d_filters.astype(filters_dtype),
         d_m.reshape(m_filters.shape).astype(m_filters.dtype),
+    )
+
+
+def _sum_of_slices(
+    spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
+) -> jax.Array:
+    plain = dataclasses.replace(spec, plane_signs="")
+    m_of_slices = plane_signs.m_of_slices(m_filters, spec.plane_signs)
+    slices = len(m_of_slices)
+    outputs = (
+        forward(plain, features[..., i::slices], filters[:, :, i::slices], m_of_slices[i])
+        for i in range(slices)
+    )
+    return functools.reduce(jnp.add, outputs)
+
+
+def _gradients_of_slices(
+    spec: ConvSpec,
+    features: jax.Array,
+    filters: jax.Array,
+    m_sum_filters: jax.Array,
+    m_filters: jax.Array,
+    cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    plain = dataclasses.replace(spec, plane_signs="")
+    of_slices = functools.partial(plane_signs.m_of_slices, plane_signs=spec.plane_signs)
+    m_of_slices, m_vjp = jax.vjp(of_slices, m_filters)
+    slices = len(m_of_slices)
+    gradients = []
+    for i in range(slices):
+        of_slice = slice(i, None, slices)
+        arrays = (features[..., of_slice], filters[:, :, of_slice], m_sum_filters[:, :, of_slice])
+        gradients.append(backward(plain, *arrays, m_of_slices[i], cotangent))
+    d_features, d_filters, d_m = zip(*gradients, strict=True)
+    return (
+        jnp.stack(d_features, axis=-1).reshape(features.shape),
+        jnp.stack(d_filters, axis=3).reshape(filters.shape),
+        *m_vjp(jnp.stack(d_m)),
     )
 
 

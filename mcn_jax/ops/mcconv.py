@@ -31,12 +31,15 @@ from mcn_jax.ops.fastest import (
     native_is_faster,
 )
 from mcn_jax.ops.modulate import reconstructed_filters
-from mcn_jax.ops.plane_signs import PATTERNS, gradient_of_plane, why_unsuitable
+from mcn_jax.ops.plane_signs import PATTERNS, gradient_of_plane, has_slices, why_unsuitable
 
 # Features, latent filters, centers, M, and the products of the native kernel if it saved them.
 Residuals = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array | None]
 # With fewer channels, computing the products again takes less time than reading them.
 CHANNELS_TO_SAVE = 256
+# With fewer maps, the mix of the slices takes longer than the direct form
+# (benchmarks/plane_signs.py).
+MAPS_OF_SLICES = 11
 M_GRADIENTS = ("binary", "latent")
 
 
@@ -50,7 +53,7 @@ class Form(NamedTuple):
 def _convolution(spec: ConvSpec) -> Callable[..., jax.Array]:
     """Returns the ordinary convolution with Q: XLA's, whose peer is the native form.
 
-    A pattern of planes has no native form, so it takes the faster code.
+    With a pattern of planes, it is the faster code, because many patterns have no native form.
     """
     return convolve if spec.plane_signs else xla_convolve
 
@@ -128,7 +131,7 @@ def _fastest(
     """Returns {platform: form to take}; "default" stands for all platforms that are not named.
 
     The native kernel is for CPUs and float32. There `spec.form` can name it; otherwise it is taken
-    if it is available and was faster.
+    if it is available and was faster. The table of measurements has no patterns of planes.
     """
     planes = m_filters.shape[-1]
     shape = Shape(
@@ -140,13 +143,12 @@ def _fastest(
     )
     dtype = features.dtype.name
     default = FORMS[UNMEASURED]
-    measured = {
-        platform: FORMS[fastest_form(platform, dtype, shape)] for platform in measured_platforms()
-    }
+    platforms = [] if spec.plane_signs else measured_platforms()
+    measured = {platform: FORMS[fastest_form(platform, dtype, shape)] for platform in platforms}
     # Every branch is traced, so platforms that take the default get none.
     forms = {platform: form for platform, form in measured.items() if form is not default}
     forms["default"] = default
-    if dtype == "float32" and (spec.form == "native" or takes_native(shape)):
+    if dtype == "float32" and (spec.form == "native" or takes_native(shape, spec.plane_signs)):
         forms["cpu"] = _NATIVE
     return forms
 
@@ -198,9 +200,13 @@ def _backward_from_products(
     return lax.platform_dependent(*arrays, **passes)
 
 
-def takes_native(shape: Shape) -> bool:
-    """Returns whether "auto" takes the native kernel on this CPU, in float32."""
-    return native_is_faster("cpu", "float32", shape) and native.why_unavailable() is None
+def takes_native(shape: Shape, plane_signs: str = "") -> bool:
+    """Returns whether "auto" takes the native form on this CPU, in float32."""
+    if plane_signs:
+        is_faster = has_slices(plane_signs) and shape.in_maps >= MAPS_OF_SLICES
+    else:
+        is_faster = native_is_faster("cpu", "float32", shape)
+    return is_faster and native.why_unavailable() is None
 
 
 _NATIVE = Form(native.forward, native.backward)
@@ -212,9 +218,10 @@ FORMS = {
     "native": Form(_auto_forward, _auto_backward),
     "pallas": Form(_fused_forward, _fused_backward),
 }
-# What "auto" takes for a pattern of planes, and the only form that computes one: the others make
-# one product for all planes of a map, which read the filter differently.
+# The only form that computes every pattern of planes. Of the others, some compute patterns that
+# make slices of the channels.
 OF_PATTERNS = "direct"
+OF_SLICES = "factored", "native"
 
 
 def mcconv(
@@ -261,7 +268,7 @@ def mcconv(
             measured, so no row of the table names it.
         plane_signs: a name in `mcn_jax.ops.plane_signs.PATTERNS`, or "". With a pattern, plane k of
             Q has the filter's planes in another order or with other signs, and the gradients
-            follow. Only "direct" computes a pattern, so "auto" takes it.
+            follow. "direct" computes every pattern, "factored" and "native" those of signs only.
 
     Returns:
         [N, Y', X', H*K].
@@ -287,12 +294,14 @@ def mcconv(
             raise ValueError(f"plane_signs={plane_signs!r} must be empty or one of {names}")
         if (reason := why_unsuitable(plane_signs, m_filters.shape[-1])) is not None:
             raise ValueError(f"plane_signs={plane_signs!r} {reason}")
-        if form not in ("auto", OF_PATTERNS):
+        slices = has_slices(plane_signs)
+        if form not in ("auto", OF_PATTERNS, *(OF_SLICES if slices else ())):
             raise ValueError(
                 f"form={form!r} cannot compute plane_signs={plane_signs!r}; use 'auto' or"
                 f" {OF_PATTERNS!r}"
             )
-        form = OF_PATTERNS
+        if not slices:
+            form = OF_PATTERNS
     spec = ConvSpec(
         strides=strides, padding=padding, m_gradient=m_gradient, form=form, plane_signs=plane_signs
     )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcn_jax.errors import InputError, first_line
-from mcn_jax.ops import native_build
+from mcn_jax.ops import native_build, plane_signs
 from mcn_jax.ops.conv_spec import ConvSpec, pads_and_out_size
 
 LIBRARY = pathlib.Path(__file__).with_name(native_build.LIBRARY)
@@ -52,9 +52,11 @@ def products_size(
     """Returns the number of floats in the products of a layer, padded to whole vectors."""
     pads, out_size = _pads_and_out_size(spec, features, filters)
     (low_y, _), (low_x, _) = pads
-    taps, _, _, maps = filters.shape
+    taps, _, channels, maps = filters.shape
+    slices = len(_of_slices(spec, m_filters))
     sizes = (
-        *features.shape, taps, maps, m_filters.shape[2], *out_size, *spec.strides, low_y, low_x
+        *features.shape[:3], slices, channels // slices, taps, maps, m_filters.shape[2],
+        *out_size, *spec.strides, low_y, low_x
     )  # fmt: skip
     function = _load(LIBRARY).mcn_native_products
     function.restype = ctypes.c_int64
@@ -70,9 +72,8 @@ def _forward(
     shapes = (features.shape[0], *out_size, channels), (saved,)
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     call = jax.ffi.ffi_call("mcn_mcconv_forward", results, vmap_method="sequential")
-    output, products = call(
-        *_float32(features, filters, m_filters), **_attributes(spec.strides, pads)
-    )
+    arrays = _float32(features, filters, _of_slices(spec, m_filters))
+    output, products = call(*arrays, **_attributes(spec.strides, pads))
     return output, products
 
 
@@ -95,18 +96,20 @@ def backward(
         products = jnp.zeros(0)
     if m_sum_filters is None:
         m_sum_filters = jnp.zeros(0)
-    differentiated = features, filters, m_filters
-    outputs = [jax.ShapeDtypeStruct(array.shape, jnp.float32) for array in differentiated]
+    m_of_slices, m_vjp = jax.vjp(functools.partial(_of_slices, spec), m_filters.astype(jnp.float32))
+    shapes = features.shape, filters.shape, m_of_slices.shape
+    outputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     call = jax.ffi.ffi_call("mcn_mcconv_backward", outputs, vmap_method="sequential")
-    gradients = call(
-        *_float32(features, filters, m_sum_filters, m_filters, cotangent, products),
+    d_features, d_filters, d_m_of_slices = call(
+        *_float32(features, filters, m_sum_filters, m_of_slices, cotangent, products),
         **_attributes(spec.strides, _pads_and_out_size(spec, features, filters)[0]),
     )
-    d_features, d_filters, d_m = (
-        gradient.astype(array.dtype)
-        for gradient, array in zip(gradients, differentiated, strict=True)
+    (d_m,) = m_vjp(d_m_of_slices)
+    return (
+        d_features.astype(features.dtype),
+        d_filters.astype(filters.dtype),
+        d_m.astype(m_filters.dtype),
     )
-    return d_features, d_filters, d_m
 
 
 def convolve(
@@ -171,6 +174,13 @@ def block_gradients(
 
 def _plain_spec(strides: tuple[int, int], padding: str) -> ConvSpec:
     return ConvSpec(strides=strides, padding=padding, m_gradient="binary", form="native")
+
+
+def _of_slices(spec: ConvSpec, m_filters: jax.Array) -> jax.Array:
+    """Returns M for each slice of the channels: one slice for all channels without a pattern."""
+    if not spec.plane_signs:
+        return m_filters[None]
+    return plane_signs.m_of_slices(m_filters, spec.plane_signs)
 
 
 def _unit_m(filters: jax.Array) -> jax.Array:

@@ -70,6 +70,33 @@ def why_unsuitable(plane_signs: str, planes: int) -> str | None:
     return f"is for maps of {allowed} planes, not {planes}"
 
 
+def has_slices(plane_signs: str) -> bool:
+    """Returns whether a pattern has signs only, so that `m_of_slices` can compute it."""
+    return plane_signs == "hadamard"
+
+
+def m_of_slices(m_filters: jax.Array, plane_signs: str) -> jax.Array:
+    """Returns M for each slice of the channels, of which a pattern of signs makes a sum.
+
+    Slice i consists of plane i of all input maps: channels i, i + K, ... Output plane k meets the
+    whole slice with one sign, which M can take,
+
+        Q[.., g*K + i, h*K + k] = C[.., g*K + i, h] * (signs[k, i] * M[.., k])
+
+    So the convolution is the sum of K MCconvs without a pattern, each of one slice. All K planes of
+    an output map share the products of a filter, as without a pattern.
+
+    Args:
+        m_filters: [W, W, K].
+        plane_signs: a name in `PATTERNS` with signs only, see `has_slices`.
+
+    Returns:
+        [K, W, W, K]; the first axis is the slice.
+    """
+    signs = PATTERNS[plane_signs][0](m_filters.shape[-1]).signs
+    return m_filters[None] * jnp.asarray(signs.T, m_filters.dtype)[:, None, None]
+
+
 def of_plane(filters: jax.Array, plane: int, planes: int, plane_signs: str) -> jax.Array:
     """Returns the filters as one output plane reads them, before M.
 

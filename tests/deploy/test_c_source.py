@@ -42,6 +42,11 @@ NETWORKS = {
         "size": (37, 21), "input_planes": "first", "widths": (3, 5, 4), "head": "linear",
         "channels": 3,
     },
+    "signs per plane": {"plane_signs": "hadamard", "channels": 3, "input_planes": "rgbx"},
+    "signs per plane, many groups, four centers": {
+        "name": "wide_resnet", "plane_signs": "hadamard", "planes": 2, "widths": (5, 9, 11, 16),
+        "num_centers": 4, "head": "linear",
+    },
     "tiles of columns": {"size": (12, 72), "num_centers": 4},
     "wide_resnet": {"name": "wide_resnet", "channels": 3, "head": "linear"},
     "wide_resnet, strided stem": {"name": "wide_resnet", "stem": "imagenet", "size": (16, 80)},
@@ -134,7 +139,8 @@ def test_selftest_notices_a_wrong_weight(tmp_path):
         ({"conv": "phc"}, r"the layer conv_1 \(.*\) has no C source"),
         (
             {"plane_signs": "quaternion"},
-            "the layer conv_1 has plane_signs='quaternion', which has no C source",
+            "the layer conv_1 has plane_signs='quaternion', which has no C source; use the"
+            " .safetensors or the .onnx file, or train with plane_signs='hadamard'",
         ),
         ({"num_centers": 5}, "the layer conv_1 has 5 centers, but C source supports only 4"),
         ({"num_centers": 0}, "the layer conv_1 has float filters with M, which have no C source"),

@@ -22,10 +22,10 @@ struct Arrays {
 };
 
 long count(const Sizes& s, const char* what) {
-  const long filters = s.taps * s.taps * s.channels * s.maps, m = s.taps * s.taps * s.planes;
-  if (what[0] == 'f') return filters;
-  if (what[0] == 'm') return m;
-  if (what[0] == 'x') return s.images * s.height * s.width * s.channels;
+  const long channels = s.channels * s.slices;
+  if (what[0] == 'f') return s.taps * s.taps * channels * s.maps;
+  if (what[0] == 'm') return s.slices * s.taps * s.taps * s.planes;
+  if (what[0] == 'x') return s.images * s.height * s.width * channels;
   return s.images * s.out_height * s.out_width * s.maps * s.planes;
 }
 
@@ -59,24 +59,27 @@ bool agrees(const mcn::Kernel& kernel, const Sizes& s, long parts, bool saves, b
           for (long j = 0; j < s.taps; ++j) {
             const long in_y = y * s.stride_y + i - s.low_y, in_x = z * s.stride_x + j - s.low_x;
             if (in_y < 0 || in_y >= s.height || in_x < 0 || in_x >= s.width) continue;
-            const long in = ((n * s.height + in_y) * s.width + in_x) * s.channels;
+            const long channels = s.channels * s.slices;
+            const long in = ((n * s.height + in_y) * s.width + in_x) * channels;
             const long out = ((n * s.out_height + y) * s.out_width + z) * s.maps * s.planes;
-            const long tap = i * s.taps + j;
-            for (long h = 0; h < s.maps; ++h) {
+            for (long h = 0; h < s.maps * s.slices; ++h) {
+              const long slice = h / s.maps, map = h % s.maps;
+              const long tap = (slice * s.taps + i) * s.taps + j;
               double product = 0, sum_product = 0, mixed = 0;
               for (long k = 0; k < s.planes; ++k)
-                mixed += double(m[tap * s.planes + k]) * g[out + h * s.planes + k];
-              for (long c = 0; c < s.channels; ++c) {
-                const long f = (tap * s.channels + c) * s.maps + h;
+                mixed += double(m[tap * s.planes + k]) * g[out + map * s.planes + k];
+              for (long c = slice; c < channels; c += s.slices) {
+                const long f = ((i * s.taps + j) * channels + c) * s.maps + map;
                 product += double(x[in + c]) * filters[f];
                 sum_product += double(x[in + c]) * sum_filters[f];
                 d_x[in + c] += mixed * filters[f];
                 d_filters[f] += mixed * x[in + c];
               }
               for (long k = 0; k < s.planes; ++k) {
-                output[out + h * s.planes + k] += m[tap * s.planes + k] * product;
-                d_m[tap * s.planes + k] += sum_product * g[out + h * s.planes + k];
-                d_m_terms[tap * s.planes + k] += std::abs(sum_product * g[out + h * s.planes + k]);
+                const float g_k = g[out + map * s.planes + k];
+                output[out + map * s.planes + k] += m[tap * s.planes + k] * product;
+                d_m[tap * s.planes + k] += sum_product * g_k;
+                d_m_terms[tap * s.planes + k] += std::abs(sum_product * g_k);
               }
             }
           }
@@ -117,12 +120,12 @@ bool agrees(const mcn::Kernel& kernel, const Sizes& s, long parts, bool saves, b
   const bool good = found[0] <= 1e-5 && found[1] <= 1e-5 && found[2] <= 1e-5 && d_m_agrees;
   if (!good)
     std::printf(
-        "%s: images %ld, %ldx%ld, channels %ld, taps %ld, maps %ld, planes %ld, strides %ld %ld, "
-        "low %ld %ld,"
+        "%s: images %ld, %ldx%ld, slices %ld, channels %ld, taps %ld, maps %ld, planes %ld, "
+        "strides %ld %ld, low %ld %ld,"
         " parts %ld, saves %d, wants m %d: %g %g %g %g\n",
-        kernel.instruction_set, s.images, s.height, s.width, s.channels, s.taps, s.maps, s.planes,
-        s.stride_y, s.stride_x, s.low_y, s.low_x, parts, saves, wants_m, found[0], found[1],
-        found[2], found[3]);
+        kernel.instruction_set, s.images, s.height, s.width, s.slices, s.channels, s.taps, s.maps,
+        s.planes, s.stride_y, s.stride_x, s.low_y, s.low_x, parts, saves, wants_m, found[0],
+        found[1], found[2], found[3]);
   return good;
 }
 
@@ -218,11 +221,13 @@ int main(int, char** arguments) {
     s.images = among({1, 2, 3, 5});
     s.taps = among({1, 2, 3, 4, 5});
     s.height = 1 + random() % 20, s.width = 1 + random() % 20;
+    s.slices = among({1, 1, 2, 4, 8});
     s.channels = s.planes * among({1, 2, 3, 4, 16});
+    if (s.slices > 1) s.channels = among({1, 2, 3, 5, 16, 17, 32});
     s.maps = among({1, 2, 3, 4, 5, 8, 12, 16, 20, 32, 40});
     s.stride_y = among({1, 1, 2, 3}), s.stride_x = among({1, 1, 2, 3});
     if (n % 20 == 0)  // wide enough to be split by maps
-      s.channels = s.planes * 128, s.maps = 150, s.height = s.width = 3, s.taps = 3;
+      s.channels = s.planes * 128 / s.slices, s.maps = 150, s.height = s.width = 3, s.taps = 3;
     const bool has_chunks = n % 10 == 5;  // several of a part of a sum of blocks, see below
     if (has_chunks) s.channels = s.planes * 16, s.height = s.width = 20;
     const long padding = random() % 3;  // SAME, VALID, or taps / 2 zeros on each side
@@ -241,7 +246,7 @@ int main(int, char** arguments) {
       for (const bool saves : {false, true})
         for (const bool wants_m : {false, true})
           good &= agrees(*kernel, s, parts, saves, wants_m, random);
-    s.planes = 1;
+    s.planes = s.slices = 1;
     if (has_chunks) s.images = 40;
     for (const mcn::Kernel* kernel : kernels)
       good &= blocks_agree(*kernel, s, has_chunks ? 1 : parts, random);

@@ -1,13 +1,13 @@
 """Compares the multiply-adds of both forms with counts from the programs that JAX traces."""
 
 import math
-import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from mcn_jax.ops import factored
+from mcn_jax.ops.conv_spec import ConvSpec
 from mcn_jax.ops.convolution import xla_convolve
 from mcn_jax.ops.costs import multiply_adds
 from mcn_jax.ops.fastest import Shape
@@ -53,10 +53,15 @@ def arrays(shape):
     )
 
 
+@pytest.mark.parametrize("plane_signs", ["", "hadamard"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_factored_form_computes_what_is_counted(shape):
+def test_the_factored_form_computes_what_is_counted(shape, plane_signs):
     features, filters, m, cotangent = arrays(shape)
-    spec = types.SimpleNamespace(strides=(shape.stride, shape.stride), padding="SAME")
+    strides = (shape.stride, shape.stride)
+    spec = ConvSpec(
+        strides=strides, padding="SAME", m_gradient="binary", form="factored",
+        plane_signs=plane_signs,
+    )  # fmt: skip
 
     def both(features, filters, m, cotangent):
         output = factored.forward(spec, features, filters, m)
@@ -64,8 +69,12 @@ def test_the_factored_form_computes_what_is_counted(shape):
 
     forward = traced_multiply_adds(lambda *a: factored.forward(spec, *a), features, filters, m)
     whole = traced_multiply_adds(both, features, filters, m, cotangent)
-    assert forward == multiply_adds(shape, "factored")
-    assert whole == multiply_adds(shape, "factored", gradients=True)
+    slices = bool(plane_signs)
+    # M is multiplied by the signs once per step, which the counts per image leave out.
+    signs = 9 * shape.planes**2 if slices else 0
+    assert forward == multiply_adds(shape, "factored", has_slices=slices) + signs
+    gradients = multiply_adds(shape, "factored", gradients=True, has_slices=slices)
+    assert whole == gradients + 3 * signs
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -35,6 +35,7 @@ needs_kernel = pytest.mark.skipif(
     in_maps=st.integers(1, 5),
     out_maps=st.sampled_from([2, 3, 4, 8, 16, 20, 32]),
     planes=st.sampled_from([1, 2, 4, 8]),
+    plane_signs=st.sampled_from(["", "hadamard"]),
     taps=st.sampled_from([1, 3, 5]),
     strides=st.tuples(st.integers(1, 2), st.integers(1, 2)),
     padding=st.sampled_from(PADDINGS),
@@ -42,10 +43,12 @@ needs_kernel = pytest.mark.skipif(
     saves=st.booleans(),
 )
 def test_it_is_the_direct_form(
-    seed, images, size, in_maps, out_maps, planes, taps, strides, padding, m_gradient, saves
-):
+    seed, images, size, in_maps, out_maps, planes, plane_signs, taps, strides, padding,
+    m_gradient, saves,
+):  # fmt: skip
     arrays = random_arrays(seed, images, size, in_maps, out_maps, planes, taps, np.float32)
     options = {"strides": strides, "padding": padding, "m_gradient": m_gradient}
+    options["plane_signs"] = plane_signs if planes > 1 else ""
     with mock.patch.object(MCCONV, "CHANNELS_TO_SAVE", 1 if saves else np.inf):
         ours = output_and_gradients(arrays, form="native", **options)
     expected = output_and_gradients(arrays, form="direct", **options)

@@ -1,10 +1,15 @@
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import paper
-from mcn_jax.ops.mcconv import FORMS, mcconv
+from mcn_jax.ops import native, plane_signs
+from mcn_jax.ops.fastest import Shape
+from mcn_jax.ops.mcconv import FORMS, mcconv, takes_native
 from mcn_jax.ops.modulate import reconstructed_filters
 from mcn_jax.ops.plane_signs import gradient_of_plane, of_plane
 
@@ -161,12 +166,95 @@ def test_gradients_of_quaternions_are_those_of_finite_differences():
                 )
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form not in ("auto", "direct")])
-def test_other_forms_refuse_a_pattern(form, monkeypatch):
+@pytest.mark.parametrize(
+    ("pattern", "form"),
+    [
+        ("hadamard", "pallas"),
+        *((pattern, f) for pattern in ("quaternion", "circulant")
+          for f in FORMS if f not in ("auto", "direct")),
+    ],
+)  # fmt: skip
+def test_other_forms_refuse_a_pattern(pattern, form, monkeypatch):
     monkeypatch.setattr("mcn_jax.ops.native.why_unavailable", lambda: None)
     features, latent, m = map(jnp.asarray, arrays(4))
-    with pytest.raises(ValueError, match=f"form='{form}' cannot compute plane_signs='hadamard'"):
-        mcconv(features, latent, None, m, form=form, plane_signs="hadamard")
+    with pytest.raises(ValueError, match=f"form='{form}' cannot compute plane_signs='{pattern}'"):
+        mcconv(features, latent, None, m, form=form, plane_signs=pattern)
+
+
+@pytest.mark.parametrize("planes", [2, 4, 8])
+def test_a_pattern_of_signs_is_a_sum_over_slices(planes):
+    features, latent, m = map(jnp.asarray, arrays(planes))
+    m_of_slices = plane_signs.m_of_slices(m, "hadamard")
+    assert m_of_slices.shape == (planes, 3, 3, planes)
+    total = sum(mcconv_of_slice(features, latent, m_of_slices, i, planes) for i in range(planes))
+    whole = mcconv(features, latent, None, m, plane_signs="hadamard")
+    np.testing.assert_allclose(total, whole, rtol=1e-4, atol=1e-4)
+
+
+def mcconv_of_slice(features, latent, m_of_slices, i, planes):
+    """Convolves plane i of all maps, with the other planes zero and without a pattern."""
+    alone = jnp.zeros_like(features).at[..., i::planes].set(features[..., i::planes])
+    return mcconv(alone, latent, None, m_of_slices[i])
+
+
+# Batch, height, width, in_maps, out_maps, planes, taps, stride, padding. With 12 maps a vector
+# holds maps of several taps; with 70 channels to 300 maps, the parts of the work are maps.
+SHAPES_OF_SLICES = [
+    (3, 8, 9, 2, 3, 4, 3, 1, "SAME"),
+    (2, 9, 8, 5, 12, 4, 3, 2, "SAME"),
+    (2, 7, 7, 3, 16, 2, 5, 1, "VALID"),
+    (2, 6, 5, 1, 4, 8, 3, 2, "CENTERED"),
+    (1, 3, 3, 2, 2, 4, 1, 2, "SAME"),
+    (2, 5, 5, 20, 33, 4, 3, 1, "SAME"),
+    (1, 4, 4, 70, 300, 4, 3, 1, "SAME"),
+]
+
+
+@pytest.mark.parametrize("m_gradient", ["binary", "latent"])
+@pytest.mark.parametrize("form", ["factored", "native"])
+@pytest.mark.parametrize("shape", SHAPES_OF_SLICES)
+def test_forms_that_share_products_equal_the_direct_one(shape, form, m_gradient):
+    if form == "native" and (reason := native.why_unavailable()):
+        pytest.skip(reason)
+    batch, height, width, in_maps, out_maps, planes, taps, stride, padding = shape
+    generator = np.random.default_rng(1)
+    features = generator.normal(size=(batch, height, width, in_maps * planes))
+    latent = generator.normal(size=(taps, taps, in_maps * planes, out_maps))
+    m = generator.uniform(0.5, 1.5, size=(taps, taps, planes))
+    arguments = [jnp.asarray(array, jnp.float32) for array in (features, latent, m)]
+    centers = jnp.asarray(CENTERS, jnp.float32)
+
+    def computed(form):
+        def convolve(features, latent, m):
+            return mcconv(
+                features, latent, centers, m, strides=(stride, stride), padding=padding,
+                m_gradient=m_gradient, form=form, plane_signs="hadamard",
+            )  # fmt: skip
+
+        output, vjp = jax.vjp(convolve, *arguments)
+        return output, *vjp(jnp.cos(jnp.arange(output.size)).reshape(output.shape))
+
+    for found, expected in zip(
+        jax.jit(computed, static_argnums=0)(form),
+        jax.jit(computed, static_argnums=0)("direct"),
+        strict=True,
+    ):
+        largest = np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * largest)
+
+
+def test_auto_takes_the_native_form_from_eleven_maps():
+    if reason := native.why_unavailable():
+        pytest.skip(reason)
+    for maps in (10, 11):
+        shape = Shape(maps, maps, 4, 8, 1)
+        assert takes_native(shape, "hadamard") == (maps == 11)
+        assert not takes_native(shape, "quaternion")
+        features, latent, m = map(jnp.asarray, arrays(4, in_maps=maps, out_maps=maps))
+        function = functools.partial(mcconv, plane_signs="hadamard")
+        text = jax.jit(function).lower(features, latent, None, m).as_text()
+        slices = re.findall(r'"?mcn_mcconv_forward.*tensor<(\d+)x3x3x\d+xf32>', text)
+        assert slices == ["4" if maps == 11 else "1"]
 
 
 @pytest.mark.parametrize(

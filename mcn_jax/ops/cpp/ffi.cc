@@ -82,13 +82,13 @@ ffi::ErrorOr<Sizes> sizes_of(const Array& features, const Array& filters, const 
   auto wrong = [](const char* what) {
     return ffi::Unexpected(ffi::Error::InvalidArgument(std::string("the native kernel: ") + what));
   };
-  if (x.size() != 4 || f.size() != 4 || k.size() != 3 || output.size() != 4)
-    return wrong("features, filters and output need four dimensions, M three");
-  if (f[0] != f[1] || k[0] != f[0] || k[1] != f[0] || f[2] != x[3] || output[0] != x[0] ||
-      output[3] != f[3] * k[2] || stride_y < 1 || stride_x < 1)
+  if (x.size() != 4 || f.size() != 4 || k.size() != 4 || output.size() != 4)
+    return wrong("features, filters, M and output need four dimensions");
+  if (f[0] != f[1] || k[1] != f[0] || k[2] != f[0] || k[0] < 1 || x[3] % k[0] || f[2] != x[3] ||
+      output[0] != x[0] || output[3] != f[3] * k[3] || stride_y < 1 || stride_x < 1)
     return wrong("the shapes do not fit each other");
-  return Sizes{x[0],      x[1],      x[2],     x[3],     f[0],  f[3], k[2],
-               output[1], output[2], stride_y, stride_x, low_y, low_x};
+  return Sizes{x[0],      x[1],     x[2],     k[0],  x[3] / k[0], f[0], f[3], k[3], output[1],
+               output[2], stride_y, stride_x, low_y, low_x};
 }
 
 // Saved products, or null if the array is empty.
@@ -139,7 +139,7 @@ ffi::Error backward(ffi::ThreadPool pool, Array features, Array filters, Array m
   const long parts = std::min(threads, best.most_parts(sizes));
   const long filter_sums = best.filter_sums(sizes), m_sums = best.m_sums(sizes);
   const long summands = by_maps ? 1 : parts, copies = by_maps ? parts - 1 : 0;
-  const long size = sizes.images * sizes.height * sizes.width * sizes.channels;
+  const long size = sizes.images * sizes.height * sizes.width * sizes.slices * sizes.channels;
   // Not vectors, which would be filled with zeros first.
   std::unique_ptr<float[]> of_filters(new float[summands * filter_sums]),
       of_features(new float[copies * size]);
@@ -179,8 +179,8 @@ ffi::ErrorOr<Blocks> blocks_of(const Array& features, const Array& filters, cons
   if (f[1] != f[2] || a[0] != f[0] || c[1] != f[0] || c[0] != a[1] || x[3] != a[1] * f[3] ||
       output[0] != x[0] || output[3] != a[1] * f[4] || stride_y < 1 || stride_x < 1)
     return wrong("the shapes do not fit each other");
-  return Blocks{{x[0], x[1], x[2], f[3], f[1], f[4], 1, output[1], output[2], stride_y, stride_x,
-                 low_y, low_x},
+  return Blocks{{x[0], x[1], x[2], 1, f[3], f[1], f[4], 1, output[1], output[2], stride_y,
+                 stride_x, low_y, low_x},
                 a[1],
                 a[0],
                 take.typed_data(),
@@ -234,66 +234,43 @@ ffi::Error blocks_backward(ffi::ThreadPool pool, Array features, Array filters, 
 
 // The number of floats among the products of a layer, as `forward` saves them.
 EXPORT int64_t mcn_native_products(const int64_t* sizes) {
-  const mcn::Sizes s{sizes[0], sizes[1], sizes[2], sizes[3],  sizes[4],  sizes[5], sizes[6],
-                     sizes[7], sizes[8], sizes[9], sizes[10], sizes[11], sizes[12]};
+  const mcn::Sizes s{sizes[0], sizes[1], sizes[2], sizes[3],  sizes[4],  sizes[5],  sizes[6],
+                     sizes[7], sizes[8], sizes[9], sizes[10], sizes[11], sizes[12], sizes[13]};
   return mcn::kernel().products(s);
 }
 
 EXPORT const char* mcn_native_instruction_set() { return mcn::kernel().instruction_set; }
 
+namespace mcn {
+namespace {
+
+// The arrays of a handler: `Arguments` arguments, then `Results` results, then the attributes of a
+// convolution.
+template <int Arguments, int Results, typename Binding>
+auto bound(Binding binding) {
+  if constexpr (Arguments > 0)
+    return bound<Arguments - 1, Results>(std::move(binding).template Arg<Array>());
+  else if constexpr (Results > 0)
+    return bound<0, Results - 1>(std::move(binding).template Ret<Array>());
+  else
+    return std::move(binding)
+        .template Attr<int64_t>("stride_y")
+        .template Attr<int64_t>("stride_x")
+        .template Attr<int64_t>("low_y")
+        .template Attr<int64_t>("low_x");
+}
+
+template <int Arguments, int Results>
+auto bound() {
+  return bound<Arguments, Results>(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>());
+}
+
+}  // namespace
+}  // namespace mcn
+
 #pragma GCC visibility push(default)
-XLA_FFI_DEFINE_HANDLER_SYMBOL(McnMcconvForward, mcn::forward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<mcn::Array>()
-                                  .Arg<mcn::Array>()
-                                  .Arg<mcn::Array>()
-                                  .Ret<mcn::Array>()
-                                  .Ret<mcn::Array>()
-                                  .Attr<int64_t>("stride_y")
-                                  .Attr<int64_t>("stride_x")
-                                  .Attr<int64_t>("low_y")
-                                  .Attr<int64_t>("low_x"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(McnMcconvBackward, mcn::backward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<mcn::Array>()
-                                  .Arg<mcn::Array>()
-                                  .Arg<mcn::Array>()
-                                  .Arg<mcn::Array>()
-                                  .Arg<mcn::Array>()
-                                  .Arg<mcn::Array>()
-                                  .Ret<mcn::Array>()
-                                  .Ret<mcn::Array>()
-                                  .Ret<mcn::Array>()
-                                  .Attr<int64_t>("stride_y")
-                                  .Attr<int64_t>("stride_x")
-                                  .Attr<int64_t>("low_y")
-                                  .Attr<int64_t>("low_x"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(McnBlocksForward, mcn::blocks_forward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<mcn::Array>()
-                                  .Arg<mcn::Array>()
-                                  .Arg<mcn::Array>()
-                                  .Arg<mcn::Array>()
-                                  .Ret<mcn::Array>()
-                                  .Attr<int64_t>("stride_y")
-                                  .Attr<int64_t>("stride_x")
-                                  .Attr<int64_t>("low_y")
-                                  .Attr<int64_t>("low_x"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(McnBlocksBackward, mcn::blocks_backward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<mcn::Array>()
-                                  .Arg<mcn::Array>()
-                                  .Arg<mcn::Array>()
-                                  .Arg<mcn::Array>()
-                                  .Arg<mcn::Array>()
-                                  .Ret<mcn::Array>()
-                                  .Ret<mcn::Array>()
-                                  .Attr<int64_t>("stride_y")
-                                  .Attr<int64_t>("stride_x")
-                                  .Attr<int64_t>("low_y")
-                                  .Attr<int64_t>("low_x"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(McnMcconvForward, mcn::forward, (mcn::bound<3, 2>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(McnMcconvBackward, mcn::backward, (mcn::bound<6, 3>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(McnBlocksForward, mcn::blocks_forward, (mcn::bound<4, 1>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(McnBlocksBackward, mcn::blocks_backward, (mcn::bound<5, 2>()));
 #pragma GCC visibility pop

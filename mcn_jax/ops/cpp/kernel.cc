@@ -15,6 +15,7 @@
 // from which two matrix products give the gradients of features and filters. The gradient of m
 // needs the products again; they are computed a second time, unless the forward pass saved them.
 // An ordinary convolution is the case of one plane and m = 1, where nobody needs that gradient.
+// With slices of channels, each tap of each slice has a product of its own, and m weighs them all.
 //
 // With strides, the pixels that one tap reads form one phase of the image, and each phase has taps
 // of its own. With stride 1, the image is the only phase.
@@ -120,10 +121,12 @@ struct Piece {
   long lane, row, column, i, j;  // row and column: among those of the phase
 };
 
-// The taps of a phase as lanes: one group of lanes per row of taps, padded to whole vectors; in a
-// group first the last column, because d_product then reads the cotangent contiguously.
+// The taps of a phase of one slice of channels, as lanes: one group of lanes per row of taps,
+// padded to whole vectors; in a group first the last column, because d_product then reads the
+// cotangent contiguously.
 struct Lanes {
   Line rows, columns;
+  long slice;
   long maps;          // per tap
   long real, padded;  // lanes of a group
   long all() const { return rows.count * padded; }
@@ -137,19 +140,25 @@ struct Lanes {
   }
 };
 
-Lanes lanes(const Line& rows, const Line& columns, long maps) {
+Lanes lanes(const Line& rows, const Line& columns, long slice, long maps) {
   long real = columns.count * maps;
-  return {rows, columns, maps, real, round_up(real)};
+  return {rows, columns, slice, maps, real, round_up(real)};
 }
 
-// Calls f for every phase, also for phases of no pixels, which have taps in images smaller than the
-// stride.
+// Calls f for every phase of every slice of channels, also for phases of no pixels, which have taps
+// in images smaller than the stride.
 template <typename F>
 void for_phases(const Sizes& s, long maps, F&& f) {
-  for (long a = 0; a < s.stride_y; ++a)
-    for (long b = 0; b < s.stride_x; ++b)
-      f(lanes(line(s.height, s.taps, s.stride_y, s.low_y, a),
-              line(s.width, s.taps, s.stride_x, s.low_x, b), maps));
+  for (long slice = 0; slice < s.slices; ++slice)
+    for (long a = 0; a < s.stride_y; ++a)
+      for (long b = 0; b < s.stride_x; ++b)
+        f(lanes(line(s.height, s.taps, s.stride_y, s.low_y, a),
+                line(s.width, s.taps, s.stride_x, s.low_x, b), slice, maps));
+}
+
+// The place of tap (i, j) of a slice of channels in m, in units of planes.
+long tap_of(const Sizes& s, const Lanes& l, const Piece& p) {
+  return (l.slice * s.taps + p.i) * s.taps + p.j;
 }
 
 // Vectors of the next panel of columns: three, or fewer at the end, but not one after three.
@@ -158,11 +167,12 @@ long panel_vectors(long left) { return left == 4 ? 2 : std::min(left, 3L); }
 // ------------------------------------------------------------------------------------------------
 // Matrix products
 
-// sums[r][v] = sum over k of a[r][k] * b[k][v], or with a stored by columns, a[k * a_step + r].
+// sums[r][v] = sum over k of a(r, k) * b[..][v], for k = begin, begin + stride, ... and the rows of
+// b, one after another.
 template <int R, int N, typename A>
-inline __attribute__((always_inline)) void tile(const A& a, long begin, long end, const float* b,
-                                                long b_step, Vec (&sums)[R][N]) {
-  for (long k = begin; k < end; ++k, b += b_step) {
+inline __attribute__((always_inline)) void tile(const A& a, long begin, long end, long stride,
+                                                const float* b, long b_step, Vec (&sums)[R][N]) {
+  for (long k = begin; k < end; k += stride, b += b_step) {
     Vec row[N];
     UNROLL for (int v = 0; v < N; ++v) row[v] = load(b + v * V);
     UNROLL for (int r = 0; r < R; ++r) {
@@ -172,10 +182,11 @@ inline __attribute__((always_inline)) void tile(const A& a, long begin, long end
   }
 }
 
-// The rows of a matrix: `groups` of `depth` numbers, each group `step` after the one before.
+// The rows of a matrix: `groups` of `depth` numbers, which lie `stride` apart, each group `step`
+// after the one before.
 struct Rows {
   const float* const* start;
-  long count, groups, depth, step;
+  long count, groups, depth, step, stride;
 };
 
 // Multiplies rows by a panel of N vectors, groups * depth rows high. put(row, v, sums) receives the
@@ -187,7 +198,8 @@ __attribute__((noinline)) void rows_by_panel(const Rows& rows, const float* b, c
     UNROLL for (int r = 0; r < R; ++r) a[r] = rows.start[std::min(start + r, rows.count - 1)];
     Vec sums[R][N] = {};
     for (long g = 0; g < rows.groups; ++g)
-      tile<R, N>([&](int r, long k) { return a[r][k]; }, g * rows.step, g * rows.step + rows.depth,
+      tile<R, N>([&](int r, long k) { return a[r][k]; }, g * rows.step,
+                 g * rows.step + rows.depth * rows.stride, rows.stride,
                  b + g * rows.depth * N * V, N * V, sums);
     const int present = static_cast<int>(std::min<long>(R, rows.count - start));
     UNROLL for (int r = 0; r < R; ++r) if (r < present) UNROLL for (int v = 0; v < N; ++v)
@@ -219,7 +231,8 @@ __attribute__((noinline)) void columns_by_panel(const float* a, long a_step, lon
   for (long start = 0; start < count; start += R) {
     Vec sums[R][N] = {};
     const float* columns = a + start;
-    tile<R, N>([&](int r, long k) { return columns[k * a_step + r]; }, 0, depth, b, b_step, sums);
+    tile<R, N>([&](int r, long k) { return columns[k * a_step + r]; }, 0, depth, 1, b, b_step,
+               sums);
     const int present = static_cast<int>(std::min<long>(R, count - start));
     UNROLL for (int r = 0; r < R; ++r) if (r < present) UNROLL for (int v = 0; v < N; ++v) {
       float* place = c + (start + r) * c_step + v * V;
@@ -257,7 +270,12 @@ struct Panels {
   }
 };
 
-// Packs the filters of maps h0 to h0 + maps as [channels, lanes].
+// The place of a tap's filters of a channel of a slice, for the first map.
+long filter_place(const Sizes& s, const Lanes& l, const Piece& p, long channel) {
+  return (((p.i * s.taps + p.j) * s.channels + channel) * s.slices + l.slice) * s.maps;
+}
+
+// Packs a slice's filters of maps h0 to h0 + maps as [channels, lanes].
 void pack_lanes(const Sizes& s, const float* filters, const Lanes& l, long h0, float* packed) {
   std::vector<Piece> pieces = l.pieces();
   Panels{s.channels, l.all() / V}.each(
@@ -267,12 +285,11 @@ void pack_lanes(const Sizes& s, const float* filters, const Lanes& l, long h0, f
           long begin = std::max(piece.lane, first),
                end = std::min(piece.lane + l.maps, first + columns);
           if (begin >= end) continue;
-          const float* from = filters + (piece.i * s.taps + piece.j) * s.channels * s.maps + h0 +
-                              begin - piece.lane;
+          const float* from = filters + filter_place(s, l, piece, 0) + h0 + begin - piece.lane;
           float* to = rows + begin - first;
           long length = end - begin;
-          for (long c = 0; c < s.channels; ++c, from += s.maps, to += step) {
-            __builtin_prefetch(from + 16 * s.maps);
+          for (long c = 0; c < s.channels; ++c, from += s.slices * s.maps, to += step) {
+            __builtin_prefetch(from + 16 * s.slices * s.maps);
             if (length == V)
               store(to, load(from));
             else
@@ -331,9 +348,8 @@ void pack_channels(const Sizes& s, const float* filters, const Lanes& l, long h0
         if (present < columns) std::memset(rows, 0, sizeof(float) * depth * step);
         for (const Piece& piece : pieces) {
           long row = piece.lane - piece.row * (l.padded - l.real);
-          const float* from =
-              filters + ((piece.i * s.taps + piece.j) * s.channels + first) * s.maps + h0;
-          transpose<false>(from, s.maps, present, l.maps, rows + row * step, step);
+          const float* from = filters + filter_place(s, l, piece, first) + h0;
+          transpose<false>(from, s.slices * s.maps, present, l.maps, rows + row * step, step);
         }
       });
 }
@@ -400,7 +416,7 @@ Range share(long all, long part, long parts) {
 
 // The number of maps that are computed together, so that their packed filters stay in cache.
 long maps_at_a_time(const Sizes& s) {
-  long per_map = s.taps * s.taps * s.channels;
+  long per_map = s.taps * s.taps * s.channels * s.slices;
   if (per_map * s.maps <= kFilterFloats) return s.maps;
   long most = kFilterFloats / per_map / V * V;
   return std::min(s.maps, std::max<long>(most, V));
@@ -427,9 +443,9 @@ Share share_of(const Sizes& s, long all, long part, long parts) {
 }
 
 const float* pixel(const Sizes& s, const float* features, const Lanes& l, long n, long y, long x) {
-  return features + ((n * s.height + l.rows.phase + y * s.stride_y) * s.width + l.columns.phase +
-                     x * s.stride_x) *
-                        s.channels;
+  const long row = n * s.height + l.rows.phase + y * s.stride_y;
+  return features + (row * s.width + l.columns.phase + x * s.stride_x) * s.channels * s.slices +
+         l.slice;
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -496,9 +512,10 @@ std::vector<Float*> saved_phases(const Sizes& s, Float* saved, long h0) {
 
 void forward(const Sizes& s, const float* features, const float* filters, const float* m,
              float* output, float* saved, long part, long parts) {
-  const long taps = s.taps * s.taps, block = maps_at_a_time(s);
-  const long most_rows = std::max(1L, std::min({s.out_height, kMostPixels * 4 / s.out_width,
-                                                kProductFloats / (taps * block * s.out_width)}));
+  const long all_taps = s.slices * s.taps * s.taps, block = maps_at_a_time(s);
+  const long most_rows =
+      std::max(1L, std::min({s.out_height, kMostPixels * 4 / s.out_width,
+                             kProductFloats / (all_taps * block * s.out_width)}));
   // If a strip has fewer rows than an image, each row of taps is multiplied apart, with the rows of
   // pixels that it reads. Otherwise the pixels at the edges would be multiplied several times.
   std::vector<Lanes> groups;
@@ -511,7 +528,7 @@ void forward(const Sizes& s, const float* features, const float* filters, const 
     for (long r = 0; r < l.rows.count && l.columns.count; ++r) {
       Line rows = l.rows;
       if (most_rows < s.out_height) rows.first += r * rows.step, rows.shift += r, rows.count = 1;
-      groups.push_back(lanes(rows, l.columns, block));
+      groups.push_back(lanes(rows, l.columns, l.slice, block));
       origins.push_back({phase, r, l.rows.count});
       if (rows.count == l.rows.count) break;
     }
@@ -524,7 +541,7 @@ void forward(const Sizes& s, const float* features, const float* filters, const 
              pitch_pixels = s.out_width + 2 * guard + std::max(s.width - s.out_width, 0L);
   const long plane = (most_rows + 2 * guard) * pitch_pixels * block + 4 * V;
   const long mixed_step = round_up(s.out_width * block) + 4 * V;
-  std::size_t floats = Arena::rounded(taps * plane) + Arena::rounded(s.planes * mixed_step);
+  std::size_t floats = Arena::rounded(all_taps * plane) + Arena::rounded(s.planes * mixed_step);
   const long most_pixels = (most_rows + s.taps) * s.width;
   long most_lanes = 0;
   for (const Lanes& l : groups) {
@@ -534,32 +551,42 @@ void forward(const Sizes& s, const float* features, const float* filters, const 
   const bool apart = block % V || s.maps % V;  // a vector may hold maps of several taps
   floats += Arena::rounded(apart ? most_pixels * most_lanes : 0);
   arena.reset(floats);
-  float* products = arena.take(taps * plane);
+  float* products = arena.take(all_taps * plane);
   float* mixed = arena.take(s.planes * mixed_step);
   std::vector<float*> packed;
   for (const Lanes& l : groups) packed.push_back(arena.take(s.channels * l.all()));
   float* by_pixel = arena.take(apart ? most_pixels * most_lanes : 0);
   std::vector<const float*> pixels(most_pixels), row_products, row_m;
   std::vector<long> places(most_pixels);
+  struct Term {  // a tap of a slice, as the mix reads it
+    long shift, rows;
+    const float *product, *m;  // the product of output row r0
+  };
 
   const auto [own_maps, rows] = share_of(s, s.images * s.out_height, part, parts);
   for (long h0 = own_maps.begin; h0 < own_maps.end; h0 += block) {
     const long maps = std::min(block, s.maps - h0), pitch = pitch_pixels * maps;
-    std::memset(products, 0, sizeof(float) * taps * plane);
+    std::memset(products, 0, sizeof(float) * all_taps * plane);
     // Where the maps of a piece go for pixel (r0, 0) of a phase.
     auto place = [&](const Lanes& l, const Piece& piece) {
-      return products + (piece.i * s.taps + piece.j) * plane +
-             (guard - l.rows.shift - piece.row) * pitch +
+      return products + tap_of(s, l, piece) * plane + (guard - l.rows.shift - piece.row) * pitch +
              (guard - l.columns.shift - piece.column) * maps;
     };
     const std::vector<float*> phases = saved_phases(s, saved, h0);
     std::vector<std::vector<float*>> vector_places;
+    std::vector<std::vector<Piece>> pieces;
+    std::vector<Term> terms;
     for (std::size_t g = 0; g < groups.size(); ++g) {
-      const Lanes& l = groups[g] = lanes(groups[g].rows, groups[g].columns, maps);
+      const Lanes& l = groups[g] = lanes(groups[g].rows, groups[g].columns, groups[g].slice, maps);
       pack_lanes(s, filters, l, h0, packed[g]);
       vector_places.emplace_back(l.all() / V);
+      pieces.push_back(l.pieces());
+      for (const Piece& piece : pieces[g])
+        terms.push_back({l.rows.shift + piece.row, l.rows.size,
+                         products + tap_of(s, l, piece) * plane + guard * (pitch + maps),
+                         m + tap_of(s, l, piece) * s.planes});
       if (maps % V) continue;
-      for (const Piece& piece : l.pieces())
+      for (const Piece& piece : pieces[g])
         for (long h = 0; h < maps; h += V)
           vector_places[g][(piece.lane + h) / V] = place(l, piece) + h;
     }
@@ -577,7 +604,7 @@ void forward(const Sizes& s, const float* features, const float* filters, const 
             places[count] = (y - r0) * pitch + x * maps;
           }
         if (count == 0) continue;
-        const Rows a{pixels.data(), count, 1, s.channels, 0};
+        const Rows a{pixels.data(), count, 1, s.channels, 0, s.slices};
         const auto multiply = [&](const auto& put) {
           multiply_rows(a, packed[g], l.all() / V, put);
         };
@@ -607,7 +634,7 @@ void forward(const Sizes& s, const float* features, const float* filters, const 
           multiply([&](long n, long v, Vec sums) { put(n, v, sums), save(n, v, sums); });
         else
           multiply(put);
-        for (const Piece& piece : l.pieces())
+        for (const Piece& piece : pieces[g])
           for (long y = begin; y < end; ++y)
             gather_maps(by_pixel + (y - begin) * l.columns.size * l.all() + piece.lane, l.all(),
                         l.columns.size, maps, place(l, piece) + (y - r0) * pitch);
@@ -615,14 +642,11 @@ void forward(const Sizes& s, const float* features, const float* filters, const 
       for (long y = r0; y < r1; ++y) {
         row_products.clear();
         row_m.clear();
-        for (const Lanes& l : groups)
-          for (const Piece& piece : l.pieces()) {
-            const long in = y + l.rows.shift + piece.row, tap = piece.i * s.taps + piece.j;
-            if (in < 0 || in >= l.rows.size) continue;
-            row_products.push_back(products + tap * plane + (guard + y - r0) * pitch +
-                                   guard * maps);
-            row_m.push_back(m + tap * s.planes);
-          }
+        for (const Term& term : terms) {
+          if (y + term.shift < 0 || y + term.shift >= term.rows) continue;
+          row_products.push_back(term.product + (y - r0) * pitch);
+          row_m.push_back(term.m);
+        }
         const long count = s.out_width * maps;
         for_planes(s.planes, [&](auto planes, long k) {
           mix_row<decltype(planes)::value>(row_products, row_m, k, count, mixed + k * mixed_step,
@@ -644,8 +668,10 @@ void forward(const Sizes& s, const float* features, const float* filters, const 
 // ------------------------------------------------------------------------------------------------
 // Backward
 
-std::size_t filter_sums(const Sizes& s) { return s.taps * s.taps * s.maps * round_up(s.channels); }
-std::size_t m_sums(const Sizes& s) { return s.taps * s.taps * s.planes; }
+std::size_t filter_sums(const Sizes& s) {
+  return s.slices * s.taps * s.taps * s.maps * round_up(s.channels);
+}
+std::size_t m_sums(const Sizes& s) { return s.slices * s.taps * s.taps * s.planes; }
 
 // The cotangent of some images by planes: [planes, images, rows, columns, maps], with guard columns
 // of zeros on both sides.
@@ -721,9 +747,10 @@ void backward(const Sizes& s, const float* features, const float* filters,
   const bool d_m = m_sum_filters;
   const long guard = 2 * s.taps + std::max(0L, s.width - s.out_width);
   const auto [own_maps, images] = share_of(s, s.images, part, parts);
-  const long first_row = s.taps * s.taps * own_maps.begin;  // of the filter sums
+  const long all_taps = s.slices * s.taps * s.taps;
+  const long first_row = all_taps * own_maps.begin;  // of the filter sums
   std::memset(filter_sums_ + first_row * c_step, 0,
-              sizeof(float) * s.taps * s.taps * (own_maps.end - own_maps.begin) * c_step);
+              sizeof(float) * all_taps * (own_maps.end - own_maps.begin) * c_step);
   std::memset(m_sums_, 0, sizeof(double) * m_sums(s));
   std::vector<Lanes> phases;
   for_phases(s, block, [&](const Lanes& l) { phases.push_back(l); });
@@ -773,14 +800,14 @@ void backward(const Sizes& s, const float* features, const float* filters,
     std::memset(g.start, 0, sizeof(float) * s.planes * g_floats);
     const std::vector<const float*> saved_products = saved_phases(s, saved, h0);
     for (std::size_t i = 0; i < phases.size(); ++i) {
-      const Lanes& l = phases[i] = lanes(phases[i].rows, phases[i].columns, maps);
+      const Lanes& l = phases[i] = lanes(phases[i].rows, phases[i].columns, phases[i].slice, maps);
       if (d_m && !saved) pack_lanes(s, m_sum_filters, l, h0, by_lanes[i]);
       pack_channels(s, filters, l, h0, by_channels[i]);
       std::memset(coefficients[i], 0, sizeof(float) * s.planes * l.all());
       for (const Piece& p : l.pieces())
         for (long k = 0; k < s.planes; ++k)
           std::fill_n(coefficients[i] + k * l.all() + p.lane, maps,
-                      m[(p.i * s.taps + p.j) * s.planes + k]);
+                      m[tap_of(s, l, p) * s.planes + k]);
       first_sums[i] = next_sums, next_sums += l.rows.count * l.real;
       m_lanes[i].assign(l.rows.count * s.planes * l.padded, 0.0);
     }
@@ -817,7 +844,8 @@ void backward(const Sizes& s, const float* features, const float* filters,
               }
           if (count == 0) continue;
           if (l.all() == 0) {  // no tap reads these pixels
-            for (long n = 0; n < count && first; ++n) std::fill_n(d_pixels[n], s.channels, 0.0f);
+            for (long n = 0; n < count && first; ++n)
+              for (long c = 0; c < s.channels; ++c) d_pixels[n][c * s.slices] = 0;
             continue;
           }
           const long step = l.all();
@@ -825,7 +853,7 @@ void backward(const Sizes& s, const float* features, const float* filters,
           if (d_m && saved)
             products = saved_products[i] + (n0 * l.rows.size + y0) * l.columns.size * step;
           else if (d_m)
-            multiply_rows({pixels.data(), count, 1, s.channels, 0}, by_lanes[i], step / V,
+            multiply_rows({pixels.data(), count, 1, s.channels, 0, s.slices}, by_lanes[i], step / V,
                           [&](long n, long v, Vec sums) {
                             store(computed_products + n * step + v * V, sums);
                           });
@@ -853,24 +881,28 @@ void backward(const Sizes& s, const float* features, const float* filters,
               });
               v += n;
             }
-          multiply_rows({rows.data(), count, l.rows.count, l.real, l.padded}, by_channels[i],
+          multiply_rows({rows.data(), count, l.rows.count, l.real, l.padded, 1}, by_channels[i],
                         c_step / V, [&](long n, long v, Vec sums) {
-                          float* to = d_pixels[n] + v * V;
+                          float* to = d_pixels[n] + v * V * s.slices;
                           const long present = std::min<long>(V, s.channels - v * V);
-                          if (present == V) {
+                          if (present == V && s.slices == 1) {
                             store(to, first ? sums : load(to) + sums);
                             return;
                           }
-                          for (long c = 0; c < present; ++c)
-                            to[c] = first ? sums[c] : to[c] + sums[c];
+                          for (long c = 0; c < present; ++c, to += s.slices)
+                            *to = first ? sums[c] : *to + sums[c];
                         });
           // Rows of pixels side by side, with whole vectors of channels.
           const float* x = pixels[0];
           long x_step = s.channels;
-          if (s.channels % V || s.stride_x > 1 || s.stride_y > 1) {
+          if (s.channels % V || s.slices > 1 || s.stride_x > 1 || s.stride_y > 1) {
             x = gathered, x_step = c_step;
             for (long n = 0; n < count; ++n) {
-              std::memcpy(gathered + n * c_step, pixels[n], sizeof(float) * s.channels);
+              if (s.slices == 1)
+                std::memcpy(gathered + n * c_step, pixels[n], sizeof(float) * s.channels);
+              else
+                for (long c = 0; c < s.channels; ++c)
+                  gathered[n * c_step + c] = pixels[n][c * s.slices];
               std::fill(gathered + n * c_step + s.channels, gathered + (n + 1) * c_step, 0.0f);
             }
           }
@@ -885,7 +917,8 @@ void backward(const Sizes& s, const float* features, const float* filters,
         for (long k = 0; k < s.planes; ++k) {
           const double* from = m_lanes[i].data() + (p.row * s.planes + k) * phases[i].padded +
                                p.lane - p.row * phases[i].padded;
-          for (long h = 0; h < maps; ++h) m_sums_[(p.i * s.taps + p.j) * s.planes + k] += from[h];
+          double& sum = m_sums_[tap_of(s, phases[i], p) * s.planes + k];
+          for (long h = 0; h < maps; ++h) sum += from[h];
         }
   }
 }
@@ -900,10 +933,11 @@ void add_filter_sums(const Sizes& s, const float* sums, long summands, float* d_
       for (const Piece& p : l.pieces()) {
         if (turn++ % parts != part) continue;
         const float* from = sums + (row + p.lane - p.row * (l.padded - l.real)) * c_step;
-        float* to = d_filters + (p.i * s.taps + p.j) * s.channels * s.maps + h0;
-        transpose<false>(from, c_step, maps, s.channels, to, s.maps);
+        float* to = d_filters + filter_place(s, l, p, 0) + h0;
+        const long to_step = s.slices * s.maps;
+        transpose<false>(from, c_step, maps, s.channels, to, to_step);
         for (long n = 1; n < summands; ++n)
-          transpose<true>(from + n * filter_sums(s), c_step, maps, s.channels, to, s.maps);
+          transpose<true>(from + n * filter_sums(s), c_step, maps, s.channels, to, to_step);
       }
       row += l.rows.count * l.real;
     });

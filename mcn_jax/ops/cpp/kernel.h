@@ -8,14 +8,19 @@
 
 namespace mcn {
 
-// Sizes of one MCconv. Arrays are dense, with the last axis contiguous:
-//   features [images, height, width, channels]     filters [taps, taps, channels, maps]
-//   m        [taps, taps, planes]                  output  [images, out_height, out_width, maps *
-//   planes]
+// Sizes of one MCconv, or of a sum of MCconvs whose filters have one `m` each. Arrays are dense,
+// with the last axis contiguous:
+//   features [images, height, width, channels * slices]
+//   filters  [taps, taps, channels * slices, maps]
+//   m        [slices, taps, taps, planes]
+//   output   [images, out_height, out_width, maps * planes]
+// Slice b consists of the channels b, b + slices, ..., and is convolved with m[b]. An ordinary
+// MCconv has one slice.
 // Tap (i, j) of output pixel (y, x) reads pixel (stride_y * y + i - low_y, stride_x * x + j -
 // low_x), or zero if there is none. Plane k of map h is channel h * planes + k.
 struct Sizes {
-  long images, height, width, channels;
+  long images, height, width;
+  long slices, channels;  // channels: of a slice
   long taps, maps, planes;
   long out_height, out_width;
   long stride_y, stride_x, low_y, low_x;
