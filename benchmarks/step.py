@@ -4,7 +4,7 @@
 
 The networks have twenty layers. Images are random, with CIFAR-10's shape. Steps include
 augmentation, losses and updates. They run on one device, with as many steps per dispatch as the
-training loop uses there. "MCN, direct" convolves with the reconstructed filters, and "MCN, Hadamard"
+training loop uses there. "MCN, direct" convolves with the reconstructed filters. "MCN, Hadamard"
 has a pattern of signs per plane.
 
 If PyTorch is installed (benchmarks/requirements.txt), the same WRN is also measured in PyTorch, in

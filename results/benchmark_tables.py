@@ -7,7 +7,6 @@ from markdown_tables import short_revision
 from record_files import read_benchmark
 
 from mcn_jax.models.wide_resnet import blocks_per_stage
-from mcn_jax.ops.convolution import native_passes
 from mcn_jax.ops.costs import multiply_adds
 from mcn_jax.ops.fastest import Shape
 from mcn_jax.ops.mcconv import CHANNELS_TO_SAVE
@@ -206,17 +205,18 @@ def step_table() -> str:
 
 
 def later_step_table() -> str:
-    """The steps of a later run, in which the Wide-ResNet takes the native kernel, too."""
+    """The steps of a later run: the WRN takes the native kernel, too, and one MCN has a pattern."""
     record = read_benchmark(MACHINE, "step", "native_convolution")
+    names = "WRN", "MCN", "MCN, Hadamard"
     return "\n".join(
         [
-            "| maps | batch | WRN | MCN | MCN over WRN | revision |",
-            "|---|---|---|---|---|---|",
+            f"| maps | batch | {' | '.join(names)} | MCN over WRN | Hadamard over WRN | revision |",
+            "|---" * 8 + "|",
             *(
-                f"| {runs.text(tuple(network['widths']))} | {network['batch_size']}"
-                f" | {network['median_seconds']['WRN']:.3f} s"
-                f" | {network['median_seconds']['MCN']:.3f} s | {network['over_wrn']['MCN']:.2f}"
-                f" | {short_revision(record['git_revision'])} |"
+                f"| {runs.text(tuple(network['widths']))} | {network['batch_size']} | "
+                + " | ".join(f"{network['median_seconds'][name]:.3f} s" for name in names)
+                + "".join(f" | {network['over_wrn'][name]:.2f}" for name in names[1:])
+                + f" | {short_revision(record['git_revision'])} |"
                 for network in record["networks"]
             ),
         ]
@@ -401,34 +401,6 @@ def cortex_m4_table() -> str:
     return (
         f"{table}\n\nOn QEMU, the largest difference of a logit from JAX's is {difference:.0e} of"
         " the largest logit."
-    )
-
-
-def convolution_table() -> str:
-    """What benchmarks/convolution.py measured: the native kernel over XLA's convolution."""
-    record = read_benchmark(MACHINE, "convolution")
-    lines, ratios = [], []
-    for layer in record["layers"]:
-        taps, channels, outputs = (layer[name] for name in ("taps", "channels", "outputs"))
-        found = [layer[name]["native_over_xla"] for name in PASSES]
-        passes = native_passes("float32", (taps, taps, channels, outputs))
-        taken = ", ".join(name for name, is_taken in passes._asdict().items() if is_taken)
-        if passes.gradients:
-            ratios.append(found[1])
-        lines.append(
-            f"| {taps}x{taps} | {channels}-{outputs} | {layer['size']}x{layer['size']}"
-            f" | {layer['stride']} | {layer['batch']} | {found[0]:.2f} | {found[1]:.2f} | {taken} |"
-        )
-    table = benchmark(
-        "convolution",
-        "time of the native kernel over the time of XLA's convolution with our gradient of filters,"
-        f" float32, medians of {record['repeats']} turns",
-        "taps | channels | pixels | stride | batch | forward | with gradients | taken",
-        lines,
-    )
-    return (
-        f"{table}\n\nWith gradients, the ratio is {min(ratios):.2f} to {max(ratios):.2f} where the"
-        " kernel is taken.\nForward alone it is above 1 in some of these shapes."
     )
 
 

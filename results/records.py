@@ -26,7 +26,6 @@ from typing import Any
 import record_files
 from benchmark_tables import (
     c_inference_table,
-    convolution_table,
     cortex_m4_table,
     faults_table,
     inference_table,
@@ -53,6 +52,7 @@ from comparison_tables import (
 from export_tables import deployed_table, exports_table
 from file_sizes import file_sizes_table
 from gpu_tables import h100_fused_table, h100_layer_table, h100_step_table
+from kernel_tables import convolution_table, plane_signs_table
 from markdown_tables import all_results_table, results_table, sweep_table
 from trial_tables import idle_planes_table, planes_table, poolings_table
 
@@ -98,7 +98,8 @@ TABLES = {
         "centers": lambda: sweep_table("figure7_cpu/*", "centers", "lambda"),
     },
     DOCS / "performance.md": {
-        "mcconv": mcconv_table, "convolution": convolution_table, "step": step_table,
+        "mcconv": mcconv_table, "convolution": convolution_table,
+        "plane signs": plane_signs_table, "step": step_table,
         "later steps": later_step_table,
         "roofline": roofline_table, "machines": machines_table,
         "pytorch layers": pytorch_layer_table, "limits": limits_table,

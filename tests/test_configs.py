@@ -72,6 +72,13 @@ DERIVED = {
         },
     ),
     "cifar10_cpu": ("cifar10", {"num_epochs": 12, "binarize.start_epoch": 2, **NARROW, **COSINE}),
+    "cifar10_small": (
+        "cifar10_cpu",
+        {
+            "num_epochs": 100, "model.widths": (8, 8, 16, 32), "model.plane_signs": "hadamard",
+            "model.head": "linear",
+        },
+    ),
     "cifar100_cpu": ("cifar100", {**BINARIZED_EARLY, **NARROW, **COSINE}),
     "svhn_cpu": (
         "svhn", {"data.train_split": "train[:30000]", **BINARIZED_EARLY, **NARROW, **COSINE}
@@ -327,7 +334,7 @@ def test_its_partners_are_what_the_header_calls_them(name):
             assert theirs.weights == partner.model.planes * ours.weights
         elif what.endswith("of as many channels"):  # other layers need other numbers of weights
             assert theirs.channels == ours.channels
-        elif what.startswith("MCN of equal bits"):
+        elif "of equal bits" in what:
             assert theirs.weights == pytest.approx(ours.weights, rel=5e-3)
         elif what.endswith("of the same number of weights"):
             assert theirs.weights == ours.weights

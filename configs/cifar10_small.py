@@ -1,0 +1,26 @@
+"""MCN on CIFAR-10 with a pattern of signs per plane, 20 layers and 0.27 million bits of filters.
+
+Command:  python -m mcn_jax.main --config=configs/cifar10_small.py --config.data.archive_dir=DIR
+Expected: not run yet.
+Partners: U-MCN with --config.binarize.enabled=False
+          MCN of equal bits, by the paper, with --config.model.plane_signs=""
+          plain one-bit layer of equal bits with --config.model.conv=mcdonnell
+          --config.model.planes=2 --config.model.plane_signs="" --config.binarize.start_epoch=0
+          WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2
+          --config.model.plane_signs=""
+Ours:     20 layers, 8-8-16-32 maps, the Hadamard pattern, one dense layer, 100 epochs of which the
+          first 2 train a U-MCN, the cosine schedule, and the choices of its base.
+"""
+
+import pathlib
+
+from mcn_jax.config import load_config_file
+
+
+def get_config():
+    config = load_config_file(pathlib.Path(__file__).with_name("cifar10_cpu.py"))
+    config.num_epochs = 100
+    config.model.widths = (8, 8, 16, 32)
+    config.model.plane_signs = "hadamard"
+    config.model.head = "linear"
+    return config
