@@ -3,7 +3,7 @@
 Command:  python -m mcn_jax.main --config=configs/cifar10_small.py --config.data.archive_dir=DIR
 Expected: not run yet.
 Partners: U-MCN with --config.binarize.enabled=False
-          MCN of equal bits, by the paper, with --config.model.plane_signs=""
+          MCN of equal bits without a pattern with --config.model.plane_signs=""
           plain one-bit layer of equal bits with --config.model.conv=mcdonnell
           --config.model.planes=2 --config.model.plane_signs="" --config.binarize.start_epoch=0
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2

@@ -1,11 +1,11 @@
-"""The tables of what the native kernel computes besides MCconv, made from records of benchmarks."""
+"""The tables of ordinary convolutions and patterns of planes, made from records of benchmarks."""
 
 from benchmark_tables import MACHINE, PASSES, benchmark
 from record_files import read_benchmark
 
 from mcn_jax.ops.convolution import native_passes
 from mcn_jax.ops.fastest import Shape
-from mcn_jax.ops.mcconv import MAPS_OF_SLICES
+from mcn_jax.ops.mcconv import slices_are_faster
 
 
 def convolution_table() -> str:
@@ -44,7 +44,7 @@ def plane_signs_table() -> str:
         shape = Shape.of(layer)
         forward, gradients = (layer[name] for name in PASSES)
         over_direct = gradients["native_over_direct"]
-        is_taken = shape.in_maps >= MAPS_OF_SLICES
+        is_taken = slices_are_faster(shape, "hadamard")
         if is_taken:
             taken.append(over_direct)
         lines.append(
@@ -62,6 +62,6 @@ def plane_signs_table() -> str:
         lines,
     )
     return (
-        f"{table}\n\nWhere \"auto\" takes the native form, the ratio with gradients is"
+        f'{table}\n\nWhere "auto" takes the native form, the ratio with gradients is'
         f" {min(taken):.2f} to {max(taken):.2f}."
     )

@@ -129,9 +129,9 @@ def sizes(network: Trained) -> Sizes:
 def multiply_adds(plan: Plan, config: Config, quantized: bool) -> MultiplyAdds:
     """The multiply-adds of all convolutions and dense layers of a network.
 
-    An MCconv shares its products between planes, except with a pattern that has more than signs.
-    Filter maps are counted in their direct form. With two centers, a weight counts as a sign: it is one up to a
-    factor and an offset, and both factor out of the sum.
+    An MCconv shares its products between planes, except with a pattern that also orders planes.
+    Filter maps are counted in their direct form. With two centers, a weight counts as a sign: it is
+    one up to a factor and an offset, and both factor out of the sum.
     """
     convolutions = [layer for layer in plan if layer.family.filters is not None]
     counts = [

@@ -336,6 +336,7 @@ def test_its_partners_are_what_the_header_calls_them(name):
             assert theirs.channels == ours.channels
         elif "of equal bits" in what:
             assert theirs.weights == pytest.approx(ours.weights, rel=5e-3)
+            assert not partner.model.plane_signs
         elif what.endswith("of the same number of weights"):
             assert theirs.weights == ours.weights
         elif what.endswith("of the same printed width"):

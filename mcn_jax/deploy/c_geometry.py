@@ -14,7 +14,7 @@ class Geometry:
         channels: C, of the input.
         maps: O, sums per pixel of the output.
         planes: K, channels of the output per map.
-        slices: S, sums per tap and map, each over every S-th channel of the input.
+        slices: into which the channels are divided, see `Arithmetic`.
         taps: W, height and width of the kernel.
         strides: in y and x.
         low: zeros padded above and to the left.

@@ -66,13 +66,13 @@ def _geometry(arithmetic: Arithmetic, shape: Shape) -> Geometry:
     size = shape[1:3] if len(shape) == 4 else (1, 1)
     strides = (arithmetic.strides, arithmetic.strides)
     pads, out_size = pads_and_out_size(size, kernel[:2], strides, arithmetic.padding)
-    m_shape = (1, 1) if arithmetic.m_filters is None else arithmetic.m_filters.shape
+    planes = 1 if arithmetic.m_filters is None else arithmetic.m_filters.shape[-1]
     return Geometry(
         size=size,
         channels=kernel[2],
         maps=kernel[3],
-        planes=m_shape[-1],
-        slices=m_shape[0],
+        planes=planes,
+        slices=1 if arithmetic.signs is None else len(arithmetic.signs),
         taps=kernel[0],
         strides=arithmetic.strides,
         low=(pads[0][0], pads[1][0]),

@@ -45,7 +45,7 @@ def call(
         program.constant(levels, "levels"),
     ]
     parameters, value = "", "own[n * $RUN + p]"
-    for leaf in ("m_filters", "scales", "offsets"):
+    for leaf in ("m_filters", "signs", "scales", "offsets"):
         values = getattr(arithmetic, leaf)
         if values is not None:
             constants.append(program.constant(values, f"{name}_{leaf}"))
@@ -82,14 +82,13 @@ def call(
     )
     has_m = arithmetic.m_filters is not None
     products = (f"m[{j} * $K] * of_taps[{j}][p]" for j in range(geometry.taps))
-    mix = c_quantized_text.MIX.replace("@total", " + ".join(products))
-    begin, at, m_start = c_quantized_text.BEGIN, "table", "m_filters"
+    total, begin, at, map_ = " + ".join(products), c_quantized_text.BEGIN, "table", "o"
     if geometry.slices > 1:
+        total = f"signs[slice * $K + k] * ({total})"
         begin += c_quantized_text.SLICE
         at += " + slice * ($GROUPS * 16 * $PIXELS)"
-        m_start += " + slice * ($W * $W * $K)"
-        mix = mix.replace("(o * $K", "(o / $SLICES * $K")
-    mix = mix.replace("m_filters", m_start)
+        map_ = "o / $SLICES"
+    mix = filled(c_quantized_text.MIX, total=filled(total), map=filled(map_))
     called = [
         program.function(
             kind + "_modulated" if has_m else kind + "_signed",
@@ -102,7 +101,7 @@ def call(
                 add=indented(filled(c_quantized_text.additions(sizes["GROUPS"])), 6),
                 begin=indented(filled(begin), 5) if has_m else "",
                 at=filled(at),
-                mix=indented(filled(mix), 5) if has_m else "",
+                mix=indented(mix, 5) if has_m else "",
                 value=f"{assigns} {filled(value)}",
                 inside=_inside(geometry),
             ),
@@ -133,10 +132,10 @@ def _sizes(geometry: Geometry, bits: int) -> dict[str, int]:
     """Returns the sizes that follow from those of a layer.
 
     GROUP is the number of channels per group; GROUPS the number of groups of a slice; BYTES those
-    of the groups' bits; ALL_GROUPS the groups and UNITS the maps of all slices; RUN the columns of
-    the output at once, of which COLUMNS are needed; PHASE the pixels of a phase; PIXELS those of a
-    table's entry; ROW the floats of the table; ROWS the rows of the padded input; WAITING the rows
-    of the output that wait, of SUMS floats each.
+    of the groups' bits; ALL_GROUPS the groups and SLICED_MAPS the maps of all slices; RUN the
+    columns of the output at once, of which COLUMNS are needed; PHASE the pixels of a phase; PIXELS
+    those of a table's entry; ROW the floats of the table; ROWS the rows of the padded input;
+    WAITING the rows of the output that wait, of SUMS floats each.
     """
     group = 4 // bits
     channels = geometry.channels // geometry.slices
@@ -150,7 +149,7 @@ def _sizes(geometry: Geometry, bits: int) -> dict[str, int]:
     pixels = min(geometry.strides, geometry.taps) * phase
     return {
         "GROUP": group, "GROUPS": groups, "BYTES": -(-groups // 2), "RUN": run, "COLUMNS": columns,
-        "ALL_GROUPS": all_groups, "UNITS": geometry.maps * geometry.slices,
+        "ALL_GROUPS": all_groups, "SLICED_MAPS": geometry.maps * geometry.slices,
         "PHASE": phase, "PIXELS": pixels, "ROW": all_groups * 16 * pixels,
         "ROWS": geometry.strides * (geometry.out[0] - 1) + geometry.taps,
         "WAITING": -(-geometry.taps // geometry.strides),

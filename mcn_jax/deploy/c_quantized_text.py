@@ -86,9 +86,9 @@ static void NAME(const float *restrict x, float *restrict y, float *restrict tab
                 if (i == 0) {
                     memset(own, 0, $SUMS * sizeof *own);
                 }
-                for (size_t o = 0; inside && o < $UNITS; o++) {
+                for (size_t o = 0; inside && o < $SLICED_MAPS; o++) {
 $begin                    for (size_t j = 0; j < $W; j++) {
-                        const uint8_t *code = codes + ((i * $W + j) * $UNITS + o) * $BYTES;
+                        const uint8_t *code = codes + ((i * $W + j) * $SLICED_MAPS + o) * $BYTES;
                         const float *at = $at + j % $S * $PHASE + j / $S;
                         float *const sum = $sum;
 $add                    }
@@ -113,7 +113,7 @@ float of_taps[$W][$RUN];
 memset(of_taps, 0, sizeof of_taps);
 """
 
-# Where channels form slices, o counts the slices of each map.
+# Where channels form slices, o counts the slices of all maps, those of a map one after another.
 SLICE = """\
 const size_t slice = o % $SLICES;
 """
@@ -121,9 +121,9 @@ const size_t slice = o % $SLICES;
 MIX = """\
 for (size_t k = 0; k < $K; k++) {
     const float *const m = m_filters + i * $W * $K + k;
-    float *const out = own + (o * $K + k) * $RUN;
+    float *const out = own + ($map * $K + k) * $RUN;
     for (size_t p = 0; p < $RUN; p++) {
-        out[p] += @total;
+        out[p] += $total;
     }
 }
 """

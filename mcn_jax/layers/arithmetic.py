@@ -27,14 +27,16 @@ class Arithmetic:
 
     The weighed sums over taps and channels are multiplied by `scales`, then `offsets` are added.
     With `m_filters`, each tap's sum over the channels counts K times, weighed by M, so O maps
-    become O*K channels. With S slices, each tap has a sum for each slice, which consists of every
-    S-th channel and has an M of its own, and the slices are added.
+    become O*K channels. With `signs`, slice i consists of the channels i, i + S, i + 2S, ... Each
+    tap then has a sum for each slice, and plane k adds the slices with their signs.
 
     Attributes:
         weights: [W, W, C, O], float32, float16 or int8, or quantized.
         strides: step in y and x, in pixels.
         padding: a name in `mcn_jax.ops.conv_spec.PADDINGS`.
-        m_filters: [S, W, W, K] float32, or None; S divides C.
+        m_filters: [W, W, K] float32, or None.
+        signs: [S, K] float32, 1 and -1, of each slice in each plane; None for one slice of all
+            channels. S divides C.
         scales: [1] or [O] float32, or None for ones.
         offsets: [O] float32, or None for zeros.
         taken: a name in `TAKEN`: the values of the input, their signs (+1 for 0), or the values
@@ -47,6 +49,7 @@ class Arithmetic:
     strides: int = 1
     padding: str = "VALID"
     m_filters: np.ndarray | None = None
+    signs: np.ndarray | None = None
     scales: np.ndarray | None = None
     offsets: np.ndarray | None = None
     taken: str = "values"

@@ -266,7 +266,7 @@ def _multiply_adds(layer: PlannedLayer) -> dict[str, int]:
     planes = layer.params["m_filters"][-1]
     one_pixel = Shape(channels // planes, maps, planes, size=1, stride=1)
     signs = layer.settings["plane_signs"]
-    slices = bool(signs) and plane_signs.has_slices(signs)
+    slices = plane_signs.has_slices(signs)
     forms = ("direct", "factored") if slices or not signs else ("direct",)
     return {
         form: layer.out_pixels

@@ -35,7 +35,7 @@ from mcn_jax.layers.quantized_file import (
     relative_error,
 )
 from mcn_jax.ops import packing
-from mcn_jax.ops.plane_signs import has_slices, m_of_slices, of_plane
+from mcn_jax.ops.plane_signs import has_slices, of_plane, signs_of_slices
 
 
 def codes_of(latent_filters: np.ndarray, centers: np.ndarray) -> np.ndarray:
@@ -89,21 +89,21 @@ def arithmetic(stored: Mapping[str, np.ndarray], layer: PlannedLayer, module: An
     Raises:
         InputError: if the layer has a pattern of planes that `Arithmetic` does not describe.
     """
-    signs, m_filters = module.plane_signs, stored["m_filters"].astype(np.float32)
-    if signs and not has_slices(signs):
+    pattern, m_filters = module.plane_signs, stored["m_filters"].astype(np.float32)
+    if pattern and not has_slices(pattern):
         raise InputError(
-            f"the layer {layer.name} has plane_signs={signs!r}, which has no C source; use the"
-            " .safetensors or the .onnx file, or train with plane_signs='hadamard'"
+            f"the layer {layer.name} has plane_signs={pattern!r}, which has no C source; use the"
+            " .safetensors or the .onnx file, or train with model.plane_signs=hadamard"
         )
-    with jax.ensure_compile_time_eval():  # C source is written while the network is traced
-        of_slices = m_of_slices(jnp.asarray(m_filters), signs) if signs else m_filters[None]
+    signs = signs_of_slices(pattern, m_filters.shape[-1]).astype(np.float32)
     weights: Any = stored.get("latent_filters")
     if weights is None:
         codes = packing.unpack(stored["bits"], layer.params["latent_filters"])
         weights = Quantized(codes, stored["centers"])
     return Arithmetic(
         weights=weights,
-        m_filters=np.asarray(of_slices),
+        m_filters=m_filters,
+        signs=signs if pattern else None,
         strides=module.strides,
         padding=module.padding,
     )

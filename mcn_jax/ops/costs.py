@@ -35,7 +35,7 @@ def multiply_adds(
         keeps_products: whether the backward pass of the factored form uses the product of the
             forward pass instead of computing it again.
         has_slices: whether the layer has a pattern of signs, see
-            `mcn_jax.ops.plane_signs.m_of_slices`. It only changes the factored form.
+            `mcn_jax.ops.plane_signs.sliced_m`. It only changes the factored form.
         taps: taps per filter.
 
     Raises:

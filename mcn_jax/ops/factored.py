@@ -19,8 +19,8 @@ With strides (s, s), a tap reads every s-th pixel in y and x, which is one of th
 image. Each phase is multiplied by the filters of its own taps. With stride 1, the image is the only
 phase.
 
-A pattern of signs per plane (`mcn_jax.ops.plane_signs.m_of_slices`) makes the convolution a sum
-over K slices of the channels, each with the steps above.
+With a pattern of signs per plane, the convolution is a sum over K slices of the channels
+(`mcn_jax.ops.plane_signs.sliced_m`). Each slice takes the steps above.
 
 The intermediate arrays have T*H channels, more than input and output together. A CPU processes a
 few images at a time, so they stay in cache and take little memory; small batches of wide layers are
@@ -148,13 +148,12 @@ def _sum_of_slices(
     spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
 ) -> jax.Array:
     plain = dataclasses.replace(spec, plane_signs="")
-    m_of_slices = plane_signs.m_of_slices(m_filters, spec.plane_signs)
-    slices = len(m_of_slices)
-    outputs = (
-        forward(plain, features[..., i::slices], filters[:, :, i::slices], m_of_slices[i])
-        for i in range(slices)
-    )
-    return functools.reduce(jnp.add, outputs)
+    sliced_m = plane_signs.sliced_m(m_filters, spec.plane_signs)
+    slices = len(sliced_m)
+    total = jnp.zeros((), jnp.promote_types(features.dtype, jnp.float32))
+    for i in range(slices):
+        total += forward(plain, features[..., i::slices], filters[:, :, i::slices], sliced_m[i])
+    return total.astype(features.dtype)
 
 
 def _gradients_of_slices(
@@ -166,14 +165,14 @@ def _gradients_of_slices(
     cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     plain = dataclasses.replace(spec, plane_signs="")
-    of_slices = functools.partial(plane_signs.m_of_slices, plane_signs=spec.plane_signs)
-    m_of_slices, m_vjp = jax.vjp(of_slices, m_filters)
-    slices = len(m_of_slices)
+    of_signs = functools.partial(plane_signs.sliced_m, plane_signs=spec.plane_signs)
+    sliced_m, m_vjp = jax.vjp(of_signs, m_filters)
+    slices = len(sliced_m)
     gradients = []
     for i in range(slices):
-        of_slice = slice(i, None, slices)
-        arrays = (features[..., of_slice], filters[:, :, of_slice], m_sum_filters[:, :, of_slice])
-        gradients.append(backward(plain, *arrays, m_of_slices[i], cotangent))
+        own = slice(i, None, slices)
+        arrays = features[..., own], filters[:, :, own], m_sum_filters[:, :, own]
+        gradients.append(backward(plain, *arrays, sliced_m[i], cotangent))
     d_features, d_filters, d_m = zip(*gradients, strict=True)
     return (
         jnp.stack(d_features, axis=-1).reshape(features.shape),

@@ -35,11 +35,11 @@ from mcn_jax.ops.plane_signs import PATTERNS, gradient_of_plane, has_slices, why
 
 # Features, latent filters, centers, M, and the products of the native kernel if it saved them.
 Residuals = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array | None]
-# With fewer channels, computing the products again takes less time than reading them.
+# With fewer channels in a slice, computing products again takes less time than reading them.
 CHANNELS_TO_SAVE = 256
-# With fewer maps, the mix of the slices takes longer than the direct form
+# With fewer input channels, the direct form of a pattern of signs is faster, forward with gradients
 # (benchmarks/plane_signs.py).
-MAPS_OF_SLICES = 11
+CHANNELS_TO_SLICE = 64
 M_GRADIENTS = ("binary", "latent")
 
 
@@ -53,7 +53,7 @@ class Form(NamedTuple):
 def _convolution(spec: ConvSpec) -> Callable[..., jax.Array]:
     """Returns the ordinary convolution with Q: XLA's, whose peer is the native form.
 
-    With a pattern of planes, it is the faster code, because many patterns have no native form.
+    With a pattern of planes, it is the faster code, because only signs have a native form.
     """
     return convolve if spec.plane_signs else xla_convolve
 
@@ -157,10 +157,11 @@ def _saves_products(
     spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
 ) -> bool:
     """Returns whether the native kernel computes this layer and saves its products for dM."""
+    slices = m_filters.shape[2] if has_slices(spec.plane_signs) else 1
     return (
         spec.form in ("auto", "native")
         and spec.m_gradient == "binary"  # otherwise dM needs the products of other filters
-        and filters.shape[2] >= CHANNELS_TO_SAVE
+        and filters.shape[2] // slices >= CHANNELS_TO_SAVE
         and jax.default_backend() == "cpu"
         and _fastest(spec, features, filters, m_filters).get("cpu") is _NATIVE
     )
@@ -203,10 +204,15 @@ def _backward_from_products(
 def takes_native(shape: Shape, plane_signs: str = "") -> bool:
     """Returns whether "auto" takes the native form on this CPU, in float32."""
     if plane_signs:
-        is_faster = has_slices(plane_signs) and shape.in_maps >= MAPS_OF_SLICES
+        is_faster = slices_are_faster(shape, plane_signs)
     else:
         is_faster = native_is_faster("cpu", "float32", shape)
     return is_faster and native.why_unavailable() is None
+
+
+def slices_are_faster(shape: Shape, plane_signs: str) -> bool:
+    """Returns whether the native form of a pattern is faster than the direct form, in float32."""
+    return has_slices(plane_signs) and shape.in_maps * shape.planes >= CHANNELS_TO_SLICE
 
 
 _NATIVE = Form(native.forward, native.backward)
@@ -218,10 +224,9 @@ FORMS = {
     "native": Form(_auto_forward, _auto_backward),
     "pallas": Form(_fused_forward, _fused_backward),
 }
-# The only form that computes every pattern of planes. Of the others, some compute patterns that
-# make slices of the channels.
-OF_PATTERNS = "direct"
-OF_SLICES = "factored", "native"
+# The forms that compute every pattern of planes, and patterns of signs only. "auto" is one of both.
+FORMS_OF_PATTERNS = "auto", "direct"
+FORMS_OF_SIGNS = *FORMS_OF_PATTERNS, "factored", "native"
 
 
 def mcconv(
@@ -269,6 +274,8 @@ def mcconv(
         plane_signs: a name in `mcn_jax.ops.plane_signs.PATTERNS`, or "". With a pattern, plane k of
             Q has the filter's planes in another order or with other signs, and the gradients
             follow. "direct" computes every pattern, "factored" and "native" those of signs only.
+            With signs only, "auto" is "native" from `CHANNELS_TO_SLICE` input channels, on a CPU in
+            float32. Otherwise it is "direct".
 
     Returns:
         [N, Y', X', H*K].
@@ -294,14 +301,14 @@ def mcconv(
             raise ValueError(f"plane_signs={plane_signs!r} must be empty or one of {names}")
         if (reason := why_unsuitable(plane_signs, m_filters.shape[-1])) is not None:
             raise ValueError(f"plane_signs={plane_signs!r} {reason}")
-        slices = has_slices(plane_signs)
-        if form not in ("auto", OF_PATTERNS, *(OF_SLICES if slices else ())):
+        possible = FORMS_OF_SIGNS if has_slices(plane_signs) else FORMS_OF_PATTERNS
+        if form not in possible:
             raise ValueError(
-                f"form={form!r} cannot compute plane_signs={plane_signs!r}; use 'auto' or"
-                f" {OF_PATTERNS!r}"
+                f"form={form!r} cannot compute plane_signs={plane_signs!r}; use one of"
+                f" {', '.join(possible)}"
             )
-        if not slices:
-            form = OF_PATTERNS
+        if possible is FORMS_OF_PATTERNS:
+            form = "direct"
     spec = ConvSpec(
         strides=strides, padding=padding, m_gradient=m_gradient, form=form, plane_signs=plane_signs
     )

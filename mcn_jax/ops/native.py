@@ -53,7 +53,7 @@ def products_size(
     pads, out_size = _pads_and_out_size(spec, features, filters)
     (low_y, _), (low_x, _) = pads
     taps, _, channels, maps = filters.shape
-    slices = len(_of_slices(spec, m_filters))
+    slices = len(plane_signs.signs_of_slices(spec.plane_signs, m_filters.shape[2]))
     sizes = (
         *features.shape[:3], slices, channels // slices, taps, maps, m_filters.shape[2],
         *out_size, *spec.strides, low_y, low_x
@@ -72,7 +72,7 @@ def _forward(
     shapes = (features.shape[0], *out_size, channels), (saved,)
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     call = jax.ffi.ffi_call("mcn_mcconv_forward", results, vmap_method="sequential")
-    arrays = _float32(features, filters, _of_slices(spec, m_filters))
+    arrays = _float32(features, filters, _sliced_m(spec, m_filters))
     output, products = call(*arrays, **_attributes(spec.strides, pads))
     return output, products
 
@@ -96,15 +96,15 @@ def backward(
         products = jnp.zeros(0)
     if m_sum_filters is None:
         m_sum_filters = jnp.zeros(0)
-    m_of_slices, m_vjp = jax.vjp(functools.partial(_of_slices, spec), m_filters.astype(jnp.float32))
-    shapes = features.shape, filters.shape, m_of_slices.shape
+    sliced_m, m_vjp = jax.vjp(functools.partial(_sliced_m, spec), m_filters.astype(jnp.float32))
+    shapes = features.shape, filters.shape, sliced_m.shape
     outputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     call = jax.ffi.ffi_call("mcn_mcconv_backward", outputs, vmap_method="sequential")
-    d_features, d_filters, d_m_of_slices = call(
-        *_float32(features, filters, m_sum_filters, m_of_slices, cotangent, products),
+    d_features, d_filters, d_sliced_m = call(
+        *_float32(features, filters, m_sum_filters, sliced_m, cotangent, products),
         **_attributes(spec.strides, _pads_and_out_size(spec, features, filters)[0]),
     )
-    (d_m,) = m_vjp(d_m_of_slices)
+    (d_m,) = m_vjp(d_sliced_m)
     return (
         d_features.astype(features.dtype),
         d_filters.astype(filters.dtype),
@@ -176,11 +176,8 @@ def _plain_spec(strides: tuple[int, int], padding: str) -> ConvSpec:
     return ConvSpec(strides=strides, padding=padding, m_gradient="binary", form="native")
 
 
-def _of_slices(spec: ConvSpec, m_filters: jax.Array) -> jax.Array:
-    """Returns M for each slice of the channels: one slice for all channels without a pattern."""
-    if not spec.plane_signs:
-        return m_filters[None]
-    return plane_signs.m_of_slices(m_filters, spec.plane_signs)
+def _sliced_m(spec: ConvSpec, m_filters: jax.Array) -> jax.Array:
+    return plane_signs.sliced_m(m_filters, spec.plane_signs)
 
 
 def _unit_m(filters: jax.Array) -> jax.Array:

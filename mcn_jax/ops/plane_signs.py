@@ -71,30 +71,54 @@ def why_unsuitable(plane_signs: str, planes: int) -> str | None:
 
 
 def has_slices(plane_signs: str) -> bool:
-    """Returns whether a pattern has signs only, so that `m_of_slices` can compute it."""
-    return plane_signs == "hadamard"
+    """Returns whether a pattern has signs only; then `sliced_m` computes it. False for ""."""
+    if not plane_signs:
+        return False
+    make, allowed = PATTERNS[plane_signs]
+    return all(np.array_equal(make(k).order, np.indices((k, k))[1]) for k in allowed)
 
 
-def m_of_slices(m_filters: jax.Array, plane_signs: str) -> jax.Array:
-    """Returns M for each slice of the channels, of which a pattern of signs makes a sum.
+def signs_of_slices(plane_signs: str, planes: int) -> np.ndarray:
+    """Returns the sign with which each output plane meets each slice of the channels.
 
-    Slice i consists of plane i of all input maps: channels i, i + K, ... Output plane k meets the
-    whole slice with one sign, which M can take,
+    With a pattern of signs, slice i consists of plane i of all input maps: channels i, i + K, ...
 
-        Q[.., g*K + i, h*K + k] = C[.., g*K + i, h] * (signs[k, i] * M[.., k])
+    Args:
+        plane_signs: a name in `PATTERNS` with signs only, or "", where one slice has all channels.
+        planes: K.
 
-    So the convolution is the sum of K MCconvs without a pattern, each of one slice. All K planes of
-    an output map share the products of a filter, as without a pattern.
+    Returns:
+        Integers 1 and -1, [K, K] or [1, K]: row i for slice i, column k for output plane k.
+
+    Raises:
+        ValueError: if the pattern has more than signs.
+    """
+    if not plane_signs:
+        return np.ones((1, planes), int)
+    if not has_slices(plane_signs):
+        raise ValueError(f"plane_signs={plane_signs!r} also orders planes, so it has no slices")
+    return PATTERNS[plane_signs][0](planes).signs.T
+
+
+def sliced_m(m_filters: jax.Array, plane_signs: str) -> jax.Array:
+    """Returns the M of each slice. The convolution is the sum over the slices of the channels.
+
+    The sign with which output plane k meets slice i can be moved into M:
+
+        Q[.., g*K + i, h*K + k] = C[.., g*K + i, h] * (signs[i, k] * M[.., k])
+
+    So the convolution is a sum of MCconvs without a pattern, each of one slice, and all K planes of
+    an output map share the products of a filter.
 
     Args:
         m_filters: [W, W, K].
-        plane_signs: a name in `PATTERNS` with signs only, see `has_slices`.
+        plane_signs: as in `signs_of_slices`.
 
     Returns:
-        [K, W, W, K]; the first axis is the slice.
+        [K, W, W, K], or [1, W, W, K] for ""; the first axis is the slice.
     """
-    signs = PATTERNS[plane_signs][0](m_filters.shape[-1]).signs
-    return m_filters[None] * jnp.asarray(signs.T, m_filters.dtype)[:, None, None]
+    signs = signs_of_slices(plane_signs, m_filters.shape[-1])
+    return m_filters[None] * jnp.asarray(signs, m_filters.dtype)[:, None, None]
 
 
 def of_plane(filters: jax.Array, plane: int, planes: int, plane_signs: str) -> jax.Array:

@@ -47,6 +47,9 @@ NETWORKS = {
         "name": "wide_resnet", "plane_signs": "hadamard", "planes": 2, "widths": (5, 9, 11, 16),
         "num_centers": 4, "head": "linear",
     },
+    "signs of eight planes, three centers": {
+        "plane_signs": "hadamard", "planes": 8, "widths": (1, 5), "num_centers": 3,
+    },
     "tiles of columns": {"size": (12, 72), "num_centers": 4},
     "wide_resnet": {"name": "wide_resnet", "channels": 3, "head": "linear"},
     "wide_resnet, strided stem": {"name": "wide_resnet", "stem": "imagenet", "size": (16, 80)},
@@ -105,7 +108,9 @@ def test_logits_equal_those_of_jax(name, tmp_path):
     assert relative_difference(logits, expected) <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["four centers, color", "wide_resnet", "signs and their scales"])
+@pytest.mark.parametrize(
+    "name", ["four centers, color", "wide_resnet", "signs and their scales", "signs per plane"]
+)
 @pytest.mark.parametrize(
     ("compiler", "flags"), [("cc", ("-O3",)), ("clang", ("-O2",)), ("cc", ("-O2", "-m32"))]
 )
@@ -140,7 +145,7 @@ def test_selftest_notices_a_wrong_weight(tmp_path):
         (
             {"plane_signs": "quaternion"},
             "the layer conv_1 has plane_signs='quaternion', which has no C source; use the"
-            " .safetensors or the .onnx file, or train with plane_signs='hadamard'",
+            " .safetensors or the .onnx file, or train with model.plane_signs=hadamard",
         ),
         ({"num_centers": 5}, "the layer conv_1 has 5 centers, but C source supports only 4"),
         ({"num_centers": 0}, "the layer conv_1 has float filters with M, which have no C source"),

@@ -229,7 +229,7 @@ int main(int, char** arguments) {
     if (n % 20 == 0)  // wide enough to be split by maps
       s.channels = s.planes * 128 / s.slices, s.maps = 150, s.height = s.width = 3, s.taps = 3;
     const bool has_chunks = n % 10 == 5;  // several of a part of a sum of blocks, see below
-    if (has_chunks) s.channels = s.planes * 16, s.height = s.width = 20;
+    if (has_chunks) s.channels = s.planes * 16 / s.slices, s.height = s.width = 20;
     const long padding = random() % 3;  // SAME, VALID, or taps / 2 zeros on each side
     if (padding == 1) s.height = std::max(s.height, s.taps), s.width = std::max(s.width, s.taps);
     auto side = [&](long pixels, long stride, long& out, long& low) {
@@ -246,6 +246,7 @@ int main(int, char** arguments) {
       for (const bool saves : {false, true})
         for (const bool wants_m : {false, true})
           good &= agrees(*kernel, s, parts, saves, wants_m, random);
+    s.channels *= s.slices;
     s.planes = s.slices = 1;
     if (has_chunks) s.images = 40;
     for (const mcn::Kernel* kernel : kernels)

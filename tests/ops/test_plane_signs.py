@@ -177,28 +177,33 @@ def test_gradients_of_quaternions_are_those_of_finite_differences():
 def test_other_forms_refuse_a_pattern(pattern, form, monkeypatch):
     monkeypatch.setattr("mcn_jax.ops.native.why_unavailable", lambda: None)
     features, latent, m = map(jnp.asarray, arrays(4))
-    with pytest.raises(ValueError, match=f"form='{form}' cannot compute plane_signs='{pattern}'"):
+    others = ", factored, native" if pattern == "hadamard" else ""
+    message = (
+        f"form='{form}' cannot compute plane_signs='{pattern}'; use one of auto, direct{others}$"
+    )
+    with pytest.raises(ValueError, match=message):
         mcconv(features, latent, None, m, form=form, plane_signs=pattern)
 
 
 @pytest.mark.parametrize("planes", [2, 4, 8])
 def test_a_pattern_of_signs_is_a_sum_over_slices(planes):
     features, latent, m = map(jnp.asarray, arrays(planes))
-    m_of_slices = plane_signs.m_of_slices(m, "hadamard")
-    assert m_of_slices.shape == (planes, 3, 3, planes)
-    total = sum(mcconv_of_slice(features, latent, m_of_slices, i, planes) for i in range(planes))
+    sliced_m = plane_signs.sliced_m(m, "hadamard")
+    assert sliced_m.shape == (planes, 3, 3, planes)
+    total = sum(mcconv_of_slice(features, latent, sliced_m, i, planes) for i in range(planes))
     whole = mcconv(features, latent, None, m, plane_signs="hadamard")
     np.testing.assert_allclose(total, whole, rtol=1e-4, atol=1e-4)
 
 
-def mcconv_of_slice(features, latent, m_of_slices, i, planes):
+def mcconv_of_slice(features, latent, sliced_m, i, planes):
     """Convolves plane i of all maps, with the other planes zero and without a pattern."""
     alone = jnp.zeros_like(features).at[..., i::planes].set(features[..., i::planes])
-    return mcconv(alone, latent, None, m_of_slices[i])
+    return mcconv(alone, latent, None, sliced_m[i])
 
 
 # Batch, height, width, in_maps, out_maps, planes, taps, stride, padding. With 12 maps a vector
-# holds maps of several taps; with 70 channels to 300 maps, the parts of the work are maps.
+# holds maps of several taps. From 260 to 300 maps, the parts of the work are maps, and the native
+# form saves its products.
 SHAPES_OF_SLICES = [
     (3, 8, 9, 2, 3, 4, 3, 1, "SAME"),
     (2, 9, 8, 5, 12, 4, 3, 2, "SAME"),
@@ -206,7 +211,7 @@ SHAPES_OF_SLICES = [
     (2, 6, 5, 1, 4, 8, 3, 2, "CENTERED"),
     (1, 3, 3, 2, 2, 4, 1, 2, "SAME"),
     (2, 5, 5, 20, 33, 4, 3, 1, "SAME"),
-    (1, 4, 4, 70, 300, 4, 3, 1, "SAME"),
+    (1, 4, 4, 260, 300, 2, 3, 1, "SAME"),
 ]
 
 
@@ -243,18 +248,30 @@ def test_forms_that_share_products_equal_the_direct_one(shape, form, m_gradient)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * largest)
 
 
-def test_auto_takes_the_native_form_from_eleven_maps():
+@pytest.mark.parametrize(("planes", "maps"), [(2, 32), (4, 16), (8, 8)])
+def test_auto_takes_the_native_form_from_64_channels(planes, maps):
     if reason := native.why_unavailable():
         pytest.skip(reason)
-    for maps in (10, 11):
-        shape = Shape(maps, maps, 4, 8, 1)
-        assert takes_native(shape, "hadamard") == (maps == 11)
-        assert not takes_native(shape, "quaternion")
-        features, latent, m = map(jnp.asarray, arrays(4, in_maps=maps, out_maps=maps))
-        function = functools.partial(mcconv, plane_signs="hadamard")
-        text = jax.jit(function).lower(features, latent, None, m).as_text()
-        slices = re.findall(r'"?mcn_mcconv_forward.*tensor<(\d+)x3x3x\d+xf32>', text)
-        assert slices == ["4" if maps == 11 else "1"]
+    for in_maps, slices in ((maps - 1, 1), (maps, planes)):
+        shape = Shape(in_maps, 3, planes, 8, 1)
+        assert takes_native(shape, "hadamard") == (slices > 1)
+        assert not takes_native(shape, "circulant")
+        assert slices_of_the_kernel("cpu", jnp.float32, in_maps, planes) == [str(slices)]
+
+
+@pytest.mark.parametrize(("platform", "dtype"), [("cuda", jnp.float32), ("cpu", jnp.bfloat16)])
+def test_elsewhere_auto_is_the_direct_form(platform, dtype):
+    assert slices_of_the_kernel(platform, dtype, 32, 4) == []
+
+
+def slices_of_the_kernel(platform, dtype, in_maps, planes):
+    """Returns the number of slices in each call of the native kernel, lowered for a platform."""
+    features, latent, m = map(jnp.asarray, arrays(planes, in_maps=in_maps))
+    function = jax.jit(functools.partial(mcconv, plane_signs="hadamard"))
+    traced = function.trace(features.astype(dtype), latent, None, m)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("convolution" in text) or ("mcn_mcconv_forward" in text)
+    return re.findall(r"@mcn_mcconv_forward.*tensor<(\d+)x3x3x\d+xf32>", text)
 
 
 @pytest.mark.parametrize(

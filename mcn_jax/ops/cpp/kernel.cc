@@ -156,7 +156,7 @@ void for_phases(const Sizes& s, long maps, F&& f) {
                 line(s.width, s.taps, s.stride_x, s.low_x, b), slice, maps));
 }
 
-// The place of tap (i, j) of a slice of channels in m, in units of planes.
+// The index of a tap among the taps of all slices.
 long tap_of(const Sizes& s, const Lanes& l, const Piece& p) {
   return (l.slice * s.taps + p.i) * s.taps + p.j;
 }

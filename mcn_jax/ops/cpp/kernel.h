@@ -8,14 +8,13 @@
 
 namespace mcn {
 
-// Sizes of one MCconv, or of a sum of MCconvs whose filters have one `m` each. Arrays are dense,
-// with the last axis contiguous:
+// Sizes of one MCconv. Its channels may form slices, each with an m of its own; the output is the
+// sum over the slices. Arrays are dense, with the last axis contiguous:
 //   features [images, height, width, channels * slices]
 //   filters  [taps, taps, channels * slices, maps]
 //   m        [slices, taps, taps, planes]
 //   output   [images, out_height, out_width, maps * planes]
-// Slice b consists of the channels b, b + slices, ..., and is convolved with m[b]. An ordinary
-// MCconv has one slice.
+// Slice b consists of the channels b, b + slices, b + 2 * slices, ... An ordinary MCconv has one.
 // Tap (i, j) of output pixel (y, x) reads pixel (stride_y * y + i - low_y, stride_x * x + j -
 // low_x), or zero if there is none. Plane k of map h is channel h * planes + k.
 struct Sizes {
