@@ -68,6 +68,7 @@ LONG_EPOCHS = 100
 WIDER = {"model.widths": (8, 8, 16, 32)}
 LONG: Mapping[str, Fields] = {
     "mcn": LINEAR,
+    "mcn_hadamard": LINEAR | {"model.plane_signs": "hadamard"},
     "mcn_dense_head": {},
     "mcdonnell": EQUAL_BITS["mcdonnell"] | LINEAR,
     "irnet": EQUAL_BITS["irnet"] | LINEAR,

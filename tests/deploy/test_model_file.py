@@ -62,6 +62,7 @@ NETWORKS = {
     "rgbx": {"input_planes": "rgbx", "channels": 3},
     "colour": {"channels": 3, "planes": 2},
     "hadamard": {"plane_signs": "hadamard", "channels": 3},
+    "hadamard, wide": {"plane_signs": "hadamard", "widths": (16, 17)},
     "hadamard of two planes": {"plane_signs": "hadamard", "planes": 2, "num_centers": 3},
     "quaternion": {"plane_signs": "quaternion", "input_planes": "rgbx", "channels": 3},
     "circulant": {"plane_signs": "circulant", "planes": 8},

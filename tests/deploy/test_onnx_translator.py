@@ -30,6 +30,7 @@ NETWORKS = {
     "rgbx": {"input_planes": "rgbx", "channels": 3, "num_centers": 4},
     "first": {"input_planes": "first", "channels": 3},
     "umcn": {"num_centers": 0},
+    "hadamard": {"plane_signs": "hadamard", "widths": (16, 3)},
     "cnn": {"num_centers": 0, "conv": "conv", "channels": 3},
     "odd_size": {"size": (13, 19), "widths": (2, 3, 2)},
     "int8": {"dense": "int8", "num_centers": 4},

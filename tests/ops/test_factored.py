@@ -162,12 +162,15 @@ def test_only_a_cpu_works_in_chunks(platform, loops):
     assert ("stablehlo.while" in lowered) == loops
 
 
-def test_half_precision_loses_no_more_than_its_rounding(monkeypatch):
+@pytest.mark.parametrize("plane_signs", ["", "hadamard"])
+def test_half_precision_loses_no_more_than_its_rounding(plane_signs, monkeypatch):
     exact = random_arrays(4, 64, (6, 6), 4, 8, 4, 3, np.float32)
     features, latent, m = exact
     cut_batches(1, monkeypatch)  # sums over 64 chunks
-    half = output_and_gradients((features.astype(jnp.bfloat16), latent, m), form="factored")
-    expected = output_and_gradients(exact, form="direct")
+    half = output_and_gradients(
+        (features.astype(jnp.bfloat16), latent, m), form="factored", plane_signs=plane_signs
+    )
+    expected = output_and_gradients(exact, form="direct", plane_signs=plane_signs)
     for a, b in zip(half, expected, strict=True):
         assert distance(a.astype(jnp.float32), b) <= 0.005
 

@@ -248,6 +248,26 @@ def test_forms_that_share_products_equal_the_direct_one(shape, form, m_gradient)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * largest)
 
 
+@pytest.mark.parametrize("transform", [jax.vmap, jax.pmap])
+def test_a_form_that_shares_products_can_be_transformed(transform):
+    features, latent, m = (jnp.asarray(array, jnp.float32) for array in arrays(4, in_maps=16))
+
+    def gradients(form, image):
+        def loss(image, latent, m):
+            return jnp.sum(
+                jnp.sin(mcconv(image, latent, None, m, form=form, plane_signs="hadamard"))
+            )
+
+        return jax.grad(jax.checkpoint(loss), argnums=(0, 1, 2))(image[None], latent, m)
+
+    for found, expected in zip(
+        transform(functools.partial(gradients, "auto"))(features),
+        transform(functools.partial(gradients, "direct"))(features),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize(("planes", "maps"), [(2, 32), (4, 16), (8, 8)])
 def test_auto_takes_the_native_form_from_64_channels(planes, maps):
     if reason := native.why_unavailable():

@@ -99,6 +99,15 @@ def test_a_pattern_of_planes_is_part_of_the_reconstructed_filters(tmp_path):
     assert "multiply_adds_factored" not in record
 
 
+def test_a_pattern_of_signs_shares_products_and_mixes_each_slice(tmp_path):
+    model, _, _ = random_model(widths=(2, 4), plane_signs="hadamard")
+    write_model(model, tmp_path / "model.safetensors")
+    record = describe(inspect(tmp_path / "model.safetensors"))["layers"][1]
+    assert record["multiply_adds_direct"] == 8 * 8 * 9 * 8 * 16
+    # 8 channels to 4 maps, and 4 slices of 4 maps to 4 planes.
+    assert record["multiply_adds_factored"] == 8 * 8 * 9 * (8 * 4 + 4 * 4 * 4)
+
+
 def test_pixels_of_a_wide_resnet(tmp_path):
     model, _, _ = random_model(name="wide_resnet")
     write_model(model, tmp_path / "model.safetensors")
