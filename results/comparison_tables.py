@@ -20,7 +20,7 @@ from mcn_jax.training.phases import quantizes
 from mcn_jax.workdirs.trained import Trained
 
 CPU_SWEEP = "equal_bits"
-CPU_SYSTEMS = ("mcn", "mcdonnell")
+CPU_SYSTEMS = {"mcn": "MCN", "mcn_hadamard": "MCN, hadamard", "mcdonnell": "mcdonnell"}
 SWEEP = "equal_bits_h100"
 # Systems of equal filter bits at 4-4-8-16 maps: {name of their runs in the sweep file: name}.
 SYSTEMS = {
@@ -136,9 +136,10 @@ RATES = ("0.1", "0.03")  # learning rates that were tried on validation images, 
 def equal_bits_sizes_table() -> str:
     """What the systems of equal filter bits store and compute."""
     rows = []
-    for name, system in SYSTEMS.items():
-        network = recorded_network(f"{SWEEP}/{name}_seed?")
-        rows.append((system, *_size_cells(sizes(network))))
+    patterns = {system: f"{SWEEP}/{name}_seed?" for name, system in SYSTEMS.items()}
+    patterns[CPU_SYSTEMS["mcn_hadamard"]] = f"{CPU_SWEEP}/mcn_hadamard_seed?"
+    for system, pattern in patterns.items():
+        rows.append((system, *_size_cells(sizes(recorded_network(pattern)))))
     return markdown(("system", *SIZE_COLUMNS), rows)
 
 
@@ -157,8 +158,11 @@ def equal_bits_table() -> str:
 
 
 def equal_bits_cpu_table() -> str:
-    """The accuracies of two systems of equal filter bits that were trained on a CPU."""
-    rows = [(SYSTEMS[name], *_trained_cells(f"{CPU_SWEEP}/{name}_seed?")) for name in CPU_SYSTEMS]
+    """The accuracies of the systems of equal filter bits that were trained on a CPU."""
+    rows = [
+        (system, *_trained_cells(f"{CPU_SWEEP}/{name}_seed?"))
+        for name, system in CPU_SYSTEMS.items()
+    ]
     return markdown(("system", *TRAINED_COLUMNS), rows)
 
 

@@ -30,6 +30,7 @@ DIGITS_DENSE = "digits, 5-10-20-40 maps, the paper's head"
 NARROW_MNIST = "MNIST, 5-10-20-40 maps, shifts"
 MNIST_28 = "MNIST at 28x28, 5-10-20-40 maps, one dense layer, shifts"
 NARROW_CIFAR10 = "CIFAR-10, 20 layers, 4-4-8-16 maps, 12 epochs"
+NARROW_CIFAR10_30 = "CIFAR-10, 20 layers, 4-4-8-16 maps, one dense layer, 30 epochs"
 CIFAR10_8 = "CIFAR-10, 20 layers, 8-8-16-32 maps, one dense layer, 12 epochs"
 NARROW_CIFAR100 = "CIFAR-100, 20 layers, 4-4-8-16 maps, 8 epochs"
 CIFAR10_70_EPOCHS = "CIFAR-10, 20 layers, 16-16-32-64 maps, 70 epochs"
@@ -51,6 +52,9 @@ ROWS = (
     Row(NARROW_CIFAR10, "MCN", record="cifar10_cpu_mcn"),
     Row(NARROW_CIFAR10, "U-MCN", record="cifar10_cpu_umcn"),
     Row(NARROW_CIFAR10, "WRN", record="cifar10_cpu_wrn"),
+    Row(NARROW_CIFAR10_30, "MCN", record="equal_bits/mcn_seed?"),
+    Row(NARROW_CIFAR10_30, "MCN, hadamard", record="equal_bits/mcn_hadamard_seed?"),
+    Row(NARROW_CIFAR10_30, "mcdonnell", record="equal_bits/mcdonnell_seed?"),
     Row(CIFAR10_8, "MCN", record="cifar10_8_8_16_32/mcn_seed?"),
     Row(NARROW_CIFAR100, "MCN", record="cifar100_cpu_mcn"),
     Row(NARROW_CIFAR100, "U-MCN", record="cifar100_cpu_umcn"),
@@ -74,7 +78,7 @@ ROWS = (
 README_RECORDS = (
     "digits_linear/mcn_seed?", "digits_linear/umcn_seed?", "mnist_cpu_wide_mcn",
     "cifar10_20_200_epochs_mcn", "cifar10_20_70_epochs_mcn", "cifar10_20_70_epochs_umcn",
-    "cifar10_cpu_mcn", "cifar10_cpu_umcn", "cifar10_cpu_wrn",
+    "equal_bits/mcn_seed?", "equal_bits/mcn_hadamard_seed?", "equal_bits/mcdonnell_seed?",
 )  # fmt: skip
 
 

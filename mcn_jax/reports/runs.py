@@ -23,7 +23,7 @@ PLACES = ("init_from", "loss.teacher", "data.wnids_file")
 # Fields that the columns method, data and network show.
 ALWAYS_SHOWN = (
     "data.name", "model.name", "model.widths", "model.depth", "model.blocks", "model.conv",
-    "binarize.enabled",
+    "model.plane_signs", "binarize.enabled",
 )  # fmt: skip
 SHORT_NAMES = {
     "loss.theta": "theta", "loss.center_loss_weight": "lambda", "binarize.num_centers": "centers",
@@ -232,11 +232,14 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 def method(setting: Mapping[str, Any]) -> str:
     """Returns the name of a method: "MCN", "U-MCN", or the name of another layer.
 
-    For networks of ordinary convolutions it is "WRN" or "CNN".
+    A pattern of planes follows, as in "MCN, hadamard". For networks of ordinary convolutions it is
+    "WRN" or "CNN".
     """
     family, architecture = LAYERS.get(setting["model.conv"]), MODELS.get(setting["model.name"])
     if family is not None and family.methods is not None:
-        return family.methods[0 if setting["binarize.enabled"] else 1]
+        options = (setting.get(f"model.{option}") for option in family.options_if_set)
+        name = family.methods[0 if setting["binarize.enabled"] else 1]
+        return ", ".join([name, *(str(option) for option in options if option)])
     if family is not None and architecture is not None and not family.quantizes:
         return architecture.title
     return str(setting["model.conv"])

@@ -192,6 +192,10 @@ def test_labels_name_what_tells_settings_apart(report_runs, tmp_path):
         "MCN, center loss, lambda 0.001, momentum 0.5",
         "U-MCN",
     ]
+    signed = copy(source, tmp_path / "signed", model__plane_signs="hadamard")
+    settings = [group.setting for group in groups_of(source, signed)]
+    assert labels(settings) == ["MCN", "MCN, hadamard"]
+    assert "model.plane_signs" not in differing_fields(settings)
     named = copy(source, tmp_path / "b", optimizer__name="adam", model__name="wide_resnet")
     deeper = copy(source, tmp_path / "c", model__depth=28, model__name="wide_resnet")
     assert labels([group.setting for group in groups_of(named, deeper)]) == [
