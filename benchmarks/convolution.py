@@ -15,13 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import rich.console
 import rich.table
-from measure import add_out, alternated, ratio, write
+from measure import PASSES, add_out, alternated, compiled_pass, ratio, write
 
 from mcn_jax.memory import keep_freed_memory
 from mcn_jax.ops import native
 from mcn_jax.ops.convolution import native_passes, xla_convolve
-
-PASSES = ("forward", "with gradient")
 
 
 class Layer(NamedTuple):
@@ -99,17 +97,10 @@ def measure(layer: Layer, repeats: int, calls: int) -> dict[str, Any]:
     cotangent = jax.random.normal(keys[2], output.shape)
     record: dict[str, Any] = layer._asdict()
     for name in PASSES:
-        programs = {}
-        for side, function in sides.items():
-
-            def value_and_gradients(cotangent, *arrays, function=function):
-                output, vjp = jax.vjp(function, *arrays)
-                return output, vjp(cotangent)
-
-            arguments = (x, filters) if name == "forward" else (cotangent, x, filters)
-            program = function if name == "forward" else value_and_gradients
-            compiled = jax.jit(program).lower(*arguments).compile()
-            programs[side] = functools.partial(compiled, *arguments)
+        programs = {
+            side: compiled_pass(name, function, (x, filters), cotangent)
+            for side, function in sides.items()
+        }
         times = alternated(programs, repeats, calls)
         record[name] = {
             "median_seconds": {side: statistics.median(found) for side, found in times.items()},

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import rich.console
 import rich.table
-from measure import add_out, alternated, ratio, write
+from measure import PASSES, add_out, alternated, compiled_pass, ratio, write
 
 from mcn_jax.memory import keep_freed_memory
 from mcn_jax.ops.convolution import convolve
@@ -31,7 +31,6 @@ from mcn_jax.ops.filter_map import (
 )
 
 FORMS = ("direct", "circulant")
-PASSES = ("forward", "with gradient")
 # Targets, with gradients, for the time over that of the direct form: of the circulant form in
 # layers of at least `TARGET_CHANNELS` channels, and of "auto" everywhere.
 TARGET, TARGET_CHANNELS, TARGET_AUTO = 0.5, 128, 1.05
@@ -98,19 +97,10 @@ def programs(layer: Layer, name: str, dtype: jnp.dtype) -> dict[str, functools.p
         functions[form] = (function, filter_map)
     output = jax.eval_shape(functions["ordinary"][0], x, kernel)
     cotangent = jax.random.normal(keys[2], output.shape, dtype)
-    compiled = {}
-    for form, (function, parameter) in functions.items():
-
-        def value_and_gradient(cotangent, x, parameter, function=function):
-            output, vjp = jax.vjp(function, x, parameter)
-            return output, vjp(cotangent)
-
-        arguments = (x, parameter)
-        if name == "with gradient":
-            function, arguments = value_and_gradient, (cotangent, *arguments)
-        program = jax.jit(function).lower(*arguments).compile()
-        compiled[form] = functools.partial(program, *arguments)
-    return compiled
+    return {
+        form: compiled_pass(name, function, (x, parameter), cotangent)
+        for form, (function, parameter) in functions.items()
+    }
 
 
 def measure(layer: Layer, dtype: jnp.dtype, repeats: int, calls: int) -> dict[str, Any]:

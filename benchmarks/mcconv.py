@@ -30,10 +30,12 @@ import rich.console
 import rich.table
 from measure import (
     HAS_PYTORCH,
+    PASSES,
     PYTORCH,
     OtherProcess,
     add_out,
     alternated,
+    compiled_pass,
     pairs,
     print_failure,
     ratio,
@@ -56,7 +58,6 @@ MNIST_WIDTHS = ((5, 10, 20, 40), (10, 20, 40, 80), (20, 40, 80, 160))
 # Layers at which K other than 4 is measured.
 OTHER_PLANES = (Shape(4, 4, 4, 32, 1), Shape(16, 16, 4, 16, 1), Shape(64, 64, 4, 8, 1))
 FORMS = ("direct", "factored")
-PASSES = ("forward", "with gradient")
 # Targets for the time of "auto" over the ordinary convolution, in float32 on two CPU cores.
 TARGETS = {
     Shape(16, 16, 4, 32, 1): 0.75, Shape(32, 32, 4, 16, 1): 0.85, Shape(64, 64, 4, 8, 1): 0.55,
@@ -117,23 +118,15 @@ def compiled(
         )
     programs = {}
     for form, (function, parameters) in functions.items():
-
-        def value_and_gradient(cotangent, *arguments, function=function):
-            output, vjp = jax.vjp(function, *arguments)
-            return output, vjp(cotangent)
-
-        arguments = (x, *parameters)
-        if name == "with gradient":
-            function, arguments = value_and_gradient, (cotangent, *arguments)
         try:
-            program = jax.jit(function).lower(*arguments).compile()
-            jax.block_until_ready(program(*arguments))
+            program = compiled_pass(name, function, (x, *parameters), cotangent)
+            jax.block_until_ready(program())
         except Exception as error:
             if form == "ordinary" or not skips_failures:
                 raise
             print_failure(f"{form}, {name}, {dtype} {tuple(shape)}", error)
             continue
-        programs[form] = functools.partial(program, *arguments)
+        programs[form] = program
     return programs
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import concurrent.futures
+import functools
 import importlib.util
 import json
 import math
@@ -29,6 +30,8 @@ PYTORCH = {"PyTorch": False, "PyTorch, keeping memory": True}
 UNTIMED = 0.15
 HAS_PYTORCH = importlib.util.find_spec("torch") is not None
 FEWEST = 5  # counted turns after a deadline
+# What is measured of a layer; the second includes the first.
+PASSES = ("forward", "with gradient")
 
 
 def seconds(function: Callable[[], Any], calls: int = 1) -> float:
@@ -41,6 +44,28 @@ def seconds(function: Callable[[], Any], calls: int = 1) -> float:
         result = function()
     jax.block_until_ready(result)
     return (time.perf_counter() - start) / calls
+
+
+def compiled_pass(
+    name: str, function: Callable[..., jax.Array], arguments: Sequence[Any], cotangent: jax.Array
+) -> functools.partial[Any]:
+    """Compiles one of `PASSES` of a function, and returns the program with its arguments.
+
+    Args:
+        name: of the pass.
+        function: of the arguments, in all of which it is differentiated.
+        arguments: the arguments.
+        cotangent: of its output.
+    """
+
+    def value_and_gradients(cotangent: jax.Array, *arguments: Any) -> tuple[jax.Array, Any]:
+        output, vjp = jax.vjp(function, *arguments)
+        return output, vjp(cotangent)
+
+    program: Callable[..., Any] = function
+    if name == "with gradient":
+        program, arguments = value_and_gradients, (cotangent, *arguments)
+    return functools.partial(jax.jit(program).lower(*arguments).compile(), *arguments)
 
 
 class OtherProcess:

@@ -10,7 +10,6 @@ binarization.
 """
 
 import argparse
-import functools
 import statistics
 from typing import Any
 
@@ -18,14 +17,13 @@ import jax
 import jax.numpy as jnp
 import rich.console
 import rich.table
-from measure import add_out, alternated, ratio, write
+from measure import PASSES, add_out, alternated, compiled_pass, ratio, write
 
 from mcn_jax.memory import keep_freed_memory
 from mcn_jax.ops import kmeans_centers, native
 from mcn_jax.ops.fastest import Shape
 from mcn_jax.ops.mcconv import mcconv, takes_native
 
-PASSES = ("forward", "with gradient")
 PATTERN = "hadamard"
 SIDES = {
     "native": {"form": "native", "plane_signs": PATTERN},
@@ -69,22 +67,18 @@ def measure(shape: Shape, batch: int, repeats: int, calls: int) -> dict[str, Any
     centers, strides = kmeans_centers(latent, 2), (shape.stride, shape.stride)
     out_size = -(-shape.size // shape.stride)
     cotangent = jax.random.normal(keys[3], (batch, out_size, out_size, outputs))
+    functions = {
+        side: lambda x, latent, m, options=options: mcconv(
+            x, latent, centers, m, strides=strides, **options
+        )
+        for side, options in SIDES.items()
+    }
     record: dict[str, Any] = shape._asdict() | {"batch": batch}
     for name in PASSES:
-        programs = {}
-        for side, options in SIDES.items():
-
-            def convolve(x, latent, m, options=options):
-                return mcconv(x, latent, centers, m, strides=strides, **options)
-
-            def value_and_gradients(cotangent, *arrays, convolve=convolve):
-                output, vjp = jax.vjp(convolve, *arrays)
-                return output, vjp(cotangent)
-
-            arguments = (x, latent, m) if name == "forward" else (cotangent, x, latent, m)
-            program = convolve if name == "forward" else value_and_gradients
-            compiled = jax.jit(program).lower(*arguments).compile()
-            programs[side] = functools.partial(compiled, *arguments)
+        programs = {
+            side: compiled_pass(name, function, (x, latent, m), cotangent)
+            for side, function in functions.items()
+        }
         times = alternated(programs, repeats, calls)
         record[name] = {
             "median_seconds": {side: statistics.median(found) for side, found in times.items()},

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.table
-from measure import add_out, alternated, ratio, write
+from measure import PASSES, add_out, alternated, compiled_pass, ratio, write
 
 from mcn_jax.memory import keep_freed_memory
 from mcn_jax.ops import diffstride
@@ -29,7 +29,6 @@ from mcn_jax.ops.convolution import convolve
 from mcn_jax.ops.spectral import fixed_pool_size, multiply_adds, spectral_pool
 
 POOLINGS = ("fixed", *diffstride.READINGS)
-PASSES = ("forward", "with gradient")
 STRIDES = {32: 2.0, 24: 2.0, 20: 2.0, 18: 3.0}  # {pixels: stride}
 CHANNELS = (64, 128, 256, 512)
 # The forms may differ by this much, relative to the norm: float32 products may be rounded further.
@@ -118,16 +117,7 @@ def programs(layer: Layer, name: str, dtype: jnp.dtype) -> dict[str, functools.p
     for side, (function, parameter) in functions.items():
         output = jax.eval_shape(function, images, parameter)
         cotangent = jax.random.normal(keys[2], output.shape, dtype)
-
-        def value_and_gradient(cotangent, images, parameter, function=function):
-            output, vjp = jax.vjp(function, images, parameter)
-            return output, vjp(cotangent)
-
-        arguments = (images, parameter)
-        if name == "with gradient":
-            function, arguments = value_and_gradient, (cotangent, *arguments)
-        program = jax.jit(function).lower(*arguments).compile()
-        compiled[side] = functools.partial(program, *arguments)
+        compiled[side] = compiled_pass(name, function, (images, parameter), cotangent)
     return compiled
 
 
