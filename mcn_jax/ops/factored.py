@@ -165,8 +165,8 @@ def _gradients_of_slices(
     cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     plain = dataclasses.replace(spec, plane_signs="")
-    of_signs = functools.partial(plane_signs.sliced_m, plane_signs=spec.plane_signs)
-    sliced_m, m_vjp = jax.vjp(of_signs, m_filters)
+    slice_m = functools.partial(plane_signs.sliced_m, plane_signs=spec.plane_signs)
+    sliced_m, m_vjp = jax.vjp(slice_m, m_filters)
     slices = len(sliced_m)
     gradients = []
     for i in range(slices):

@@ -248,8 +248,11 @@ def test_forms_that_share_products_equal_the_direct_one(shape, form, m_gradient)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * largest)
 
 
+@pytest.mark.parametrize("form", ["factored", "native"])
 @pytest.mark.parametrize("transform", [jax.vmap, jax.pmap])
-def test_a_form_that_shares_products_can_be_transformed(transform):
+def test_a_form_that_shares_products_can_be_transformed(transform, form):
+    if form == "native" and (reason := native.why_unavailable()):
+        pytest.skip(reason)
     features, latent, m = (jnp.asarray(array, jnp.float32) for array in arrays(4, in_maps=16))
 
     def gradients(form, image):
@@ -261,7 +264,7 @@ def test_a_form_that_shares_products_can_be_transformed(transform):
         return jax.grad(jax.checkpoint(loss), argnums=(0, 1, 2))(image[None], latent, m)
 
     for found, expected in zip(
-        transform(functools.partial(gradients, "auto"))(features),
+        transform(functools.partial(gradients, form))(features),
         transform(functools.partial(gradients, "direct"))(features),
         strict=True,
     ):
