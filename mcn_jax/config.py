@@ -132,8 +132,9 @@ class BinarizeConfig:
     refresh_epochs: int = 0  # epochs between recomputations of the centers; 0: never (paper)
     m_gradient: str = "binary"  # Eq. 16 with C-hat ("binary", the book) or C ("latent", the paper)
     k_gradient: bool = False  # xnor alone: whether K, the scale of activations, gets a gradient
-    estimator: str = ""  # irnet, recu: derivative of the sign, "identity", "ede" or "reste"; ""
-    #                      takes that of the layer's authors, "ede" for irnet, "identity" for recu
+    estimator: str = ""  # mcconv, irnet, recu: derivative of the quantizer, "identity", "ede" or
+    #                      "reste"; "" takes that of the layer's authors, "ede" for irnet, else
+    #                      "identity"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -100,6 +100,10 @@ PLANES: Mapping[str, Fields] = {
     "binary_from_the_start": {"binarize.start_epoch": 0},
     "centers_each_epoch": {"binarize.refresh_epochs": 1},
     "symmetric_centers": {"binarize.centers": "symmetric"},
+    "ede": {"binarize.estimator": "ede"},
+    "reste": {"binarize.estimator": "reste"},
+    "hadamard_ede": {"model.plane_signs": "hadamard", "binarize.estimator": "ede"},
+    "hadamard_reste": {"model.plane_signs": "hadamard", "binarize.estimator": "reste"},
     "batch_norm_anew": {"batch_norm_steps": 100},
     "averaged": {"optimizer.average_epochs": 2, "batch_norm_steps": 100},
     # Nearly the same filter bits with other numbers of planes.
@@ -110,6 +114,9 @@ PLANES: Mapping[str, Fields] = {
     },
     "hadamard_k_8": {
         "model.planes": 8, "model.widths": (3, 3, 6, 11), "model.plane_signs": "hadamard"
+    },
+    "hadamard_k_16": {
+        "model.planes": 16, "model.widths": (2, 2, 4, 8), "model.plane_signs": "hadamard"
     },
     "umcn": U_MCN,
     "quaternion_umcn": {"model.plane_signs": "quaternion", **U_MCN},

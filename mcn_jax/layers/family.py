@@ -197,6 +197,11 @@ def _at(tree: Any, path: tuple[str, ...]) -> Any:
     return tree
 
 
+def _never(config: Config) -> bool:
+    del config
+    return False
+
+
 def _no_check(config: Config) -> None:
     del config
 
@@ -301,6 +306,7 @@ class Family:
     Optional fields for training:
         advance: (s, progress) -> s, called in every step with a quantized network, before its
             forward pass. `progress` is the share of the training that is done, a scalar in [0, 1).
+        advances: config -> whether `advance` changes the layers of a run.
         refresh: (p, s, config.binarize) -> s, called before a phase with quantized weights; for
             example k-means.
         penalty: (p, s, gradients, LossConfig, theta, learning rate) -> (loss, gradients): an
@@ -361,6 +367,7 @@ class Family:
     arithmetic: Callable[[Mapping[str, np.ndarray], PlannedLayer, Any], Arithmetic] | None = None
 
     advance: Callable[[Leaves, jax.Array], dict[str, jax.Array]] | None = None
+    advances: Callable[[Config], bool] = _never
     refresh: Callable[[Leaves, Leaves, BinarizeConfig], dict[str, jax.Array]] | None = None
     penalty: (
         Callable[

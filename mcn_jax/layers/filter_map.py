@@ -22,6 +22,7 @@ from mcn_jax.layers.filter_map_file import MAP, Quantizer
 from mcn_jax.ops import filter_map as ops
 from mcn_jax.ops import one_bit
 from mcn_jax.ops.binarize import CENTERS, kmeans_centers, nearest_center, nearest_index
+from mcn_jax.ops.estimators import straight_through
 
 FILTER_MAPS = Group(name="filter_maps", rate="filter_map_rate")
 LATENT_MAPS = Group(name="latent_filter_maps", rate="filter_map_rate", decay="decay_of_latents")
@@ -127,7 +128,7 @@ class FilterMapKMeansConv(FilterMapConv):
         )
         if not self.binarized:
             return latent
-        return one_bit.straight_through(latent, nearest_center(latent, centers.value))
+        return straight_through(latent, nearest_center(latent, centers.value))
 
 
 def _he_normal(geometry: ops.Geometry) -> Callable[..., jax.Array]:

@@ -19,6 +19,7 @@ from mcn_jax.layers.mcconv_health import health
 from mcn_jax.ops import convolution, native, packing, plane_signs
 from mcn_jax.ops.binarize import CENTERS
 from mcn_jax.ops.costs import multiply_adds
+from mcn_jax.ops.estimators import ESTIMATORS, IDENTITY, with_slope_of_two_centers
 from mcn_jax.ops.fastest import Shape
 from mcn_jax.ops.m_init import M_INITS, draw_m, why_unsuitable
 from mcn_jax.ops.mcconv import M_GRADIENTS, takes_native
@@ -40,7 +41,9 @@ class MCConv(nn.Module):
 
     Parameters: `latent_filters` [W, W, G*K, H] and `m_filters` [W, W, K]. The number of input maps
     G follows from the input. The collection "centers" holds `centers` [U], the k-means centers of
-    the latent filters. They stay fixed until you replace them with those of `updated_centers`.
+    the latent filters. They stay fixed until you replace them with those of `updated_centers`. With
+    an estimator that changes during training, the collection "progress" holds `progress`, a scalar:
+    the share of the training that is done.
 
     The layer has no bias, so normalise its output. See `mcn_jax.ops.mcconv` for the forward and
     backward equations.
@@ -54,6 +57,8 @@ class MCConv(nn.Module):
         binarized: False convolves with the latent filters themselves (U-MCN).
         num_centers: U; a filter takes ceil(log2 U) bits per weight.
         m_gradient: "binary" or "latent", the two readings of Eq. 16.
+        estimator: derivative of the nearest center, a name in `mcn_jax.ops.estimators.ESTIMATORS`;
+            all but "identity" need two centers. "" is "identity", the paper's.
         m_init: what M starts as, a name in `mcn_jax.ops.m_init.M_INITS`.
         m_noise: standard deviation of M around that start.
         plane_signs: how output planes read the filters, a name in
@@ -72,6 +77,7 @@ class MCConv(nn.Module):
     binarized: bool = True
     num_centers: int = 2
     m_gradient: str = "binary"
+    estimator: str = ""
     m_init: str = "noise"
     m_noise: float = 0.1
     plane_signs: str = ""
@@ -95,6 +101,12 @@ class MCConv(nn.Module):
         centers = self.variable(
             "centers", "centers", lambda: ops.kmeans_centers(latent_filters, self.num_centers)
         )
+        if _changes(self.estimator):
+            progress = self.variable("progress", "progress", jnp.zeros, (), self.param_dtype)
+            if self.binarized:
+                latent_filters = with_slope_of_two_centers(
+                    latent_filters, centers.value, progress.value, self.estimator
+                )
         return ops.mcconv(
             x if self.dtype is None else x.astype(self.dtype),
             latent_filters,
@@ -186,6 +198,7 @@ def _make(config: Config, quantized: bool) -> Callable[..., nn.Module]:
         binarized=quantized,
         num_centers=config.binarize.num_centers,
         m_gradient=config.binarize.m_gradient,
+        estimator=config.binarize.estimator,
         m_init=config.model.m_init,
         m_noise=config.model.m_noise,
         plane_signs=config.model.plane_signs,
@@ -210,6 +223,11 @@ def _check(config: Config) -> None:
     num_centers, most = config.binarize.num_centers, packing.MAX_CENTERS
     holds = 2 <= num_centers <= most
     require(holds, "binarize.num_centers", num_centers, f"must lie in 2..{most}")
+    if estimator := config.binarize.estimator:
+        require_one_of("binarize.estimator", estimator, ESTIMATORS)
+        holds = num_centers == 2 or not _changes(estimator)
+        message = f"needs config.binarize.num_centers=2, not {num_centers}"
+        require(holds, "binarize.estimator", estimator, message)
 
 
 def _check_layer(layer: PlannedLayer, config: Config) -> None:
@@ -219,6 +237,19 @@ def _check_layer(layer: PlannedLayer, config: Config) -> None:
     weights, num_centers = int(np.prod(layer.params["latent_filters"])), config.binarize.num_centers
     message = f"exceeds the {weights} weights of {layer.name}, the smallest layer"
     require(num_centers <= weights, "binarize.num_centers", num_centers, message)
+
+
+def _changes(estimator: str) -> bool:
+    """Returns whether an estimator depends on the share of the training that is done."""
+    return estimator not in ("", IDENTITY)
+
+
+def _advances(config: Config) -> bool:
+    return _changes(config.binarize.estimator)
+
+
+def _advance(s: Leaves, progress: jax.Array) -> dict[str, jax.Array]:
+    return {"progress": progress} if "progress" in s else {}
 
 
 def _refresh(p: Leaves, s: Leaves, config: BinarizeConfig) -> dict[str, jax.Array]:
@@ -244,7 +275,7 @@ def _penalty(
     This is the gradient of 1/2 * ||C-hat - eta1 * dL_S/dC-hat - C||^2 with the first two terms held
     constant, as the authors' book prints it (its Eq. 3.19). The sign in the paper would push C away
     from its center. Straight through, dL_S/dC-hat equals dL_S/dC, so no second backward pass is
-    needed.
+    needed. With another estimator, the term has that estimator's dL_S/dC.
     """
     centers = s["centers"]
 
@@ -326,6 +357,8 @@ MCCONV = Family(
     options_if_set=("plane_signs",),
     check=_check,
     check_layer=_check_layer,
+    advance=_advance,
+    advances=_advances,
     refresh=_refresh,
     penalty=_penalty,
     watched={"m_filters": "m"},

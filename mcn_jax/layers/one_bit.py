@@ -19,7 +19,7 @@ from mcn_jax.layers import one_bit_file
 from mcn_jax.layers.conv import kernel_conv, kernel_multiply_adds
 from mcn_jax.layers.family import Family, Group, Leaves, PlannedLayer, Share
 from mcn_jax.layers.one_bit_file import EXPONENTS, LATENT, SCALES
-from mcn_jax.ops import one_bit
+from mcn_jax.ops import estimators, one_bit
 from mcn_jax.ops.convolution import convolve
 
 DECAY = "decay_of_latents"
@@ -53,7 +53,7 @@ class OneBitConv(nn.Module):
         padding: a name in `mcn_jax.ops.conv_spec.PADDINGS`.
         binarized: False convolves with the latent filters themselves.
         estimator: IR-Net and ReCU: derivative of the sign, a name in
-            `mcn_jax.ops.one_bit.ESTIMATORS`; "" takes that of the layer's authors.
+            `mcn_jax.ops.estimators.ESTIMATORS`; "" takes that of the layer's authors.
         dtype: dtype of the convolution; None takes the dtype of the input. Filters are always
             binarized in `param_dtype`.
         param_dtype: dtype of the latent filters.
@@ -217,7 +217,7 @@ def _advance(s: Leaves, progress: jax.Array) -> dict[str, jax.Array]:
 
 def _check(config: Config) -> None:
     if config.binarize.estimator:
-        require_one_of("binarize.estimator", config.binarize.estimator, one_bit.ESTIMATORS)
+        require_one_of("binarize.estimator", config.binarize.estimator, estimators.ESTIMATORS)
 
 
 def _check_channels(layer: PlannedLayer, config: Config) -> None:
@@ -271,7 +271,12 @@ def one_bit_family(
         )
 
     if has_progress:
-        fields |= {"advance": _advance, "check": _check, "check_layer": _check_layer}
+        fields |= {
+            "advance": _advance,
+            "advances": lambda _: True,
+            "check": _check,
+            "check_layer": _check_layer,
+        }
     family = Family(
         kind=kind,
         module=module,

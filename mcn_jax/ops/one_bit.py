@@ -33,52 +33,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from mcn_jax.ops.convolution import convolve
+from mcn_jax.ops.estimators import slope_of_sign, straight_through, with_slope
 
-ESTIMATORS = ("identity", "ede", "reste")  # derivatives of the sign in `irnet`
 MASKS = ("inclusive", "exclusive")  # where the gradient of `sign_activations` ends: 1 included?
 
-RESTE_CHORD, RESTE_BOUND = 0.1, 1.5
 RECU_STD = 2 * math.sqrt(2)
 
 
 def sign(x: jax.Array) -> jax.Array:
     """Returns +1 where x >= 0 and -1 elsewhere, in the dtype of x; its derivative is zero."""
     return jnp.where(x >= 0, 1, -1).astype(x.dtype)
-
-
-@jax.custom_vjp
-def with_slope(x: jax.Array, value: jax.Array, slope: jax.Array) -> jax.Array:
-    """Returns `value`, whose derivative by x is defined to be `slope`.
-
-    Args:
-        x: any shape.
-        value: the result, in the shape of x. It gets no gradient.
-        slope: broadcasts to the shape of x. It gets no gradient.
-    """
-    del x, slope
-    return value
-
-
-def _with_slope_forward(
-    x: jax.Array, value: jax.Array, slope: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    del x
-    return value, (value, slope)
-
-
-def _with_slope_backward(
-    saved: tuple[jax.Array, ...], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    value, slope = saved
-    return cotangent * slope, jnp.zeros_like(value), jnp.zeros_like(slope)
-
-
-with_slope.defvjp(_with_slope_forward, _with_slope_backward)
-
-
-def straight_through(x: jax.Array, value: jax.Array) -> jax.Array:
-    """Returns `value`, whose derivative by x is defined to be one."""
-    return with_slope(x, value, jnp.ones((), x.dtype))
 
 
 def sign_activations(x: jax.Array, mask: str = "inclusive") -> jax.Array:
@@ -193,17 +157,12 @@ def irnet(
 
     z = (w - mean) / std per filter, with n - 1 in the denominator of the variance. The gradient
     passes through z exactly, and the power of two is a constant. The derivative of the sign is the
-    estimator's, with p = `progress`:
-
-    - "identity": 1.
-    - "ede" (IR-Net): k*t*(1 - tanh(t*z)^2), t = 0.1 * 100^p, k = max(1/t, 1).
-    - "reste": abs(z)^((1-o)/o) / o, o = 1 + 2*(1 - cos(pi*p/2)). It is zero beyond 1.5. Inside 0.1
-      it is the slope of the chord, 0.1^(1/o) / 0.1.
+    estimator's, see `mcn_jax.ops.estimators.slope_of_sign`.
 
     Args:
         w: latent filters [W, W, C, O].
         progress: share of the training that is done, in [0, 1].
-        estimator: a name in `ESTIMATORS`.
+        estimator: a name in `mcn_jax.ops.estimators.ESTIMATORS`.
         center: whether the mean of each filter is subtracted.
         clamp: whether the standardized weights are clamped as in ReCU: scaled to a standard
             deviation of 2 sqrt(2), then clamped to +-(-E ln(2 - 2 tau)), where E is the mean of
@@ -212,11 +171,9 @@ def irnet(
     Raises:
         ValueError: if the estimator is unknown.
     """
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator={estimator!r} must be one of {', '.join(ESTIMATORS)}")
     progress = jnp.asarray(progress, w.dtype)
     z = irnet_weights(w, progress, center=center, clamp=clamp)
-    slope = _slope(z, progress, estimator)
+    slope = slope_of_sign(z, progress, estimator)
     mean = jnp.mean(jnp.abs(z), axis=_all_but_outputs(z), keepdims=True)
     scale = jnp.exp2(jnp.round(jnp.log2(mean)))
     return with_slope(z, sign(z), slope) * lax.stop_gradient(scale)
@@ -241,26 +198,6 @@ def standardized(w: jax.Array, *, center: bool = True) -> jax.Array:
     centred = w - jnp.mean(w, axis=axes, keepdims=True)
     std = jnp.std(w, axis=axes, keepdims=True, ddof=1)
     return (centred if center else w) / std
-
-
-def ede(progress: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns t and k of IR-Net's estimator at a share of the training in [0, 1]."""
-    t = 0.1 * 100.0**progress
-    return t, jnp.maximum(1 / t, 1)
-
-
-def _slope(z: jax.Array, progress: jax.Array, estimator: str) -> jax.Array:
-    z = lax.stop_gradient(z)
-    if estimator == "identity":
-        return jnp.ones_like(z)
-    if estimator == "ede":
-        t, k = ede(progress)
-        return k * t * (1 - jnp.tanh(t * z) ** 2)
-    size = jnp.abs(z)
-    o = 1 + 2 * (1 - jnp.cos(jnp.pi * progress / 2))
-    curve = jnp.maximum(size, RESTE_CHORD) ** ((1 - o) / o) / o
-    chord = RESTE_CHORD ** (1 / o) / RESTE_CHORD
-    return jnp.where(size > RESTE_BOUND, 0, jnp.where(size < RESTE_CHORD, chord, curve))
 
 
 RULES: dict[str, Callable[..., jax.Array]] = {

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcn_jax.ops import one_bit
+from mcn_jax.ops import estimators, one_bit
 from mcn_jax.ops.convolution import convolve
 from mcn_jax.training.optim import projected
 
@@ -161,20 +161,6 @@ def test_irnet_without_centring_keeps_the_signs_of_the_weights():
     np.testing.assert_array_equal(np.sign(one_bit.irnet(w, center=False)).ravel(), [1, 1, 1, 1])
 
 
-@pytest.mark.parametrize(("progress", "t", "k"), [(0, 0.1, 10), (0.5, 1, 1), (1, 10, 1)])
-def test_the_sharpness_of_ede(progress, t, k):
-    found = one_bit.ede(jnp.asarray(float(progress)))
-    np.testing.assert_allclose(found, (t, k), rtol=1e-5)
-
-
-def test_the_slope_of_reste():
-    z = jnp.array([0.05, 0.1, 0.4, -0.4, 1.5, 1.6])
-    found = one_bit._slope(z, jnp.asarray(1.0), "reste")  # o = 3
-    curve = np.array([0.1, 0.4, 0.4, 1.5]) ** (-2 / 3) / 3
-    np.testing.assert_allclose(found, [0.1 ** (1 / 3) / 0.1, *curve, 0], rtol=1e-5)
-    np.testing.assert_allclose(one_bit._slope(z, jnp.asarray(0.0), "reste"), [1, 1, 1, 1, 1, 0])
-
-
 def test_recu_clamps_and_keeps_the_signs():
     w = jnp.asarray(random_filters(), jnp.float32)
     irnet, recu = one_bit.RULES["irnet"](w), one_bit.RULES["recu"](w)
@@ -281,7 +267,7 @@ def test_binaryconnect_with_scale_h_is_binaryconnect_with_scale_one():
         return jnp.sum(filters * direction) / jnp.linalg.norm(filters)
 
     def unscaled(w):
-        return one_bit.straight_through(w, one_bit.sign(w))
+        return estimators.straight_through(w, one_bit.sign(w))
 
     small = jnp.asarray(scale * np.clip(random_filters(4, shape), -1, 1), jnp.float32)
     large = small / scale
