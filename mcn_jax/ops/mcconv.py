@@ -37,9 +37,9 @@ from mcn_jax.ops.plane_signs import PATTERNS, gradient_of_plane, has_slices, why
 Residuals = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array | None]
 # With fewer channels in a slice, computing products again takes less time than reading them.
 CHANNELS_TO_SAVE = 256
-# With fewer input channels or maps, the direct form of a pattern of signs is faster, forward with
-# gradients (benchmarks/plane_signs.py).
-CHANNELS_TO_SLICE, MAPS_TO_SLICE = 64, 8
+# With fewer input channels, the direct form of a pattern of signs is faster, forward with gradients
+# (benchmarks/plane_signs.py).
+CHANNELS_TO_SLICE = 64
 M_GRADIENTS = ("binary", "latent")
 
 
@@ -212,8 +212,7 @@ def takes_native(shape: Shape, plane_signs: str = "") -> bool:
 
 def slices_are_faster(shape: Shape, plane_signs: str) -> bool:
     """Returns whether the native form of a pattern is faster than the direct form, in float32."""
-    is_wide = shape.in_maps * shape.planes >= CHANNELS_TO_SLICE and shape.in_maps >= MAPS_TO_SLICE
-    return has_slices(plane_signs) and is_wide
+    return has_slices(plane_signs) and shape.in_maps * shape.planes >= CHANNELS_TO_SLICE
 
 
 _NATIVE = Form(native.forward, native.backward)
@@ -275,8 +274,8 @@ def mcconv(
         plane_signs: a name in `mcn_jax.ops.plane_signs.PATTERNS`, or "". With a pattern, plane k of
             Q has the filter's planes in another order or with other signs, and the gradients
             follow. "direct" computes every pattern, "factored" and "native" those of signs only.
-            With signs only, "auto" is "native" from `CHANNELS_TO_SLICE` input channels and
-            `MAPS_TO_SLICE` maps, on a CPU in float32. Otherwise it is "direct".
+            With signs only, "auto" is "native" from `CHANNELS_TO_SLICE` input channels, on a CPU in
+            float32. Otherwise it is "direct".
 
     Returns:
         [N, Y', X', H*K].

@@ -51,7 +51,7 @@ def _circulant(planes: int) -> _Pattern:
 
 # {name: (the pattern of K planes, the allowed K)}
 PATTERNS: dict[str, tuple[Callable[[int], _Pattern], tuple[int, ...]]] = {
-    "hadamard": (_hadamard, (2, 4, 8, 16)),
+    "hadamard": (_hadamard, (2, 4, 8)),
     "quaternion": (_quaternion, (4,)),
     "circulant": (_circulant, (2, 4, 8)),
 }

@@ -14,7 +14,7 @@ from mcn_jax.ops.modulate import reconstructed_filters
 from mcn_jax.ops.plane_signs import gradient_of_plane, of_plane
 
 CENTERS = np.array([-0.4, 0.7])
-PATTERNS = [("quaternion", 4), *(("hadamard", planes) for planes in (2, 4, 8, 16))]
+PATTERNS = [("hadamard", 2), ("hadamard", 4), ("hadamard", 8), ("quaternion", 4)]
 PATTERNS += [("circulant", planes) for planes in (2, 4, 8)]
 
 # What output plane k takes of a filter with planes a, b, c, d: the filter's plane and sign for each
@@ -185,7 +185,7 @@ def test_other_forms_refuse_a_pattern(pattern, form, monkeypatch):
         mcconv(features, latent, None, m, form=form, plane_signs=pattern)
 
 
-@pytest.mark.parametrize("planes", [2, 4, 8, 16])
+@pytest.mark.parametrize("planes", [2, 4, 8])
 def test_a_pattern_of_signs_is_a_sum_over_slices(planes):
     features, latent, m = map(jnp.asarray, arrays(planes))
     sliced_m = plane_signs.sliced_m(m, "hadamard")
@@ -209,7 +209,6 @@ SHAPES_OF_SLICES = [
     (2, 9, 8, 5, 12, 4, 3, 2, "SAME"),
     (2, 7, 7, 3, 16, 2, 5, 1, "VALID"),
     (2, 6, 5, 1, 4, 8, 3, 2, "CENTERED"),
-    (2, 6, 7, 3, 5, 16, 3, 1, "SAME"),
     (1, 3, 3, 2, 2, 4, 1, 2, "SAME"),
     (2, 5, 5, 20, 33, 4, 3, 1, "SAME"),
     (1, 4, 4, 260, 300, 2, 3, 1, "SAME"),
@@ -272,8 +271,8 @@ def test_a_form_that_shares_products_can_be_transformed(transform, form):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize(("planes", "maps"), [(2, 32), (4, 16), (8, 8), (16, 8)])
-def test_auto_takes_the_native_form_from_64_channels_and_8_maps(planes, maps):
+@pytest.mark.parametrize(("planes", "maps"), [(2, 32), (4, 16), (8, 8)])
+def test_auto_takes_the_native_form_from_64_channels(planes, maps):
     if reason := native.why_unavailable():
         pytest.skip(reason)
     for in_maps, slices in ((maps - 1, 1), (maps, planes)):
@@ -317,7 +316,7 @@ def lowered(platform, dtype, in_maps, planes):
     ("pattern", "planes", "message"),
     [
         ("quaternion", 2, "plane_signs='quaternion' is for maps of 4 planes, not 2"),
-        ("hadamard", 3, "plane_signs='hadamard' is for maps of 2, 4, 8, 16 planes, not 3"),
+        ("hadamard", 3, "plane_signs='hadamard' is for maps of 2, 4, 8 planes, not 3"),
         ("circulant", 1, "plane_signs='circulant' is for maps of 2, 4, 8 planes, not 1"),
         (
             "octonion",

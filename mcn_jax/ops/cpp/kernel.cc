@@ -370,8 +370,6 @@ void split(const float* from, long count, long planes, float* const* to) {
       return split_planes<4>(from, count, to);
     case 8:
       return split_planes<8>(from, count, to);
-    case 16:
-      return split_planes<16>(from, count, to);
   }
   for (long n = 0; n < count; ++n)
     for (long k = 0; k < planes; ++k) to[k][n] = from[n * planes + k];
@@ -394,8 +392,6 @@ void join(const float* from, long step, long count, long planes, float* to) {
       return join_planes<4>(from, step, count, to);
     case 8:
       return join_planes<8>(from, step, count, to);
-    case 16:
-      return join_planes<16>(from, step, count, to);
   }
   for (long n = 0; n < count; ++n)
     for (long k = 0; k < planes; ++k) to[n * planes + k] = from[k * step + n];
