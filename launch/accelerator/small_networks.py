@@ -115,9 +115,6 @@ PLANES: Mapping[str, Fields] = {
     "hadamard_k_8": {
         "model.planes": 8, "model.widths": (3, 3, 6, 11), "model.plane_signs": "hadamard"
     },
-    "hadamard_k_16": {
-        "model.planes": 16, "model.widths": (2, 2, 4, 8), "model.plane_signs": "hadamard"
-    },
     "umcn": U_MCN,
     "quaternion_umcn": {"model.plane_signs": "quaternion", **U_MCN},
     "distilled": {},
