@@ -5,7 +5,7 @@ from record_files import read_benchmark
 
 from mcn_jax.ops.convolution import native_passes
 from mcn_jax.ops.fastest import Shape
-from mcn_jax.ops.mcconv import slices_are_faster
+from mcn_jax.ops.mcconv import native_pattern_is_faster
 
 
 def convolution_table() -> str:
@@ -44,7 +44,7 @@ def plane_signs_table() -> str:
         shape = Shape.of(layer)
         forward, gradients = (layer[name] for name in PASSES)
         over_direct = gradients["native_over_direct"]
-        is_taken = slices_are_faster(shape, "hadamard")
+        is_taken = native_pattern_is_faster(shape, "hadamard")
         if is_taken:
             taken.append(over_direct)
         lines.append(

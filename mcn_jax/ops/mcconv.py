@@ -37,8 +37,8 @@ from mcn_jax.ops.plane_signs import PATTERNS, gradient_of_plane, has_slices, why
 Residuals = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array | None]
 # With fewer channels in a slice, computing products again takes less time than reading them.
 CHANNELS_TO_SAVE = 256
-# With fewer input channels, the direct form of a pattern of signs is faster, forward with gradients
-# (benchmarks/plane_signs.py).
+# With fewer input channels, the direct form of a pattern of signs is faster than its slices, with
+# gradients (benchmarks/plane_signs.py).
 CHANNELS_TO_SLICE = 64
 M_GRADIENTS = ("binary", "latent")
 
@@ -204,14 +204,16 @@ def _backward_from_products(
 def takes_native(shape: Shape, plane_signs: str = "") -> bool:
     """Returns whether "auto" takes the native form on this CPU, in float32."""
     if plane_signs:
-        is_faster = slices_are_faster(shape, plane_signs)
+        is_faster = native_pattern_is_faster(shape, plane_signs)
     else:
         is_faster = native_is_faster("cpu", "float32", shape)
     return is_faster and native.why_unavailable() is None
 
 
-def slices_are_faster(shape: Shape, plane_signs: str) -> bool:
+def native_pattern_is_faster(shape: Shape, plane_signs: str) -> bool:
     """Returns whether the native form of a pattern is faster than the direct form, in float32."""
+    if native.has_planes_in_lanes(plane_signs, shape.in_maps, shape.planes):
+        return True
     return has_slices(plane_signs) and shape.in_maps * shape.planes >= CHANNELS_TO_SLICE
 
 
@@ -274,8 +276,8 @@ def mcconv(
         plane_signs: a name in `mcn_jax.ops.plane_signs.PATTERNS`, or "". With a pattern, plane k of
             Q has the filter's planes in another order or with other signs, and the gradients
             follow. "direct" computes every pattern, "factored" and "native" those of signs only.
-            With signs only, "auto" is "native" from `CHANNELS_TO_SLICE` input channels, on a CPU in
-            float32. Otherwise it is "direct".
+            With signs only, "auto" is "native" for four or eight planes and from
+            `CHANNELS_TO_SLICE` input channels, on a CPU in float32. Otherwise it is "direct".
 
     Returns:
         [N, Y', X', H*K].

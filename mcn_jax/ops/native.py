@@ -19,9 +19,14 @@ from mcn_jax.ops.conv_spec import ConvSpec, pads_and_out_size
 
 LIBRARY = pathlib.Path(__file__).with_name(native_build.LIBRARY)
 SWITCH = "MCN_JAX_NATIVE"
+# With fewer input maps, a pattern of signs is faster with planes in lanes than with slices
+# (benchmarks/plane_signs.py).
+MAPS_TO_SLICE = 24
 TARGETS = {
     "mcn_mcconv_forward": "McnMcconvForward",
     "mcn_mcconv_backward": "McnMcconvBackward",
+    "mcn_hadamard_forward": "McnHadamardForward",
+    "mcn_hadamard_backward": "McnHadamardBackward",
     "mcn_blocks_forward": "McnBlocksForward",
     "mcn_blocks_backward": "McnBlocksBackward",
 }
@@ -71,8 +76,9 @@ def _forward(
     channels = filters.shape[3] * m_filters.shape[2]
     shapes = (features.shape[0], *out_size, channels), (saved,)
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    call = jax.ffi.ffi_call("mcn_mcconv_forward", results, vmap_method="sequential")
-    arrays = _float32(features, filters, _sliced_m(spec, m_filters))
+    target = f"mcn_{_code(spec, m_filters, filters)}_forward"
+    call = jax.ffi.ffi_call(target, results, vmap_method="sequential")
+    arrays = _float32(features, filters, _m_of_slices(spec, m_filters, filters))
     output, products = call(*arrays, **_attributes(spec.strides, pads))
     return output, products
 
@@ -96,10 +102,13 @@ def backward(
         products = jnp.zeros(0)
     if m_sum_filters is None:
         m_sum_filters = jnp.zeros(0)
-    sliced_m, m_vjp = jax.vjp(functools.partial(_sliced_m, spec), m_filters.astype(jnp.float32))
+    sliced_m, m_vjp = jax.vjp(
+        lambda m: _m_of_slices(spec, m, filters), m_filters.astype(jnp.float32)
+    )
     shapes = features.shape, filters.shape, sliced_m.shape
     outputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    call = jax.ffi.ffi_call("mcn_mcconv_backward", outputs, vmap_method="sequential")
+    target = f"mcn_{_code(spec, m_filters, filters)}_backward"
+    call = jax.ffi.ffi_call(target, outputs, vmap_method="sequential")
     d_features, d_filters, d_sliced_m = call(
         *_float32(features, filters, m_sum_filters, sliced_m, cotangent, products),
         **_attributes(spec.strides, _pads_and_out_size(spec, features, filters)[0]),
@@ -110,6 +119,15 @@ def backward(
         d_filters.astype(filters.dtype),
         d_m.astype(m_filters.dtype),
     )
+
+
+def has_planes_in_lanes(plane_signs: str, in_maps: int, planes: int) -> bool:
+    """Returns whether the lanes of the kernel's vectors are the planes of a map in such a layer.
+
+    This is for narrow layers with a pattern of signs, see cpp/hadamard.cc. Otherwise the kernel
+    computes a pattern by slices of the channels.
+    """
+    return plane_signs == "hadamard" and planes in (4, 8) and in_maps < MAPS_TO_SLICE
 
 
 def convolve(
@@ -176,7 +194,17 @@ def _plain_spec(strides: tuple[int, int], padding: str) -> ConvSpec:
     return ConvSpec(strides=strides, padding=padding, m_gradient="binary", form="native")
 
 
-def _sliced_m(spec: ConvSpec, m_filters: jax.Array) -> jax.Array:
+def _code(spec: ConvSpec, m_filters: jax.Array, filters: jax.Array) -> str:
+    """Returns "hadamard" for planes in lanes, or "mcconv", as in `TARGETS`."""
+    planes = m_filters.shape[2]
+    in_lanes = has_planes_in_lanes(spec.plane_signs, filters.shape[2] // planes, planes)
+    return "hadamard" if in_lanes else "mcconv"
+
+
+def _m_of_slices(spec: ConvSpec, m_filters: jax.Array, filters: jax.Array) -> jax.Array:
+    """Returns M of each slice of the channels; planes in lanes have one slice."""
+    if _code(spec, m_filters, filters) == "hadamard":
+        return m_filters[None]
     return plane_signs.sliced_m(m_filters, spec.plane_signs)
 
 

@@ -26,7 +26,8 @@ FLAGS = (
     "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast",
     "-fno-trapping-math", "-Wall",
 )  # fmt: skip
-# kernel.cc is compiled once for each; the library chooses when it runs.
+# The kernels are compiled once for each; the library chooses when it runs.
+KERNELS = ("kernel", "hadamard")
 X86_INSTRUCTION_SETS = {
     "avx512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx2", "-mfma"),
     "avx2": ("-mavx2", "-mfma"),
@@ -86,9 +87,12 @@ def build(library: pathlib.Path) -> None:
             f' {HASH_FUNCTION}() {{ return "{sources_hash()}"; }}\n'
         )
         commands = {
-            place / f"{name}.o": [*common, f"-DMCN_ISA={name}", *flags, str(SOURCES / "kernel.cc")]
+            place / f"{kernel}_{name}.o": [
+                *common, f"-DMCN_ISA={name}", *flags, str(SOURCES / f"{kernel}.cc")
+            ]
+            for kernel in KERNELS
             for name, flags in sets.items()
-        }
+        }  # fmt: skip
         commands[place / "ffi.o"] = [*common, str(SOURCES / "ffi.cc")]
         commands[place / "hash.o"] = [*common, str(stamp)]
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:

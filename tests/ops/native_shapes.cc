@@ -202,17 +202,77 @@ bool blocks_agree(const mcn::Kernel& kernel, const Sizes& one, long threads, std
   return good;
 }
 
+// Compares planes in lanes with the kernel's slices, whose m has the signs.
+bool lanes_agree(const mcn::Kernel& kernel, const mcn::HadamardKernel& hadamard, const Sizes& s,
+                 long parts, std::mt19937& random) {
+  std::normal_distribution<float> normal;
+  auto made = [&](long floats) {
+    std::unique_ptr<float[]> array(new float[floats]);
+    for (long i = 0; i < floats; ++i) array[i] = normal(random);
+    return array;
+  };
+  const long k = s.planes, size = count(s, "x"), outputs = count(s, "out"), f = count(s, "f");
+  const long taps = s.taps * s.taps;
+  auto x = made(size), filters = made(f), sum_filters = made(f), m = made(taps * k),
+       g = made(outputs);
+  const long images = std::min(parts, s.images);
+  std::unique_ptr<float[]> y(new float[outputs]), d_x(new float[size]), d_filters(new float[f]),
+      sums(new float[images * hadamard.filter_sums(s)]);
+  std::vector<double> m_sums(images * taps * k), d_m(taps * k);
+  for (long part = 0; part < parts; ++part)
+    hadamard.forward(s, x.get(), filters.get(), m.get(), y.get(), part, parts);
+  for (long part = 0; part < images; ++part)
+    hadamard.backward(s, x.get(), filters.get(), sum_filters.get(), m.get(), g.get(), d_x.get(),
+                      sums.get() + part * hadamard.filter_sums(s),
+                      m_sums.data() + part * taps * k, part, images);
+  for (long part = 0; part < parts; ++part)
+    hadamard.add_filter_sums(s, sums.get(), images, d_filters.get(), part, parts);
+  for (long i = 0; i < images * taps * k; ++i) d_m[i % (taps * k)] += m_sums[i];
+
+  Sizes sliced = s;
+  sliced.slices = k, sliced.channels /= k;
+  std::unique_ptr<float[]> sliced_m(new float[k * taps * k]);
+  auto sign = [](long a, long b) { return __builtin_popcountl(a & b) % 2 ? -1 : 1; };
+  for (long i = 0; i < k * taps * k; ++i)
+    sliced_m[i] = sign(i / (taps * k), i % k) * m[i % (taps * k)];
+  std::unique_ptr<float[]> our_y(new float[outputs]), our_d_x(new float[size]),
+      our_sums(new float[kernel.filter_sums(sliced)]), our_d_filters(new float[f]);
+  std::vector<double> our_m_sums(kernel.m_sums(sliced)), expected_d_m(taps * k);
+  kernel.forward(sliced, x.get(), filters.get(), sliced_m.get(), our_y.get(), nullptr, 0, 1);
+  kernel.backward(sliced, x.get(), filters.get(), sum_filters.get(), sliced_m.get(), g.get(),
+                  nullptr, our_d_x.get(), our_sums.get(), our_m_sums.data(), 0, 1);
+  kernel.add_filter_sums(sliced, our_sums.get(), 1, our_d_filters.get(), 0, 1);
+  for (long i = 0; i < k * taps * k; ++i)
+    expected_d_m[i % (taps * k)] += sign(i / (taps * k), i % k) * our_m_sums[i];
+  auto in_double = [](const float* from, long floats) {
+    return std::vector<double>(from, from + floats);
+  };
+  const double found[] = {distance(y, in_double(our_y.get(), outputs)),
+                          distance(d_x, in_double(our_d_x.get(), size)),
+                          distance(d_filters, in_double(our_d_filters.get(), f)),
+                          distance(d_m, expected_d_m)};
+  const bool good = *std::max_element(found, found + 3) <= 1e-5 && found[3] <= 1e-4;
+  if (!good)
+    std::printf(
+        "%s, planes in lanes: images %ld, %ldx%ld, channels %ld, taps %ld, maps %ld, planes %ld, "
+        "strides %ld %ld, low %ld %ld, parts %ld: %g %g %g %g\n",
+        kernel.instruction_set, s.images, s.height, s.width, s.channels, s.taps, s.maps, k,
+        s.stride_y, s.stride_x, s.low_y, s.low_x, parts, found[0], found[1], found[2], found[3]);
+  return good;
+}
+
 int main(int, char** arguments) {
   std::mt19937 random(std::atoi(arguments[1]));
   auto among = [&](std::vector<long> values) { return values[random() % values.size()]; };
   std::vector<const mcn::Kernel*> kernels{&mcn::baseline::kernel};
+  std::vector<const mcn::HadamardKernel*> of_lanes{&mcn::baseline::hadamard};
 #ifdef MCN_X86
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    kernels.push_back(&mcn::avx2::kernel);
+    kernels.push_back(&mcn::avx2::kernel), of_lanes.push_back(&mcn::avx2::hadamard);
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
-    kernels.push_back(&mcn::avx512::kernel);
+    kernels.push_back(&mcn::avx512::kernel), of_lanes.push_back(&mcn::avx512::hadamard);
 #endif
   bool good = true;
   for (long n = std::atol(arguments[2]); n > 0; --n) {
@@ -247,7 +307,13 @@ int main(int, char** arguments) {
         for (const bool wants_m : {false, true})
           good &= agrees(*kernel, s, parts, saves, wants_m, random);
     s.channels *= s.slices;
-    s.planes = s.slices = 1;
+    s.slices = 1;
+    Sizes lanes = s;
+    lanes.planes = among({4, 8});
+    lanes.channels = lanes.planes * among({1, 2, 3, 4, 5, 6, 9});
+    for (std::size_t i = 0; n % 4 == 0 && i < kernels.size(); ++i)
+      good &= lanes_agree(*kernels[i], *of_lanes[i], lanes, parts, random);
+    s.planes = 1;
     if (has_chunks) s.images = 40;
     for (const mcn::Kernel* kernel : kernels)
       good &= blocks_agree(*kernel, s, has_chunks ? 1 : parts, random);

@@ -118,11 +118,13 @@ def test_no_sanitizer_complains_and_all_instruction_sets_agree(compiler, tmp_pat
     command += ["-DMCN_X86"] * is_x86
     objects = []
     for name, flags in sets.items():
-        objects.append(str(tmp_path / f"{name}.o"))
-        kernel = str(native_build.SOURCES / "kernel.cc")
-        subprocess.run(
-            [*command, *flags, f"-DMCN_ISA={name}", "-c", kernel, "-o", objects[-1]], check=True
-        )
+        for kernel in native_build.KERNELS:
+            objects.append(str(tmp_path / f"{kernel}_{name}.o"))
+            source = str(native_build.SOURCES / f"{kernel}.cc")
+            subprocess.run(
+                [*command, *flags, f"-DMCN_ISA={name}", "-c", source, "-o", objects[-1]],
+                check=True,
+            )
     program = str(tmp_path / "native_shapes")
     include = f"-I{native_build.SOURCES}"
     source = str(HERE / "native_shapes.cc")

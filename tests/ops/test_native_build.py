@@ -258,12 +258,15 @@ def test_training_says_which_code_computes_ordinary_convolutions(kernel, monkeyp
 
 
 def test_training_says_which_code_computes_a_pattern_of_planes(kernel, monkeypatch):
-    model = dataclasses.replace(digits_config().model, plane_signs="hadamard")
-    plan = plan_of(digits_config(model=model), 10, (8, 8, 1))
-    [told] = computed_by(plan, "float32")
-    layers = sum(layer.family.kind == "MCconv" for layer in plan)
-    # The first one reads the four channels of one map.
-    assert f"in {layers - 1} of {layers} layers" in told
+    for signs, told in (
+        ("hadamard", f"native kernel ({native.instruction_set()})"),
+        # The first layer reads the four channels of one map.
+        ("circulant", f"native kernel ({native.instruction_set()}) in 1 of 2 layers, XLA forms"),
+    ):
+        model = dataclasses.replace(digits_config().model, plane_signs=signs)
+        plan = plan_of(digits_config(model=model), 10, (8, 8, 1))
+        [line] = computed_by(plan, "float32")
+        assert line.startswith(f"MCconv on this CPU: {told}")
     monkeypatch.setenv(native.SWITCH, "0")
     assert computed_by(plan, "float32")[0].startswith("MCconv on this CPU: XLA forms; ")
 

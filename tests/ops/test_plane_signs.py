@@ -201,9 +201,9 @@ def mcconv_of_slice(features, latent, sliced_m, i, planes):
     return mcconv(alone, latent, None, sliced_m[i])
 
 
-# Batch, height, width, in_maps, out_maps, planes, taps, stride, padding. With 12 maps a vector
-# holds maps of several taps. From 260 to 300 maps, the parts of the work are maps, and the native
-# form saves its products.
+# Batch, height, width, in_maps, out_maps, planes, taps, stride, padding. The native form has the
+# planes in lanes below 24 maps of four or eight planes, and slices in the others. From 260 to 300
+# maps, the parts of the work are maps, and the native form saves its products.
 SHAPES_OF_SLICES = [
     (3, 8, 9, 2, 3, 4, 3, 1, "SAME"),
     (2, 9, 8, 5, 12, 4, 3, 2, "SAME"),
@@ -211,6 +211,10 @@ SHAPES_OF_SLICES = [
     (2, 6, 5, 1, 4, 8, 3, 2, "CENTERED"),
     (1, 3, 3, 2, 2, 4, 1, 2, "SAME"),
     (2, 5, 5, 20, 33, 4, 3, 1, "SAME"),
+    (1, 32, 32, 5, 6, 8, 3, 1, "SAME"),
+    (2, 3, 2, 4, 1, 8, 5, 3, "SAME"),
+    (2, 5, 5, 24, 33, 4, 3, 1, "SAME"),
+    (1, 6, 6, 25, 12, 8, 3, 2, "SAME"),
     (1, 4, 4, 260, 300, 2, 3, 1, "SAME"),
 ]
 
@@ -271,17 +275,27 @@ def test_a_form_that_shares_products_can_be_transformed(transform, form):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize(("planes", "maps"), [(2, 32), (4, 16), (8, 8)])
-def test_auto_takes_the_native_form_from_64_channels(planes, maps):
+@pytest.mark.parametrize(
+    ("in_maps", "planes", "code", "slices"),
+    [
+        (31, 2, "mcconv", 1),  # an ordinary convolution
+        (32, 2, "mcconv", 2),
+        (1, 4, "hadamard", 1),
+        (23, 4, "hadamard", 1),
+        (24, 4, "mcconv", 4),
+        (23, 8, "hadamard", 1),
+        (24, 8, "mcconv", 8),
+    ],
+)
+def test_auto_takes_the_native_code_that_was_fastest(in_maps, planes, code, slices):
     if reason := native.why_unavailable():
         pytest.skip(reason)
-    for in_maps, slices in ((maps - 1, 1), (maps, planes)):
-        shape = Shape(in_maps, 3, planes, 8, 1)
-        assert takes_native(shape, "hadamard") == (slices > 1)
-        assert not takes_native(shape, "circulant")
-        text = lowered("cpu", jnp.float32, in_maps, planes)
-        found = re.findall(r"@mcn_mcconv_forward.*tensor<(\d+)x3x3x\d+xf32>", text)
-        assert found == [str(slices)]
+    shape = Shape(in_maps, 3, planes, 8, 1)
+    assert takes_native(shape, "hadamard") == (code == "hadamard" or slices > 1)
+    assert not takes_native(shape, "circulant")
+    text = lowered("cpu", jnp.float32, in_maps, planes)
+    found = re.findall(r"@mcn_(\w+)_forward.*tensor<(\d+)x3x3x\d+xf32>", text)
+    assert found == [(code, str(slices))]
 
 
 @pytest.mark.parametrize(
@@ -301,7 +315,7 @@ def test_elsewhere_auto_is_the_direct_form(platform, dtype, has_kernel, monkeypa
     text = lowered(platform, dtype, 32, 4)
     assert "stablehlo.convolution" in text
     assert "dot_general" not in text
-    assert "mcn_mcconv_forward" not in text
+    assert "mcn_" not in text
 
 
 def lowered(platform, dtype, in_maps, planes):

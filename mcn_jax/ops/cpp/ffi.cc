@@ -20,20 +20,30 @@ namespace ffi = xla::ffi;
 namespace mcn {
 namespace {
 
-const Kernel& kernel() {
+// What is compiled for one instruction set.
+struct Code {
+  const Kernel& kernel;
+  const HadamardKernel& hadamard;
+};
+
+const Code& code() {
+  static const Code baseline{baseline::kernel, baseline::hadamard};
 #ifdef MCN_X86
   __builtin_cpu_init();
-  static const Kernel& best =
+  static const Code avx512{avx512::kernel, avx512::hadamard}, avx2{avx2::kernel, avx2::hadamard};
+  static const Code& best =
       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")
-          ? avx512::kernel
-      : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? avx2::kernel
-                                                                        : baseline::kernel;
+          ? avx512
+      : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? avx2
+                                                                        : baseline;
   return best;
 #else
-  return baseline::kernel;
+  return baseline;
 #endif
 }
+
+const Kernel& kernel() { return code().kernel; }
 
 // Work that several threads take from, part by part. The thread that waits works too, and waits
 // only for parts that another thread has begun. So it never waits for a thread that waits itself,
@@ -166,6 +176,69 @@ ffi::Error backward(ffi::ThreadPool pool, Array features, Array filters, Array m
   return ffi::Error::Success();
 }
 
+// Sizes for planes in lanes, which save no products.
+ffi::ErrorOr<Sizes> sizes_in_lanes(const Array& features, const Array& filters, const Array& m,
+                                   ffi::Span<const int64_t> output, const Array& products,
+                                   int64_t stride_y, int64_t stride_x, int64_t low_y,
+                                   int64_t low_x) {
+  auto found = sizes_of(features, filters, m, output, stride_y, stride_x, low_y, low_x);
+  if (found.has_error()) return found;
+  if (found->slices != 1 || (found->planes != 4 && found->planes != 8) ||
+      found->channels % found->planes || products.element_count())
+    return ffi::Unexpected(ffi::Error::InvalidArgument(
+        "the native kernel: planes in lanes are four or eight, without slices and products"));
+  return found;
+}
+
+ffi::Error hadamard_forward(ffi::ThreadPool pool, Array features, Array filters, Array m,
+                            Result output, Result products, int64_t stride_y, int64_t stride_x,
+                            int64_t low_y, int64_t low_x) {
+  auto found = sizes_in_lanes(features, filters, m, output->dimensions(), *products, stride_y,
+                              stride_x, low_y, low_x);
+  if (found.has_error()) return found.error();
+  const Sizes sizes = *found;
+  const long parts =
+      std::max<long>(1, std::min<long>(pool.num_threads(), sizes.images * sizes.out_height));
+  in_parallel(pool, parts, [&](long part) {
+    code().hadamard.forward(sizes, features.typed_data(), filters.typed_data(), m.typed_data(),
+                            output->typed_data(), part, parts);
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error hadamard_backward(ffi::ThreadPool pool, Array features, Array filters,
+                             Array m_sum_filters, Array m, Array cotangent, Array products,
+                             Result d_features, Result d_filters, Result d_m, int64_t stride_y,
+                             int64_t stride_x, int64_t low_y, int64_t low_x) {
+  auto found = sizes_in_lanes(features, filters, m, cotangent.dimensions(), products, stride_y,
+                              stride_x, low_y, low_x);
+  if (found.has_error()) return found.error();
+  const Sizes sizes = *found;
+  if (m_sum_filters.element_count() != filters.element_count())
+    return ffi::Error::InvalidArgument("the native kernel: wrong filters for the gradient of M");
+  const HadamardKernel& best = code().hadamard;
+  const long threads = std::max<long>(1, pool.num_threads());
+  const long parts = std::min<long>(threads, sizes.images);
+  const long filter_sums = best.filter_sums(sizes), m_sums = m.element_count();
+  // Not a vector, which would be filled with zeros first.
+  std::unique_ptr<float[]> of_filters(new float[parts * filter_sums]);
+  std::vector<double> of_m(parts * m_sums);
+  in_parallel(pool, parts, [&](long part) {
+    best.backward(sizes, features.typed_data(), filters.typed_data(), m_sum_filters.typed_data(),
+                  m.typed_data(), cotangent.typed_data(), d_features->typed_data(),
+                  of_filters.get() + part * filter_sums, of_m.data() + part * m_sums, part, parts);
+  });
+  in_parallel(pool, threads, [&](long part) {
+    best.add_filter_sums(sizes, of_filters.get(), parts, d_filters->typed_data(), part, threads);
+  });
+  for (long n = 0; n < m_sums; ++n) {
+    double sum = 0;
+    for (long part = 0; part < parts; ++part) sum += of_m[part * m_sums + n];
+    d_m->typed_data()[n] = static_cast<float>(sum);
+  }
+  return ffi::Error::Success();
+}
+
 ffi::ErrorOr<Blocks> blocks_of(const Array& features, const Array& filters, const Array& take,
                                const Array& give, ffi::Span<const int64_t> output,
                                int64_t stride_y, int64_t stride_x, int64_t low_y, int64_t low_x) {
@@ -271,6 +344,8 @@ auto bound() {
 #pragma GCC visibility push(default)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(McnMcconvForward, mcn::forward, (mcn::bound<3, 2>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(McnMcconvBackward, mcn::backward, (mcn::bound<6, 3>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(McnHadamardForward, mcn::hadamard_forward, (mcn::bound<3, 2>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(McnHadamardBackward, mcn::hadamard_backward, (mcn::bound<6, 3>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(McnBlocksForward, mcn::blocks_forward, (mcn::bound<4, 1>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(McnBlocksBackward, mcn::blocks_backward, (mcn::bound<5, 2>()));
 #pragma GCC visibility pop

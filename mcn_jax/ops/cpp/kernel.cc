@@ -20,27 +20,19 @@
 // With strides, the pixels that one tap reads form one phase of the image, and each phase has taps
 // of its own. With stride 1, the image is the only phase.
 //
-// Vectors are the compiler's (GCC and Clang), V floats wide. Matrix products hold a tile of sums in
-// registers: TILE_3 rows of three vectors, or TILE_2 rows of two or one.
+// Matrix products hold a tile of sums in registers: TILE_3 rows of three vectors, or TILE_2 rows of
+// two or one.
 
 #include "kernel.h"
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
-#if defined(__AVX512F__)
-#define V 16
-#elif defined(__AVX__)
-#define V 8
-#else
-#define V 4
-#endif
+#include "vectors.h"
 
 #if defined(__AVX512F__) || defined(__aarch64__)
 #define TILE_2 12  // 32 registers
@@ -50,56 +42,16 @@
 #define TILE_3 4
 #endif
 
-#define UNROLL _Pragma("GCC unroll 32")
-
 namespace mcn {
 namespace MCN_ISA {
 namespace {
 
-typedef float Vec __attribute__((vector_size(4 * V)));
-typedef float LooseVec __attribute__((vector_size(4 * V), aligned(4), may_alias));
 typedef float Quad __attribute__((vector_size(16)));
 typedef float LooseQuad __attribute__((vector_size(16), aligned(4), may_alias));
-
-inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
-inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
 
 constexpr long kMostPixels = 256;          // of a strip, unless one row has more
 constexpr long kProductFloats = 48 << 10;  // of the products of a strip
 constexpr long kFilterFloats = 160 << 10;  // of the filters that a part packs at a time
-
-long ceil_div(long a, long b) { return (a + b - 1) / b; }
-long floor_div(long a, long b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
-long round_up(long a) { return ceil_div(a, V) * V; }
-
-// Memory that a thread keeps between calls, since fresh pages cost more than small layers.
-class Arena {
- public:
-  // Starts over with room for `floats` in total; what was handed out before is lost.
-  void reset(std::size_t floats) {
-    if (floats > size_) {
-      memory_.reset(static_cast<float*>(::operator new(4 * floats, std::align_val_t(64))));
-      size_ = floats;
-    }
-    used_ = 0;
-  }
-  float* take(std::size_t floats) {
-    float* start = memory_.get() + used_;
-    used_ += rounded(floats);
-    return start;
-  }
-  // Vectors may be read and written beyond the end of an array.
-  static std::size_t rounded(std::size_t floats) { return (floats + 16 + 4 * V) / 16 * 16; }
-
- private:
-  struct Delete {
-    void operator()(float* p) const { ::operator delete(p, std::align_val_t(64)); }
-  };
-  std::unique_ptr<float, Delete> memory_;
-  std::size_t size_ = 0, used_ = 0;
-};
-
-thread_local Arena arena;
 
 // The taps in one direction that read one phase: taps first, first + step, ..., `count` of them.
 // Output pixel o reads pixel o + shift + n of the phase with the n-th of them.
@@ -404,14 +356,6 @@ void for_planes(long planes, F&& f) {
   for (; planes - k >= 4; k += 4) f(std::integral_constant<int, 4>(), k);
   for (; planes - k >= 2; k += 2) f(std::integral_constant<int, 2>(), k);
   for (; planes - k >= 1; k += 1) f(std::integral_constant<int, 1>(), k);
-}
-
-// The share of `all` that belongs to a part.
-struct Range {
-  long begin, end;
-};
-Range share(long all, long part, long parts) {
-  return {all * part / parts, all * (part + 1) / parts};
 }
 
 // The number of maps that are computed together, so that their packed filters stay in cache.

@@ -68,15 +68,39 @@ struct Kernel {
                   long weight_step, long blocks, long pixels, long length, float* to, long to_step);
 };
 
+// The MCconv with the Hadamard pattern of 2, 4 or 8 planes, for narrow layers; see hadamard.cc. Its
+// sizes have one slice, and m is [taps, taps, planes]. Each function does one part of the work.
+struct HadamardKernel {
+  void (*forward)(const Sizes& sizes, const float* features, const float* filters, const float* m,
+                  float* output, long part, long parts);
+
+  // The number of floats that a part of `backward` needs for its sums.
+  std::size_t (*filter_sums)(const Sizes& sizes);
+
+  // Computes d_features of a part of the images, and this part's sums for d_filters and d_m, the
+  // latter [taps, taps, planes].
+  void (*backward)(const Sizes& sizes, const float* features, const float* filters,
+                   const float* m_sum_filters, const float* m, const float* cotangent,
+                   float* d_features, float* filter_sums, double* m_sums, long part, long parts);
+
+  // Adds the filter sums of `summands` parts, which lie one after another, and writes a part of
+  // d_filters.
+  void (*add_filter_sums)(const Sizes& sizes, const float* filter_sums, long summands,
+                          float* d_filters, long part, long parts);
+};
+
 namespace avx512 {
 extern const Kernel kernel;
-}
+extern const HadamardKernel hadamard;
+}  // namespace avx512
 namespace avx2 {
 extern const Kernel kernel;
-}
+extern const HadamardKernel hadamard;
+}  // namespace avx2
 namespace baseline {
 extern const Kernel kernel;
-}
+extern const HadamardKernel hadamard;
+}  // namespace baseline
 
 }  // namespace mcn
 
