@@ -15,9 +15,9 @@
 //   d_filters[t, g, h] = sum over o of  features[o + t, g] * u_t[o, h],
 //   d_m[t] = sum over o and h of  cotangent[o, h] * H product_t[o, h].
 //
-// The work is cut into strips of output rows, whose u stay in cache. A vector may hold the planes of
-// several output maps; a map of the input is then repeated in the lanes of all of them. Or a map may
-// take two vectors. Output channels are padded to whole vectors, with filters of zero.
+// The work is cut into strips of output rows, whose u stay in cache. A vector may hold the planes
+// of several output maps; a map of the input is then repeated in the lanes of all of them. Or a map
+// may take two vectors. Output channels are padded to whole vectors, with filters of zero.
 
 #include <algorithm>
 #include <cstring>
@@ -174,9 +174,10 @@ void copy_window(const Layer& l, const float* features, long image, long begin, 
       std::memset(to, 0, sizeof(float) * l.window_row());
       continue;
     }
-    const float* from = features + ((image * s.height + y) * s.width + first - s.low_x) * s.channels;
+    const long pixel = (image * s.height + y) * s.width + first - s.low_x;
     std::memset(to, 0, sizeof(float) * first * s.channels);
-    std::memcpy(to + first * s.channels, from, sizeof(float) * (last - first) * s.channels);
+    std::memcpy(to + first * s.channels, features + pixel * s.channels,
+                sizeof(float) * (last - first) * s.channels);
     std::memset(to + last * s.channels, 0,
                 sizeof(float) * (l.window_width() - last) * s.channels);
   }
