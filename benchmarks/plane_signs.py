@@ -2,12 +2,11 @@
 
     python benchmarks/plane_signs.py      prints a table, writes runs/benchmarks/plane_signs.json
 
-The native form shares the products of a filter between the planes of a map, in narrow layers with
-planes in the lanes of vectors, in others with slices of the channels; the direct form is an
-ordinary convolution by the same kernel. MCconv without a pattern, "plain", stands beside them. Each
-layer is measured forward, and forward with the gradients of features, filters and M. The sides run
-in turn, and the table has medians of their ratios. The data are random, and the time includes
-binarization.
+The native form shares the products of a filter between the planes of a map. Narrow layers have the
+planes in the lanes of vectors, others use slices of the channels. The direct form is an ordinary
+convolution by the same kernel. MCconv without a pattern, "plain", stands beside them. Each layer is
+measured forward, and forward with the gradients of features, filters and M. The sides run in turn,
+and the table has medians of their ratios. The data are random, and the time includes binarization.
 """
 
 import argparse

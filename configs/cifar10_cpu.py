@@ -4,7 +4,7 @@ Command:  python -m mcn_jax.main --config=configs/cifar10_cpu.py --config.data.a
 Expected: 74.37 %, U-MCN 76.20 %, WRN of the same channels 87.32 % (ours, seed 0); the paper has no
           such row. With the head "linear" the MCN took 21 minutes on one core of an AMD EPYC with
           AVX-512, beside other work (results/pooling_mcn.jsonl, strided). A step of the WRN of the
-          same channels takes 1.45 times as long (results/benchmarks/epyc_avx512/step.json,
+          same channels takes 1.43 times as long (results/benchmarks/epyc_avx512/step.json,
           native_convolution).
 Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same channels with --config.model.conv=conv

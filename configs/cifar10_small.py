@@ -1,8 +1,9 @@
 """MCN on CIFAR-10 with a pattern of signs per plane, 20 layers and 0.27 million bits of filters.
 
 Command:  python -m mcn_jax.main --config=configs/cifar10_small.py --config.data.archive_dir=DIR
-Expected: not run here. At 0.16 s for a step of 64 images (results/benchmarks/epyc_avx512/step.json,
-          native_convolution), 100 epochs take 3.5 hours on two cores of an AMD EPYC with AVX-512.
+Expected: not run here. At 0.126 s for a step of 64 images, 100 epochs take 2.7 hours on two cores
+          of an AMD EPYC with AVX-512 (results/benchmarks/epyc_avx512/step.json,
+          native_convolution).
 Partners: U-MCN with --config.binarize.enabled=False
           MCN of equal bits without a pattern with --config.model.plane_signs=""
           plain one-bit layer of equal bits with --config.model.conv=mcdonnell

@@ -59,6 +59,9 @@ WEIGHTS = Group(name="kernels")
 OFFSETS = Group(name="biases_and_batch_norm", decay=None)
 
 
+PROGRESS = "progress"  # the collection with the share of the training that is done
+
+
 # `Tensor.part` of the filters of convolutions, and of the weights of dense layers.
 FILTERS, DENSE_LAYERS = "filters", "dense layers"
 
@@ -197,9 +200,9 @@ def _at(tree: Any, path: tuple[str, ...]) -> Any:
     return tree
 
 
-def _never(config: Config) -> bool:
+def _always(config: Config) -> bool:
     del config
-    return False
+    return True
 
 
 def _no_check(config: Config) -> None:
@@ -306,7 +309,8 @@ class Family:
     Optional fields for training:
         advance: (s, progress) -> s, called in every step with a quantized network, before its
             forward pass. `progress` is the share of the training that is done, a scalar in [0, 1).
-        advances: config -> whether `advance` changes the layers of a run.
+        advances: config -> whether `advance` changes the layers of a run. Such a run cannot be
+            continued to another number of epochs.
         refresh: (p, s, config.binarize) -> s, called before a phase with quantized weights; for
             example k-means.
         penalty: (p, s, gradients, LossConfig, theta, learning rate) -> (loss, gradients): an
@@ -367,7 +371,7 @@ class Family:
     arithmetic: Callable[[Mapping[str, np.ndarray], PlannedLayer, Any], Arithmetic] | None = None
 
     advance: Callable[[Leaves, jax.Array], dict[str, jax.Array]] | None = None
-    advances: Callable[[Config], bool] = _never
+    advances: Callable[[Config], bool] = _always
     refresh: Callable[[Leaves, Leaves, BinarizeConfig], dict[str, jax.Array]] | None = None
     penalty: (
         Callable[

@@ -14,7 +14,7 @@ from mcn_jax import ops
 from mcn_jax.config import BinarizeConfig, Config, LossConfig
 from mcn_jax.errors import require, require_one_of
 from mcn_jax.layers import mcconv_file
-from mcn_jax.layers.family import Family, Group, Leaves, PlannedLayer
+from mcn_jax.layers.family import PROGRESS, Family, Group, Leaves, PlannedLayer
 from mcn_jax.layers.mcconv_health import health
 from mcn_jax.ops import convolution, native, packing, plane_signs
 from mcn_jax.ops.binarize import CENTERS
@@ -102,7 +102,7 @@ class MCConv(nn.Module):
             "centers", "centers", lambda: ops.kmeans_centers(latent_filters, self.num_centers)
         )
         if _changes(self.estimator):
-            progress = self.variable("progress", "progress", jnp.zeros, (), self.param_dtype)
+            progress = self.variable(PROGRESS, "progress", jnp.zeros, (), self.param_dtype)
             if self.binarized:
                 latent_filters = with_slope_of_two_centers(
                     latent_filters, centers.value, progress.value, self.estimator

@@ -17,7 +17,7 @@ from mcn_jax.config import Config
 from mcn_jax.errors import InputError, require, require_one_of
 from mcn_jax.layers import one_bit_file
 from mcn_jax.layers.conv import kernel_conv, kernel_multiply_adds
-from mcn_jax.layers.family import Family, Group, Leaves, PlannedLayer, Share
+from mcn_jax.layers.family import PROGRESS, Family, Group, Leaves, PlannedLayer, Share
 from mcn_jax.layers.one_bit_file import EXPONENTS, LATENT, SCALES
 from mcn_jax.ops import estimators, one_bit
 from mcn_jax.ops.convolution import convolve
@@ -79,7 +79,7 @@ class OneBitConv(nn.Module):
         latent = self.param(LATENT, _initializer(self.rule), shape, self.param_dtype)
         options: dict[str, Any] = {}
         if self.rule in one_bit.STANDARDIZED:
-            progress = self.variable("progress", "progress", jnp.zeros, (), self.param_dtype)
+            progress = self.variable(PROGRESS, "progress", jnp.zeros, (), self.param_dtype)
             estimator = self.estimator or one_bit.STANDARDIZED[self.rule]
             options = {"progress": progress.value, "estimator": estimator}
         kernel = one_bit.RULES[self.rule](latent, **options) if self.binarized else latent
@@ -273,7 +273,6 @@ def one_bit_family(
     if has_progress:
         fields |= {
             "advance": _advance,
-            "advances": lambda _: True,
             "check": _check,
             "check_layer": _check_layer,
         }

@@ -102,7 +102,12 @@ def with_slope_of_two_centers(
         centers: [2], sorted, not equal.
         progress: see `slope_of_sign`.
         estimator: a name in `ESTIMATORS`.
+
+    Raises:
+        ValueError: if the estimator is unknown, or there are not two centers.
     """
+    if len(centers) != 2:
+        raise ValueError(f"estimator={estimator!r} needs two centers, not {len(centers)}")
     lower, higher = centers
     z = (2 * values - lower - higher) / (higher - lower)
     return with_slope(values, values, slope_of_sign(z, progress, estimator))

@@ -38,7 +38,7 @@ Residuals = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array |
 # With fewer channels in a slice, computing products again takes less time than reading them.
 CHANNELS_TO_SAVE = 256
 # With fewer input channels, the direct form of a pattern of signs is faster than its slices, with
-# gradients (benchmarks/plane_signs.py).
+# gradients (benchmarks/plane_signs.py). Only two planes have slices there.
 CHANNELS_TO_SLICE = 64
 M_GRADIENTS = ("binary", "latent")
 
@@ -157,11 +157,14 @@ def _saves_products(
     spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
 ) -> bool:
     """Returns whether the native kernel computes this layer and saves its products for dM."""
-    slices = m_filters.shape[2] if has_slices(spec.plane_signs) else 1
+    planes = m_filters.shape[2]
+    slices = planes if has_slices(spec.plane_signs) else 1
+    in_lanes = native.has_planes_in_lanes(spec.plane_signs, filters.shape[2] // planes, planes)
     return (
         spec.form in ("auto", "native")
         and spec.m_gradient == "binary"  # otherwise dM needs the products of other filters
         and filters.shape[2] // slices >= CHANNELS_TO_SAVE
+        and not in_lanes
         and jax.default_backend() == "cpu"
         and _fastest(spec, features, filters, m_filters).get("cpu") is _NATIVE
     )
@@ -276,8 +279,9 @@ def mcconv(
         plane_signs: a name in `mcn_jax.ops.plane_signs.PATTERNS`, or "". With a pattern, plane k of
             Q has the filter's planes in another order or with other signs, and the gradients
             follow. "direct" computes every pattern, "factored" and "native" those of signs only.
-            With signs only, "auto" is "native" for four or eight planes and from
-            `CHANNELS_TO_SLICE` input channels, on a CPU in float32. Otherwise it is "direct".
+            With signs only, "auto" is "native" for four and eight planes, and for two planes from
+            `CHANNELS_TO_SLICE` input channels, on a CPU in float32 with the kernel. Otherwise it is
+            "direct".
 
     Returns:
         [N, Y', X', H*K].
@@ -381,6 +385,8 @@ def _check_shapes(
         )
     if features.shape[-1] != channels:
         raise ValueError(f"features have {features.shape[-1]} channels, the filters {channels}")
+    if 0 in latent_filters.shape:
+        raise ValueError(f"filters of shape {latent_filters.shape} have no weights")
     if channels % planes:
         raise ValueError(f"{channels} channels are not divisible by the {planes} planes of a map")
     too_small = padding == "VALID" and min(features.shape[1:3]) < height

@@ -19,9 +19,8 @@ from mcn_jax.ops.conv_spec import ConvSpec, pads_and_out_size
 
 LIBRARY = pathlib.Path(__file__).with_name(native_build.LIBRARY)
 SWITCH = "MCN_JAX_NATIVE"
-# With fewer input maps, a pattern of signs is faster with planes in lanes than with slices
-# (benchmarks/plane_signs.py).
-MAPS_TO_SLICE = 24
+# With fewer input maps, planes in lanes were faster than slices, with gradients and AVX-512.
+MAPS_FOR_LANES = 24
 TARGETS = {
     "mcn_mcconv_forward": "McnMcconvForward",
     "mcn_mcconv_backward": "McnMcconvBackward",
@@ -46,7 +45,7 @@ def forward(
 def forward_and_products(
     spec: ConvSpec, features: jax.Array, filters: jax.Array, m_filters: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Computes the output, and the products that `backward` takes."""
+    """Computes the output, and the products that `backward` takes, but not with planes in lanes."""
     saved = products_size(spec, features, filters, m_filters)
     return _forward(spec, features, filters, m_filters, saved)
 
@@ -76,9 +75,9 @@ def _forward(
     channels = filters.shape[3] * m_filters.shape[2]
     shapes = (features.shape[0], *out_size, channels), (saved,)
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    target = f"mcn_{_code(spec, m_filters, filters)}_forward"
+    target = f"mcn_{_code(spec, filters, m_filters)}_forward"
     call = jax.ffi.ffi_call(target, results, vmap_method="sequential")
-    arrays = _float32(features, filters, _m_of_slices(spec, m_filters, filters))
+    arrays = _float32(features, filters, _m_of_slices(spec, filters, m_filters))
     output, products = call(*arrays, **_attributes(spec.strides, pads))
     return output, products
 
@@ -95,7 +94,8 @@ def backward(
     """Computes the gradients; see `mcn_jax.ops.mcconv`.
 
     `products`, from `forward_and_products`, are those of `m_sum_filters`. Without them they are
-    computed again. With `m_sum_filters=None` the gradient of M is zero.
+    computed again. With `m_sum_filters=None` the gradient of M is zero. Planes in lanes need
+    `m_sum_filters` and take no products.
     """
     _load(LIBRARY)
     if products is None:
@@ -103,11 +103,11 @@ def backward(
     if m_sum_filters is None:
         m_sum_filters = jnp.zeros(0)
     sliced_m, m_vjp = jax.vjp(
-        lambda m: _m_of_slices(spec, m, filters), m_filters.astype(jnp.float32)
+        lambda m: _m_of_slices(spec, filters, m), m_filters.astype(jnp.float32)
     )
     shapes = features.shape, filters.shape, sliced_m.shape
     outputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    target = f"mcn_{_code(spec, m_filters, filters)}_backward"
+    target = f"mcn_{_code(spec, filters, m_filters)}_backward"
     call = jax.ffi.ffi_call(target, outputs, vmap_method="sequential")
     d_features, d_filters, d_sliced_m = call(
         *_float32(features, filters, m_sum_filters, sliced_m, cotangent, products),
@@ -122,12 +122,11 @@ def backward(
 
 
 def has_planes_in_lanes(plane_signs: str, in_maps: int, planes: int) -> bool:
-    """Returns whether the lanes of the kernel's vectors are the planes of a map in such a layer.
+    """Returns whether the kernel keeps the planes of a map in the lanes of a vector.
 
-    This is for narrow layers with a pattern of signs, see cpp/hadamard.cc. Otherwise the kernel
-    computes a pattern by slices of the channels.
+    See cpp/hadamard.cc. For other layers with the Hadamard pattern it has slices of the channels.
     """
-    return plane_signs == "hadamard" and planes in (4, 8) and in_maps < MAPS_TO_SLICE
+    return plane_signs == "hadamard" and planes in (4, 8) and in_maps < MAPS_FOR_LANES
 
 
 def convolve(
@@ -194,16 +193,16 @@ def _plain_spec(strides: tuple[int, int], padding: str) -> ConvSpec:
     return ConvSpec(strides=strides, padding=padding, m_gradient="binary", form="native")
 
 
-def _code(spec: ConvSpec, m_filters: jax.Array, filters: jax.Array) -> str:
+def _code(spec: ConvSpec, filters: jax.Array, m_filters: jax.Array) -> str:
     """Returns "hadamard" for planes in lanes, or "mcconv", as in `TARGETS`."""
     planes = m_filters.shape[2]
     in_lanes = has_planes_in_lanes(spec.plane_signs, filters.shape[2] // planes, planes)
     return "hadamard" if in_lanes else "mcconv"
 
 
-def _m_of_slices(spec: ConvSpec, m_filters: jax.Array, filters: jax.Array) -> jax.Array:
+def _m_of_slices(spec: ConvSpec, filters: jax.Array, m_filters: jax.Array) -> jax.Array:
     """Returns M of each slice of the channels; planes in lanes have one slice."""
-    if _code(spec, m_filters, filters) == "hadamard":
+    if _code(spec, filters, m_filters) == "hadamard":
         return m_filters[None]
     return plane_signs.sliced_m(m_filters, spec.plane_signs)
 

@@ -105,7 +105,9 @@ def build(library: pathlib.Path) -> None:
 def instruction_sets() -> tuple[bool, dict[str, tuple[str, ...]]]:
     """Returns whether this is an x86-64 machine, and {instruction set: flags of the compiler}."""
     is_x86 = platform.machine() in ("x86_64", "AMD64")
-    return is_x86, {**(X86_INSTRUCTION_SETS if is_x86 else {}), "baseline": ()}
+    # The baseline is first, because of a template of the standard library that several objects
+    # contain, the linker keeps the first copy. All machines can run that of the baseline.
+    return is_x86, {"baseline": (), **(X86_INSTRUCTION_SETS if is_x86 else {})}
 
 
 def find_compiler() -> list[str]:

@@ -67,7 +67,8 @@ def check_num_epochs(
                 " statistics after the last epoch; train again in another --workdir"
             )
     for field, name in convolution_kinds(config.model).items():
-        if LAYERS[name].advances(config) and quantizes(config):
+        family = LAYERS[name]
+        if family.advance is not None and family.advances(config) and quantizes(config):
             raise InputError(
                 f"{changed}, which would change the layers of config.model.{field}={name!r}: they"
                 " depend on the share of the training that is done; train again in another"

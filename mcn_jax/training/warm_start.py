@@ -9,6 +9,7 @@ from flax import traverse_util
 
 from mcn_jax.config import Config
 from mcn_jax.errors import InputError, did_you_mean, require
+from mcn_jax.layers.family import PROGRESS
 from mcn_jax.models.plan import Plan, class_layers, plan_of
 from mcn_jax.paths import user_path
 from mcn_jax.training.state import TrainState
@@ -124,19 +125,21 @@ def warm_start(config: Config, state: TrainState, image_shape: tuple[int, int, i
     random = excluded_layers(config, image_shape)
     if any("plane_signs" in layer.settings and layer.name not in random for layer in plan):
         _check_plane_signs(source, config)
+    # The share of the training that is done is that of the new run.
+    layer_state = {name: tree for name, tree in state.layer_state.items() if name != PROGRESS}
     checkpoints = Checkpoints(source / "checkpoints", read_only=True)
     try:
         digests = checkpoints.digests(step)
         keeps_centers = (
             epoch["binarized"]
             and not any(layer.family.refresh for layer in plan if layer.name in random)
-            and checkpoints.holds(step, state.layer_state)
+            and checkpoints.holds(step, layer_state)
             and _saved_field(source, "binarize", "centers", "kmeans") == config.binarize.centers
         )
-        parts = {"params": state.params, "batch_stats": state.batch_stats, **state.layer_state}
+        parts = {"params": state.params, "batch_stats": state.batch_stats, **layer_state}
         leaves = traverse_util.flatten_dict(parts, sep="/")
         recomputed = [layer.name for layer in plan if layer.family.refresh and not keeps_centers]
-        states = tuple(f"{collection}/" for collection in state.layer_state)
+        states = tuple(f"{collection}/" for collection in layer_state)
         wanted = {
             name: leaf
             for name, leaf in leaves.items()
@@ -168,7 +171,7 @@ def warm_start(config: Config, state: TrainState, image_shape: tuple[int, int, i
             state,
             params=tree["params"],
             batch_stats=tree.get("batch_stats", {}),
-            layer_state={name: tree[name] for name in state.layer_state},
+            layer_state=state.layer_state | {name: tree[name] for name in layer_state},
         ),
         keeps_centers=keeps_centers,
         description={

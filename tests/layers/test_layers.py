@@ -43,6 +43,29 @@ def test_unbinarized_mcconv_computes_with_latent_filters():
     np.testing.assert_allclose(layer.apply(variables, images()), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("binarized", [True, False])
+def test_mcconv_takes_the_derivative_of_its_estimator(binarized):
+    layer = MCConv(out_maps=3, estimator="ede", binarized=binarized)
+    variables = layer.init(jax.random.key(0), images())
+    assert jax.tree.map(jnp.shape, variables["progress"]) == {"progress": ()}
+    assert "progress" not in MCConv(out_maps=3).init(jax.random.key(0), images())
+    variables = variables | {"progress": {"progress": jnp.float32(0.5)}}
+
+    def gradient(layer, variables):
+        def output(params):
+            return jnp.sum(jnp.sin(layer.apply(variables | {"params": params}, images())))
+
+        return jax.grad(output)(variables["params"])["latent_filters"]
+
+    found = gradient(layer, variables)
+    straight = gradient(MCConv(out_maps=3, binarized=binarized), variables)
+    lower, higher = variables["centers"]["centers"]
+    latent = variables["params"]["latent_filters"]
+    z = (latent - (lower + higher) / 2) / ((higher - lower) / 2)
+    slope = 1 - np.tanh(z) ** 2 if binarized else 1  # t = k = 1
+    np.testing.assert_allclose(found, straight * slope, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("num_centers", [2, 4])
 def test_first_centers_are_the_kmeans_of_the_first_filters(num_centers):
     layer = MCConv(out_maps=5, num_centers=num_centers)

@@ -1,5 +1,6 @@
 // Compares the kernel of every instruction set that this machine has with plain loops in float64,
-// at random shapes. Arrays have no room to spare, so a sanitizer notices any access beyond them.
+// and planes in lanes with the kernel, at random shapes. Arrays have no room to spare, so a sanitizer
+// notices any access beyond them.
 //
 // Arguments: a seed and the number of shapes. Prints one line per failure; exits with 1 after any.
 
@@ -38,6 +39,11 @@ double distance(const A& a, const std::vector<double>& b) {
     norm += b[i] * b[i];
   }
   return std::sqrt(difference / norm);
+}
+
+// False also for NaN.
+bool are_small(const double* distances, long count) {
+  return std::all_of(distances, distances + count, [](double d) { return d <= 1e-5; });
 }
 
 bool agrees(const mcn::Kernel& kernel, const Sizes& s, long parts, bool saves, bool wants_m,
@@ -117,7 +123,7 @@ bool agrees(const mcn::Kernel& kernel, const Sizes& s, long parts, bool saves, b
     terms += d_m_terms[i] * d_m_terms[i];
   }
   const bool d_m_agrees = found[3] <= 1e-4 || difference <= 1e-12 * terms;
-  const bool good = found[0] <= 1e-5 && found[1] <= 1e-5 && found[2] <= 1e-5 && d_m_agrees;
+  const bool good = are_small(found, 3) && d_m_agrees;
   if (!good)
     std::printf(
         "%s: images %ld, %ldx%ld, slices %ld, channels %ld, taps %ld, maps %ld, planes %ld, "
@@ -191,7 +197,7 @@ bool blocks_agree(const mcn::Kernel& kernel, const Sizes& one, long threads, std
   }
   const double found[] = {distance(y, expected_y), distance(d_x, expected_d_x),
                           distance(d_filters, expected_d_filters)};
-  const bool good = *std::max_element(found, found + 3) <= 1e-5;
+  const bool good = are_small(found, 3);
   if (!good)
     std::printf(
         "%s: %ld blocks, %ld products, images %ld, %ldx%ld, channels %ld, taps %ld, maps %ld, "
@@ -215,19 +221,19 @@ bool lanes_agree(const mcn::Kernel& kernel, const mcn::HadamardKernel& hadamard,
   const long taps = s.taps * s.taps;
   auto x = made(size), filters = made(f), sum_filters = made(f), m = made(taps * k),
        g = made(outputs);
-  const long images = std::min(parts, s.images);
+  const long backward_parts = std::min(parts, s.images);
   std::unique_ptr<float[]> y(new float[outputs]), d_x(new float[size]), d_filters(new float[f]),
-      sums(new float[images * hadamard.filter_sums(s)]);
-  std::vector<double> m_sums(images * taps * k), d_m(taps * k);
+      sums(new float[backward_parts * hadamard.filter_sums(s)]);
+  std::vector<double> m_sums(backward_parts * taps * k), d_m(taps * k);
   for (long part = 0; part < parts; ++part)
     hadamard.forward(s, x.get(), filters.get(), m.get(), y.get(), part, parts);
-  for (long part = 0; part < images; ++part)
+  for (long part = 0; part < backward_parts; ++part)
     hadamard.backward(s, x.get(), filters.get(), sum_filters.get(), m.get(), g.get(), d_x.get(),
                       sums.get() + part * hadamard.filter_sums(s),
-                      m_sums.data() + part * taps * k, part, images);
+                      m_sums.data() + part * taps * k, part, backward_parts);
   for (long part = 0; part < parts; ++part)
-    hadamard.add_filter_sums(s, sums.get(), images, d_filters.get(), part, parts);
-  for (long i = 0; i < images * taps * k; ++i) d_m[i % (taps * k)] += m_sums[i];
+    hadamard.add_filter_sums(s, sums.get(), backward_parts, d_filters.get(), part, parts);
+  for (long i = 0; i < backward_parts * taps * k; ++i) d_m[i % (taps * k)] += m_sums[i];
 
   Sizes sliced = s;
   sliced.slices = k, sliced.channels /= k;
@@ -251,7 +257,7 @@ bool lanes_agree(const mcn::Kernel& kernel, const mcn::HadamardKernel& hadamard,
                           distance(d_x, in_double(our_d_x.get(), size)),
                           distance(d_filters, in_double(our_d_filters.get(), f)),
                           distance(d_m, expected_d_m)};
-  const bool good = *std::max_element(found, found + 3) <= 1e-5 && found[3] <= 1e-4;
+  const bool good = are_small(found, 3) && found[3] <= 1e-4;
   if (!good)
     std::printf(
         "%s, planes in lanes: images %ld, %ldx%ld, channels %ld, taps %ld, maps %ld, planes %ld, "
@@ -311,7 +317,11 @@ int main(int, char** arguments) {
     Sizes lanes = s;
     lanes.planes = among({4, 8});
     lanes.channels = lanes.planes * among({1, 2, 3, 4, 5, 6, 9});
-    for (std::size_t i = 0; n % 4 == 0 && i < kernels.size(); ++i)
+    if (n % 24 == 1) {  // one pixel, of which all taps but one read zeros
+      lanes.height = lanes.width = lanes.out_height = lanes.out_width = 1;
+      lanes.low_y = lanes.low_x = s.taps / 2;
+    }
+    for (std::size_t i = 0; n % 4 == 1 && i < kernels.size(); ++i)
       good &= lanes_agree(*kernels[i], *of_lanes[i], lanes, parts, random);
     s.planes = 1;
     if (has_chunks) s.images = 40;

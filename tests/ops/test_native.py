@@ -91,11 +91,13 @@ def test_two_threads_give_the_same_bits_each_time():
 @needs_kernel
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
-def test_what_is_not_finite_spreads_as_in_the_direct_form(value, strides):
+@pytest.mark.parametrize("plane_signs", ["", "hadamard"])
+def test_what_is_not_finite_spreads_as_in_the_direct_form(value, strides, plane_signs):
     features, latent, m = random_arrays(0, 2, (9, 7), 2, 4, 4, 3, np.float32)
     arrays = features.at[1, 4, 3, 5].set(value), latent, m
-    ours = output_and_gradients(arrays, form="native", strides=strides)
-    expected = output_and_gradients(arrays, form="direct", strides=strides)
+    options = {"strides": strides, "plane_signs": plane_signs}
+    ours = output_and_gradients(arrays, form="native", **options)
+    expected = output_and_gradients(arrays, form="direct", **options)
     for a, b in zip(ours, expected, strict=True):
         np.testing.assert_array_equal(jnp.isfinite(a), jnp.isfinite(b))
     assert not jnp.all(jnp.isfinite(ours[0]))

@@ -254,16 +254,16 @@ def test_forms_that_share_products_equal_the_direct_one(shape, form, m_gradient)
 
 @pytest.mark.parametrize("form", ["factored", "native"])
 @pytest.mark.parametrize("transform", [jax.vmap, jax.pmap])
-def test_a_form_that_shares_products_can_be_transformed(transform, form):
+@pytest.mark.parametrize("in_maps", [3, 24])
+def test_a_form_that_shares_products_can_be_transformed(in_maps, transform, form):
     if form == "native" and (reason := native.why_unavailable()):
         pytest.skip(reason)
-    features, latent, m = (jnp.asarray(array, jnp.float32) for array in arrays(4, in_maps=16))
+    features, latent, m = (jnp.asarray(array, jnp.float32) for array in arrays(4, in_maps=in_maps))
 
     def gradients(form, image):
         def loss(image, latent, m):
-            return jnp.sum(
-                jnp.sin(mcconv(image, latent, None, m, form=form, plane_signs="hadamard"))
-            )
+            output = mcconv(image, latent, None, m, form=form, plane_signs="hadamard")
+            return jnp.sum(jnp.sin(output / 16))
 
         return jax.grad(jax.checkpoint(loss), argnums=(0, 1, 2))(image[None], latent, m)
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -87,6 +88,13 @@ def test_parameters_statistics_and_centers_are_taken_and_nothing_else(first_stag
 def test_centers_of_another_kind_are_not_kept(first_stage):
     tuning = fine_tuning(first_stage, binarize=BinarizeConfig(start_epoch=0, centers="symmetric"))
     assert not warm_start(tuning, new_state(tuning), IMAGE).keeps_centers
+
+
+def test_centers_are_kept_whatever_the_estimator(first_stage):
+    tuning = fine_tuning(first_stage, binarize=BinarizeConfig(start_epoch=0, estimator="ede"))
+    start = warm_start(tuning, new_state(tuning), IMAGE)
+    assert start.keeps_centers
+    assert jax.tree.leaves(start.state.layer_state["progress"]) == [0.0, 0.0]
 
 
 @pytest.mark.slow

@@ -95,6 +95,7 @@ ffi::ErrorOr<Sizes> sizes_of(const Array& features, const Array& filters, const 
   if (x.size() != 4 || f.size() != 4 || k.size() != 4 || output.size() != 4)
     return wrong("features, filters, M and output need four dimensions");
   if (f[0] != f[1] || k[1] != f[0] || k[2] != f[0] || k[0] < 1 || x[3] % k[0] || f[2] != x[3] ||
+      f[3] < 1 || k[3] < 1 ||
       output[0] != x[0] || output[3] != f[3] * k[3] || stride_y < 1 || stride_x < 1)
     return wrong("the shapes do not fit each other");
   return Sizes{x[0],      x[1],     x[2],     k[0],  x[3] / k[0], f[0], f[3], k[3], output[1],

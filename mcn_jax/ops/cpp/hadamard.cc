@@ -79,14 +79,12 @@ inline Vec repeated(const float* from) {
 #elif defined(__AVX__)
 template <int K>
 inline Vec repeated(const float* from) {
+  static_assert(K == 4, "eight planes fill a vector");
   return (Vec)_mm256_broadcast_ps(reinterpret_cast<const __m128*>(from));
 }
 #else
 template <int K>
-inline Vec repeated(const float* from) {
-  static_assert(K == V, "a vector has no more lanes than a map has planes");
-  return load(from);
-}
+Vec repeated(const float* from);  // never used: a vector has no more lanes than a map has planes
 #endif
 
 template <int D, int... I>
@@ -131,8 +129,8 @@ inline Vec second_halves(Vec a, Vec b, std::integer_sequence<int, I...>) {
   return LANES(a, b, (I / D * 2 * D + I % D + D)...);
 }
 
-// Adds the planes of all maps in each of N vectors, a power of two. The sums, K planes for each
-// vector, are then side by side in the first vectors.
+// Adds the planes of all maps in each of N vectors. The sums, K planes for each vector, are then
+// side by side in the first vectors. If a vector holds several maps, N is a power of two.
 template <int K, int N, int D = V / 2>
 inline void add_maps(Vec (&v)[N]) {
   if constexpr (D >= K && N > 1) {
@@ -156,7 +154,7 @@ struct Layer {
   long window_width() const { return (s.out_width - 1) * s.stride_x + s.taps; }
   long window_row() const { return window_width() * s.channels; }
   long window_rows(long rows) const { return (rows - 1) * s.stride_y + s.taps; }
-  // The most output rows of a strip for which `per_row` floats each are at most `most`.
+  // The output rows of a strip: as many as need at most `most` floats, `per_row` each, or one.
   long rows_of_strip(long per_row, long most) const {
     return std::max(1L, std::min(s.out_height, most / per_row));
   }
@@ -217,16 +215,18 @@ void pack_m(const Layer& l, const float* m, float* packed) {
     for (long lane = 0; lane < kPerMap<K> * V; ++lane) *packed++ = m[t * K + lane % K];
 }
 
-// Calls f(first pixel, pixel that is new, P) for blocks of pixels of a row. The last block may
-// repeat pixels, and so may need no code of its own.
+// Calls f(first pixel, number of old pixels, P) for blocks of P pixels of a row. The last block may
+// overlap the one before; that many of its pixels must not be stored or added again.
 template <int P, typename F>
 void for_pixels(long width, F&& f) {
   if (width < P) {
-    for (long x = 0; x < width; ++x) f(x, x, std::integral_constant<int, 1>());
+    for (long x = 0; x < width; ++x) f(x, 0, std::integral_constant<int, 1>());
     return;
   }
-  for (long x = 0; x < width; x += P)
-    f(std::min(x, width - P), x, std::integral_constant<int, P>());
+  for (long x = 0; x < width; x += P) {
+    const long start = std::min(x, width - P);
+    f(start, static_cast<int>(x - start), std::integral_constant<int, P>());
+  }
 }
 
 // Calls f(first vector, N) for pairs of vectors, and maybe one at the end.
@@ -307,12 +307,12 @@ void forward_of(const Sizes& s, const float* features, const float* filters, con
     for_vectors<K>(l.vectors, [&](long v, auto n) {
       constexpr int N = decltype(n)::value;
       for (long r = 0; r < count; ++r)
-        for_pixels<kPixels<N>>(s.out_width, [&](long x, long first_new, auto p) {
+        for_pixels<kPixels<N>>(s.out_width, [&](long x, int first_new, auto p) {
           forward_block<K, decltype(p)::value, N>(
               l, window + r * s.stride_y * l.window_row() + x * s.stride_x * s.channels,
               packed + v * l.all_taps * l.in_maps * V, packed_m,
               output + ((row + r) * s.out_width + x) * l.outputs + v * V,
-              static_cast<int>(first_new - x), l.outputs - v * V);
+              first_new, l.outputs - v * V);
         });
     });
     row += count;
@@ -392,9 +392,11 @@ __attribute__((noinline)) void filter_block(const Layer& l, const float* window,
   }
 }
 
-// The output pixels and taps in one direction that read an input pixel: with tap `taps[n].first`
-// output pixel `taps[n].second`.
-typedef std::vector<std::pair<long, long>> Readers;
+// The taps in one direction that read an input pixel, each for an output pixel.
+struct Reader {
+  long tap, output;
+};
+typedef std::vector<Reader> Readers;
 
 Readers readers(long pixel, long low, long stride, long taps) {
   Readers found;
@@ -403,8 +405,7 @@ Readers readers(long pixel, long low, long stride, long taps) {
   return found;
 }
 
-// Adds to d_features of P pixels of G input maps, which lie `step` apart, what the rows of a strip
-// give.
+// Adds a strip's share of d_features, for P pixels that lie `step` floats apart and G input maps.
 template <int K, int P, int G>
 __attribute__((noinline)) void features_block(const Layer& l, const Spread& u,
                                               const Readers& rows, const Readers& columns, long x,
@@ -457,12 +458,12 @@ struct Strip {
     for_vectors<K>(l.vectors, [&](long v, auto n) {
       constexpr int N = decltype(n)::value;
       for (long r = 0; r < rows; ++r)
-        for_pixels<kPixels<N>>(s.out_width, [&](long x, long first_new, auto p) {
+        for_pixels<kPixels<N>>(s.out_width, [&](long x, int first_new, auto p) {
           spread_block<K, decltype(p)::value, N>(
               l, window + r * s.stride_y * l.window_row() + x * s.stride_x * s.channels,
               filters + v * l.all_taps * l.in_maps * V, m,
               cotangent + ((r * s.out_width + x) * l.vectors + v) * V, u.at(0, r, x) + v * V, u,
-              static_cast<int>(first_new - x), m_sums);
+              first_new, m_sums);
         });
     });
   }
@@ -501,18 +502,20 @@ struct Strip {
     const long first = std::max(0L, begin * s.stride_y - s.low_y);
     const long last = std::min(s.height, (begin + rows - 1) * s.stride_y - s.low_y + s.taps);
     const long step = s.stride_x * s.channels;
+    std::vector<Readers> columns;  // by phase
+    for (long phase = 0; phase < std::min(s.stride_x, s.width); ++phase)
+      columns.push_back(readers(phase, s.low_x, s.stride_x, s.taps));
     for (long y = first; y < last; ++y) {
       Readers of_rows;
       for (const auto& [i, r] : readers(y, s.low_y, s.stride_y, s.taps))
         if (r >= begin && r < begin + rows) of_rows.push_back({i, r - begin});
       for (long phase = 0; phase < std::min(s.stride_x, s.width); ++phase) {
-        const Readers columns = readers(phase, s.low_x, s.stride_x, s.taps);
         float* const to = d_features + ((image * s.height + y) * s.width + phase) * s.channels;
-        const auto of_pixels = [&](long x, long first_new, auto p) {
+        const auto of_pixels = [&](long x, int first_new, auto p) {
           const auto with = [&](auto maps, long g) {
             features_block<K, decltype(p)::value, decltype(maps)::value>(
-                l, u, of_rows, columns, x, filters + g * l.all_taps * l.vectors * V,
-                to + x * step + g * K, step, static_cast<int>(first_new - x));
+                l, u, of_rows, columns[phase], x, filters + g * l.all_taps * l.vectors * V,
+                to + x * step + g * K, step, first_new);
           };
           long g = 0;
           for (; g + kMapsAtOnce <= l.in_maps; g += kMapsAtOnce)
@@ -538,8 +541,8 @@ void backward_of(const Sizes& s, const float* features, const float* filters,
                  float* d_features, float* sums, double* m_sums, long part, long parts) {
   const Layer l(s);
   const Range images = share(s.images, part, parts);
-  // The columns of zeros beyond the first and the last one that the last tap of the first pixel and
-  // the first tap of the last pixel reach.
+  // Columns of zeros on both sides. The last tap of the first input pixel and the first tap of the
+  // last one read there.
   const long guard = std::max(s.taps, (s.width - 1 + s.low_x) / s.stride_x - s.out_width + 1);
   const long pixel = l.vectors * V, width = s.out_width + 2 * guard;
   const long most_rows = std::min(l.rows_of_strip(l.all_taps * width * pixel, kSpreadFloats),

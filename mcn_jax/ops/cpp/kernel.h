@@ -68,8 +68,9 @@ struct Kernel {
                   long weight_step, long blocks, long pixels, long length, float* to, long to_step);
 };
 
-// The MCconv with the Hadamard pattern of 2, 4 or 8 planes, for narrow layers; see hadamard.cc. Its
-// sizes have one slice, and m is [taps, taps, planes]. Each function does one part of the work.
+// The MCconv with the Hadamard pattern of 4 or 8 planes, for narrow layers; see hadamard.cc. Its
+// sizes have one slice, and m is [taps, taps, planes]. Each function but `filter_sums` does one part
+// of the work.
 struct HadamardKernel {
   void (*forward)(const Sizes& sizes, const float* features, const float* filters, const float* m,
                   float* output, long part, long parts);

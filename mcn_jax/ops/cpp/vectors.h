@@ -1,4 +1,5 @@
-// Vectors of floats, and memory for the native kernel. Included once per instruction set.
+// Vectors of floats, memory, and shares of the work, for each file of the native kernel and each
+// instruction set.
 //
 // Vectors are the compiler's (GCC and Clang), V floats wide.
 
@@ -33,7 +34,7 @@ inline long ceil_div(long a, long b) { return (a + b - 1) / b; }
 inline long floor_div(long a, long b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
 inline long round_up(long a) { return ceil_div(a, V) * V; }
 
-// Memory that a thread keeps between calls, since fresh pages cost more than small layers.
+// Memory that a thread keeps between calls of a file's functions, since fresh pages cost more than small layers.
 class Arena {
  public:
   // Starts over with room for `floats` in total; what was handed out before is lost.
