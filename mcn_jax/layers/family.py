@@ -58,9 +58,7 @@ class Group:
 WEIGHTS = Group(name="kernels")
 OFFSETS = Group(name="biases_and_batch_norm", decay=None)
 
-
 PROGRESS = "progress"  # the collection with the share of the training that is done
-
 
 # `Tensor.part` of the filters of convolutions, and of the weights of dense layers.
 FILTERS, DENSE_LAYERS = "filters", "dense layers"

@@ -271,11 +271,7 @@ def one_bit_family(
         )
 
     if has_progress:
-        fields |= {
-            "advance": _advance,
-            "check": _check,
-            "check_layer": _check_layer,
-        }
+        fields |= {"advance": _advance, "check": _check, "check_layer": _check_layer}
     family = Family(
         kind=kind,
         module=module,
