@@ -1,6 +1,6 @@
 // Compares the kernel of every instruction set that this machine has with plain loops in float64,
-// and planes in lanes with the kernel, at random shapes. Arrays have no room to spare, so a sanitizer
-// notices any access beyond them.
+// and planes in lanes with the kernel, at random shapes. Arrays have no room to spare, so a
+// sanitizer notices any access beyond them.
 //
 // Arguments: a seed and the number of shapes. Prints one line per failure; exits with 1 after any.
 

@@ -111,6 +111,16 @@ ffi::ErrorOr<float*> saved_of(const Array& products, const Sizes& sizes) {
   return products.typed_data();
 }
 
+// Adds the sums for M of all parts, which lie one after another.
+void add_parts(const std::vector<double>& sums, Array& d_m) {
+  const std::size_t count = d_m.element_count();
+  for (std::size_t n = 0; n < count; ++n) {
+    double sum = 0;
+    for (std::size_t place = n; place < sums.size(); place += count) sum += sums[place];
+    d_m.typed_data()[n] = static_cast<float>(sum);
+  }
+}
+
 ffi::Error forward(ffi::ThreadPool pool, Array features, Array filters, Array m, Result output,
                    Result products, int64_t stride_y, int64_t stride_x, int64_t low_y,
                    int64_t low_x) {
@@ -169,11 +179,7 @@ ffi::Error backward(ffi::ThreadPool pool, Array features, Array filters, Array m
     for (long copy = 0; copy < copies; ++copy)
       for (long n = size * part / threads; n < end; ++n) d_x[n] += of_features[copy * size + n];
   });
-  for (long n = 0; n < m_sums; ++n) {
-    double sum = 0;
-    for (long part = 0; part < parts; ++part) sum += of_m[part * m_sums + n];
-    d_m->typed_data()[n] = static_cast<float>(sum);
-  }
+  add_parts(of_m, *d_m);
   return ffi::Error::Success();
 }
 
@@ -232,11 +238,7 @@ ffi::Error hadamard_backward(ffi::ThreadPool pool, Array features, Array filters
   in_parallel(pool, threads, [&](long part) {
     best.add_filter_sums(sizes, of_filters.get(), parts, d_filters->typed_data(), part, threads);
   });
-  for (long n = 0; n < m_sums; ++n) {
-    double sum = 0;
-    for (long part = 0; part < parts; ++part) sum += of_m[part * m_sums + n];
-    d_m->typed_data()[n] = static_cast<float>(sum);
-  }
+  add_parts(of_m, *d_m);
   return ffi::Error::Success();
 }
 

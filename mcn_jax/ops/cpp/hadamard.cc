@@ -154,6 +154,13 @@ struct Layer {
   long window_width() const { return (s.out_width - 1) * s.stride_x + s.taps; }
   long window_row() const { return window_width() * s.channels; }
   long window_rows(long rows) const { return (rows - 1) * s.stride_y + s.taps; }
+  // What output pixel x of row r of a strip reads, and the filters of a block of vectors.
+  const float* at(const float* window, long r, long x) const {
+    return window + r * s.stride_y * window_row() + x * s.stride_x * s.channels;
+  }
+  const float* of_vector(const float* filters, long v) const {
+    return filters + v * all_taps * in_maps * V;
+  }
   // The output rows of a strip: as many as need at most `most` floats, `per_row` each, or one.
   long rows_of_strip(long per_row, long most) const {
     return std::max(1L, std::min(s.out_height, most / per_row));
@@ -241,6 +248,17 @@ void for_vectors(long vectors, F&& f) {
 template <int N>
 constexpr int kPixels = N == 1 ? PIXELS_1 : PIXELS_2;
 
+// Calls f(row, first pixel, first vector, number of old pixels, P, N) for all blocks of some output
+// rows.
+template <int K, typename F>
+void for_blocks(const Layer& l, long rows, F&& f) {
+  for_vectors<K>(l.vectors, [&](long v, auto n) {
+    for (long r = 0; r < rows; ++r)
+      for_pixels<kPixels<decltype(n)::value>>(
+          l.s.out_width, [&](long x, int old, auto p) { f(r, x, v, old, p, n); });
+  });
+}
+
 // products[p][n] of a tap for P pixels, which begin at `x` and lie `step` apart.
 template <int K, int P, int N>
 inline __attribute__((always_inline)) void multiply(const float* x, long step, long in_maps,
@@ -259,7 +277,7 @@ inline __attribute__((always_inline)) void multiply(const float* x, long step, l
 template <int K, int P, int N>
 __attribute__((noinline)) void forward_block(const Layer& l, const float* window,
                                              const float* filters, const float* m, float* output,
-                                             int first_new, long lanes) {
+                                             int old, long lanes) {
   const Sizes& s = l.s;
   Vec sums[P][N] = {};
   for (long i = 0; i < s.taps; ++i)
@@ -274,7 +292,7 @@ __attribute__((noinline)) void forward_block(const Layer& l, const float* window
       }
     }
   UNROLL for (int p = 0; p < P; ++p) {
-    if (p < first_new) continue;
+    if (p < old) continue;
     UNROLL for (int n = 0; n < N; ++n) {
       float* to = output + p * l.outputs + n * V;
       if (lanes >= (n + 1) * V)
@@ -304,16 +322,10 @@ void forward_of(const Sizes& s, const float* features, const float* filters, con
     const long image = row / s.out_height, r0 = row % s.out_height;
     const long count = std::min({most_rows, s.out_height - r0, rows.end - row});
     copy_window(l, features, image, r0, count, window);
-    for_vectors<K>(l.vectors, [&](long v, auto n) {
-      constexpr int N = decltype(n)::value;
-      for (long r = 0; r < count; ++r)
-        for_pixels<kPixels<N>>(s.out_width, [&](long x, int first_new, auto p) {
-          forward_block<K, decltype(p)::value, N>(
-              l, window + r * s.stride_y * l.window_row() + x * s.stride_x * s.channels,
-              packed + v * l.all_taps * l.in_maps * V, packed_m,
-              output + ((row + r) * s.out_width + x) * l.outputs + v * V,
-              first_new, l.outputs - v * V);
-        });
+    for_blocks<K>(l, count, [&](long r, long x, long v, int old, auto p, auto n) {
+      forward_block<K, decltype(p)::value, decltype(n)::value>(
+          l, l.at(window, r, x), l.of_vector(packed, v), packed_m,
+          output + ((row + r) * s.out_width + x) * l.outputs + v * V, old, l.outputs - v * V);
     });
     row += count;
   }
@@ -341,11 +353,11 @@ template <int K, int P, int N>
 __attribute__((noinline)) void spread_block(const Layer& l, const float* window,
                                             const float* filters, const float* m,
                                             const float* cotangent, float* u, const Spread& places,
-                                            int first_new, float* m_sums) {
+                                            int old, float* m_sums) {
   const Sizes& s = l.s;
   Vec d[P][N];
   UNROLL for (int p = 0; p < P; ++p) UNROLL for (int n = 0; n < N; ++n) d[p][n] =
-      p < first_new ? Vec{} : load(cotangent + (p * l.vectors + n) * V);
+      p < old ? Vec{} : load(cotangent + (p * l.vectors + n) * V);
   for (long i = 0; i < s.taps; ++i)
     for (long j = 0; j < s.taps; ++j, filters += l.in_maps * N * V, m += kPerMap<K> * V,
               m_sums += kPerMap<K> * V, u += places.tap) {
@@ -360,7 +372,7 @@ __attribute__((noinline)) void spread_block(const Layer& l, const float* window,
         store(place, sum);
       }
       UNROLL for (int p = 0; p < P; ++p) {
-        if (p < first_new) continue;
+        if (p < old) continue;
         Vec spread[N];
         UNROLL for (int n = 0; n < N; ++n) spread[n] = load(m + n % kPerMap<K> * V) * d[p][n];
         transform<K, N>(spread);
@@ -410,7 +422,7 @@ template <int K, int P, int G>
 __attribute__((noinline)) void features_block(const Layer& l, const Spread& u,
                                               const Readers& rows, const Readers& columns, long x,
                                               const float* filters, float* d_features, long step,
-                                              int first_new) {
+                                              int old) {
   constexpr int Q = kPerMap<K>;
   Vec sums[P][G][Q] = {};
   for (const auto& [i, r] : rows)
@@ -424,7 +436,7 @@ __attribute__((noinline)) void features_block(const Layer& l, const Spread& u,
         }
     }
   UNROLL for (int p = 0; p < P; ++p) {
-    if (p < first_new) continue;
+    if (p < old) continue;
     constexpr int maps = Q == 1 ? kMapsAtOnce : G;
     Vec of_maps[maps * Q] = {};
     UNROLL for (int g = 0; g < G; ++g) UNROLL for (int q = 0; q < Q; ++q) of_maps[g * Q + q] =
@@ -454,17 +466,11 @@ struct Strip {
 
   // Computes u from the cotangent, [rows, columns, vectors, V], and adds to the sums for M.
   void spread(const float* cotangent, const float* filters, const float* m, float* m_sums) const {
-    const Sizes& s = l.s;
-    for_vectors<K>(l.vectors, [&](long v, auto n) {
-      constexpr int N = decltype(n)::value;
-      for (long r = 0; r < rows; ++r)
-        for_pixels<kPixels<N>>(s.out_width, [&](long x, int first_new, auto p) {
-          spread_block<K, decltype(p)::value, N>(
-              l, window + r * s.stride_y * l.window_row() + x * s.stride_x * s.channels,
-              filters + v * l.all_taps * l.in_maps * V, m,
-              cotangent + ((r * s.out_width + x) * l.vectors + v) * V, u.at(0, r, x) + v * V, u,
-              first_new, m_sums);
-        });
+    for_blocks<K>(l, rows, [&](long r, long x, long v, int old, auto p, auto n) {
+      spread_block<K, decltype(p)::value, decltype(n)::value>(
+          l, l.at(window, r, x), l.of_vector(filters, v), m,
+          cotangent + ((r * l.s.out_width + x) * l.vectors + v) * V, u.at(0, r, x) + v * V, u, old,
+          m_sums);
     });
   }
 
@@ -511,11 +517,11 @@ struct Strip {
         if (r >= begin && r < begin + rows) of_rows.push_back({i, r - begin});
       for (long phase = 0; phase < std::min(s.stride_x, s.width); ++phase) {
         float* const to = d_features + ((image * s.height + y) * s.width + phase) * s.channels;
-        const auto of_pixels = [&](long x, int first_new, auto p) {
+        const auto of_pixels = [&](long x, int old, auto p) {
           const auto with = [&](auto maps, long g) {
             features_block<K, decltype(p)::value, decltype(maps)::value>(
                 l, u, of_rows, columns[phase], x, filters + g * l.all_taps * l.vectors * V,
-                to + x * step + g * K, step, first_new);
+                to + x * step + g * K, step, old);
           };
           long g = 0;
           for (; g + kMapsAtOnce <= l.in_maps; g += kMapsAtOnce)

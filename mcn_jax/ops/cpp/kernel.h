@@ -69,8 +69,8 @@ struct Kernel {
 };
 
 // The MCconv with the Hadamard pattern of 4 or 8 planes, for narrow layers; see hadamard.cc. Its
-// sizes have one slice, and m is [taps, taps, planes]. Each function but `filter_sums` does one part
-// of the work.
+// sizes have one slice, and m is [taps, taps, planes]. Each function but `filter_sums` does one
+// part of the work.
 struct HadamardKernel {
   void (*forward)(const Sizes& sizes, const float* features, const float* filters, const float* m,
                   float* output, long part, long parts);

@@ -34,7 +34,8 @@ inline long ceil_div(long a, long b) { return (a + b - 1) / b; }
 inline long floor_div(long a, long b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
 inline long round_up(long a) { return ceil_div(a, V) * V; }
 
-// Memory that a thread keeps between calls of a file's functions, since fresh pages cost more than small layers.
+// Memory that a thread keeps between calls of a file's functions, since fresh pages cost more than
+// small layers.
 class Arena {
  public:
   // Starts over with room for `floats` in total; what was handed out before is lost.
