@@ -183,7 +183,9 @@ def test_the_command_exports_the_smallest_files(report_runs, tmp_path, capsys):
     capsys.readouterr()
 
 
-def test_a_file_is_exported_again(report_runs, tmp_path, capsys):
+def test_a_file_is_exported_again(report_runs, tmp_path, monkeypatch, capsys):
+    # A file does not say where its data lie. In a new home, the command prepares them first.
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     run = str(report_runs["seed_0"])
     export.main([run, str(tmp_path / "plain"), "--no-evaluate"])
     export.main([run, str(tmp_path / "small"), "--small", "--no-evaluate"])
