@@ -43,6 +43,7 @@ SIZE_COLUMNS = (
     "bits of batch norm and dense layers", "all stored bits", "bytes of the file",
     "multiply-adds: float x float", "float x ±1", "±1 x ±1", "bits of activations",
 )  # fmt: skip
+TRIALS_COLUMN = "validation accuracy, % (learning rate)"
 TRAINED_COLUMNS = (
     "test accuracy, %", "epochs", "float epochs", "learning rate", "revision", "record",
 )  # fmt: skip
@@ -144,26 +145,34 @@ def equal_bits_sizes_table() -> str:
 
 
 def equal_bits_table() -> str:
-    """The accuracies of the systems of equal filter bits, each with the better of two trials."""
-    rows = []
-    for name, system in SYSTEMS.items():
-        trials = []
-        for trial in stored_runs(f"{SWEEP}/{name}_trial?"):
+    """The accuracies of the systems of equal filter bits, with the trials of learning rates."""
+    rows = [
+        (system, _trials_cell(name), *_trained_cells(f"{SWEEP}/{name}_seed?"))
+        for name, system in SYSTEMS.items()
+    ]
+    return markdown(("system", TRIALS_COLUMN, *TRAINED_COLUMNS), rows)
+
+
+def _trials_cell(name: str) -> str:
+    """The validation accuracy of each trial of a system on a GPU, then of those on a CPU."""
+    found = []
+    for sweep in (SWEEP, CPU_SWEEP):
+        pattern = f"{sweep}/{name}_trial?"
+        for trial in stored_runs(pattern) if has_run(pattern) else []:
             assert trial.result is not None
-            rate = config_record(f"{SWEEP}/{trial.workdir.name}")["config"]["optimizer"]
             accuracy = 100 * trial.result["final_test_accuracy"]
-            trials.append(f"{accuracy:.2f} ({rate['learning_rate']:g})")
-        rows.append((system, ", ".join(trials), *_trained_cells(f"{SWEEP}/{name}_seed?")))
-    return markdown(("system", "validation accuracy, % (learning rate)", *TRAINED_COLUMNS), rows)
+            rate = config_of(f"{sweep}/{trial.workdir.name}").optimizer.learning_rate
+            found.append(f"{accuracy:.2f} ({rate:g}{', CPU' if sweep == CPU_SWEEP else ''})")
+    return ", ".join(found)
 
 
 def equal_bits_cpu_table() -> str:
     """The accuracies of the systems of equal filter bits that were trained on a CPU."""
     rows = [
-        (system, *_trained_cells(f"{CPU_SWEEP}/{name}_seed?"))
+        (system, _trials_cell(name), *_trained_cells(f"{CPU_SWEEP}/{name}_seed?"))
         for name, system in CPU_SYSTEMS.items()
     ]
-    return markdown(("system", *TRAINED_COLUMNS), rows)
+    return markdown(("system", TRIALS_COLUMN, *TRAINED_COLUMNS), rows)
 
 
 def _trained_cells(pattern: str) -> tuple[str, ...]:

@@ -63,13 +63,26 @@ def config_record(name: str) -> dict[str, Any]:
 
 
 def sweep_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The runs of a sweep file; none if it does not exist yet."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The runs of a sweep file, which are not to be changed; none if it does not exist yet."""
+    return _kept_lines(path, path.stat().st_mtime_ns) if path.exists() else []
+
+
+@functools.lru_cache
+def _kept_lines(path: pathlib.Path, written: int) -> list[dict[str, Any]]:
+    """The runs of a sweep file; see `_sweep_runs`."""
+    del written
+    return _read_lines(path)
+
+
+def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def write_sweep_line(path: pathlib.Path, line: dict[str, Any]) -> None:
     """Puts a run into a sweep file, in the order of names, in place of the run of this name."""
-    lines = {other["name"]: other for other in sweep_lines(path)} | {line["name"]: line}
+    # Not the kept lines: two writes may have the same time.
+    others = _read_lines(path) if path.exists() else []
+    lines = {other["name"]: other for other in others} | {line["name"]: line}
     text = "".join(json.dumps(lines[name]) + "\n" for name in sorted(lines))
     write_atomically(path, text)
 

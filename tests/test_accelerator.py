@@ -148,14 +148,18 @@ def test_systems_at_equal_bits_differ_only_in_their_layer_and_its_first_epochs()
     systems = small_networks.EQUAL_BITS
     for kind in ("trial", "seed"):
         runs = [run for name in systems for run in small(f"bits_{name}_{kind}?")]
-        assert len(runs) == (3 if kind == "seed" else 2) * len(systems)
+        assert len(runs) == 3 * len(systems)
         for run in runs:
             fields = run.all_fields(0, rehearse=False)
-            for field in ("model.conv", "model.planes", "binarize.enabled", "binarize.start_epoch"):
+            for field in (
+                "model.conv", "model.planes", "model.plane_signs", "binarize.enabled",
+                "binarize.start_epoch",
+            ):  # fmt: skip
                 fields.pop(field, None)
             number = int(run.name[-1])
-            own = {"seed": number} if kind == "seed" else small_networks.RATES[number]
+            own = {"seed": number}
             if kind == "trial":
+                own = small_networks.RATES_AT_EQUAL_BITS[number]
                 own = own | small_networks.VALIDATION
             assert fields == {
                 "num_epochs": 30 if kind == "seed" else 10, "dtype": "float32",
@@ -163,12 +167,12 @@ def test_systems_at_equal_bits_differ_only_in_their_layer_and_its_first_epochs()
             }  # fmt: skip
 
 
-def test_all_systems_of_a_comparison_have_two_trials_on_validation_images():
+def test_all_systems_of_a_comparison_have_as_many_trials_on_validation_images():
     finals = [run for run in small("*_seed?") if run.choices]
-    assert len(finals) == 3 * 8 + 4 + 3 * 9
+    assert len(finals) == 3 * 9 + 4 + 3 * 9
     for run in finals:
         trials = [trial for name in run.choices for trial in small(name)]
-        assert len(trials) == 2
+        assert len(trials) == (3 if run.name.startswith("bits_") else 2)
         for trial, choice in zip(trials, run.choices.values(), strict=True):
             fields = {**run.fields, **small_networks.VALIDATION, **choice}
             fields.pop("seed")
@@ -176,8 +180,8 @@ def test_all_systems_of_a_comparison_have_two_trials_on_validation_images():
             assert trial.epochs == 10
 
 
-@pytest.mark.parametrize("best", [0, 1])
-def test_a_final_run_waits_for_its_trials_and_takes_the_fields_of_the_better(best, tmp_path):
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_a_final_run_waits_for_its_trials_and_takes_the_fields_of_the_best(best, tmp_path):
     (run,) = small("bits_irnet_seed1")
     plan = plans.Plan(stage="small", epochs=0, rehearse=False)
     found = runner.Runner(tmp_path, tmp_path / "data", io.StringIO(), None, plan)
@@ -188,7 +192,7 @@ def test_a_final_run_waits_for_its_trials_and_takes_the_fields_of_the_better(bes
         result = {"final_test_accuracy": 0.6 if number == best else 0.5}
         (tmp_path / name / "result.json").write_text(json.dumps(result))
     command = found._command(run, end)
-    assert f"--config.optimizer.learning_rate={[0.1, 0.03][best]}" in command
+    assert f"--config.optimizer.learning_rate={[0.1, 0.03, 0.3][best]}" in command
     assert "--config.seed=1" in command
     assert found._command(run, time.time() + run.start_seconds - 1) is None  # too late to start
 

@@ -1,7 +1,7 @@
 """The small networks of the tables, which train many at a time in float32.
 
 Each system of a comparison gets the same number of trials. They train on 90 % of the training
-images and are judged on the others. The final runs take the fields of the better trial.
+images and are judged on the others. The final runs take the fields of the best trial.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,15 @@ TRIAL_EPOCHS = 10
 ONE_BIT = {"model.planes": 2, "binarize.start_epoch": 0}
 LINEAR = {"model.head": "linear"}
 RATES = [{"optimizer.learning_rate": 0.1}, {"optimizer.learning_rate": 0.03}]
+RATES_AT_EQUAL_BITS = [*RATES, {"optimizer.learning_rate": 0.3}]
 ADAM_RATES = [
-    {"optimizer.name": "adam", "optimizer.learning_rate": rate} for rate in (0.003, 0.001)
+    {"optimizer.name": "adam", "optimizer.learning_rate": rate} for rate in (0.003, 0.001, 0.01)
 ]
 
 # Systems of 67,000 filter bits each at 4-4-8-16 maps, or of as many float32 weights.
 EQUAL_BITS: Mapping[str, Fields] = {
     "mcn": {"binarize.start_epoch": 2},
+    "mcn_hadamard": {"binarize.start_epoch": 2, "model.plane_signs": "hadamard"},
     "umcn": U_MCN,
     "wrn": WRN_HALF,
     **{
@@ -186,7 +188,9 @@ def _in_order(systems: Sequence[tuple[list[Training], list[Training]]]) -> list[
 def _equal_bits() -> list[Training]:
     return _in_order(
         [
-            _trials_and_finals(f"bits_{name}", "cifar10_cpu", LINEAR | dict(fields), RATES)
+            _trials_and_finals(
+                f"bits_{name}", "cifar10_cpu", LINEAR | dict(fields), RATES_AT_EQUAL_BITS
+            )
             for name, fields in EQUAL_BITS.items()
         ]
     )
@@ -199,7 +203,7 @@ def _one_bit_activations() -> list[Training]:
                 f"bits_{name}_{optimizer}", "cifar10_cpu", LINEAR | dict(fields), rates, seeds=[0]
             )
             for name, fields in ONE_BIT_ACTIVATIONS.items()
-            for optimizer, rates in (("sgd", RATES), ("adam", ADAM_RATES))
+            for optimizer, rates in (("sgd", RATES_AT_EQUAL_BITS), ("adam", ADAM_RATES))
         ]
     )
 

@@ -7,8 +7,8 @@ from names.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,12 +19,31 @@ from flax import traverse_util
 from mcn_jax import models
 from mcn_jax.config import Config, DataConfig
 from mcn_jax.errors import InputError
-from mcn_jax.layers.family import FILTERS, PlannedLayer, Tensor
+from mcn_jax.layers.family import FILTERS, Family, PlannedLayer, Tensor
 from mcn_jax.layers.table import family_of
 from mcn_jax.ops import native
 from mcn_jax.ops.convolution import native_passes
 
 Plan = tuple[PlannedLayer, ...]
+Path = tuple[str, ...]
+# Fields of every module that say where it is in its network.
+OF_PLACE = ("name", "parent")
+
+
+class _Call(NamedTuple):
+    """A call of a layer, while a plan is made.
+
+    Attributes:
+        first: the path of the first layer that is equal to this one, maybe its own.
+        output: shape and dtype of the output, with an axis for images; None until it is known.
+    """
+
+    first: Path
+    family: Family
+    kernel_size: int
+    settings: dict[str, Any]
+    in_shape: tuple[int, ...]
+    output: Any = None
 
 
 def plan_of(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Plan:
@@ -69,20 +88,29 @@ def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan
     Raises:
         ValueError: if a parameter belongs to no layer family.
     """
-    calls: dict[tuple[str, ...], list[Any]] = {}
+    calls: dict[Path, _Call] = {}
+    # Equal layers have the parameters and the output of the first one, which alone is run.
+    firsts: dict[Hashable, Path] = {}
 
     def note(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
         path, family = context.module.path, family_of(context.module)
         inside = any(path[: len(other)] == other for other in calls)
         if family is None or context.method_name != "__call__" or inside:
             return call(*arguments, **keywords)
-        x = arguments[0] if arguments else next(iter(keywords.values()))
-        kernel_size = getattr(context.module, "kernel_size", 0)
-        settings = {name: getattr(context.module, name) for name in family.settings}
-        calls[path] = [family, kernel_size, settings, x.shape[1:], None]
-        output = call(*arguments, **keywords)
-        calls[path][-1] = output.shape[1:]
-        return output
+        key = _key_of(context.module, arguments, keywords)
+        if key in firsts:
+            first = firsts[key]
+            calls[path] = calls[first]._replace(first=first)
+        else:
+            x = arguments[0] if arguments else next(iter(keywords.values()))
+            kernel_size = getattr(context.module, "kernel_size", 0)
+            settings = {name: getattr(context.module, name) for name in family.settings}
+            found = _Call(path, family, kernel_size, settings, x.shape[1:])
+            calls[path] = found  # so that layers inside are known as such
+            calls[path] = found._replace(output=jax.typeof(call(*arguments, **keywords)))
+            if key is not None:
+                firsts[key] = path
+        return jnp.zeros(calls[path].output.shape, calls[path].output.dtype)
 
     def initialise() -> Any:
         return module.init(jax.random.key(0), jnp.zeros((1, *image_shape), jnp.float32))
@@ -90,32 +118,42 @@ def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan
     # The key is made inside, too: configs are checked before JAX may look for devices.
     with nn.intercept_methods(note):
         variables = jax.eval_shape(initialise)
-    plan = tuple(
-        PlannedLayer(
-            name="/".join(path),
-            family=family,
-            params=_leaves(variables["params"], path),
-            state={
-                leaf: collection
-                for collection, tree in variables.items()
-                if collection != "params"
-                for leaf in _leaves(tree, path)
-            },
-            in_shape=tuple(in_shape),
-            out_shape=tuple(out_shape),
-            state_shapes={
-                leaf: shape
-                for collection, tree in variables.items()
-                if collection != "params"
-                for leaf, shape in _leaves(tree, path).items()
-            },
-            kernel_size=kernel_size,
-            settings=settings,
-        )
-        for path, (family, kernel_size, settings, in_shape, out_shape) in calls.items()
-    )
+    plan = tuple(_planned(path, call, variables) for path, call in calls.items())
     _check_all_owned(plan, variables["params"])
     return plan
+
+
+def _key_of(module: nn.Module, arguments: Any, keywords: Any) -> Hashable:
+    """Returns what the shapes of a layer depend on, or None if that cannot be compared."""
+    inputs = {**dict(enumerate(arguments)), **keywords}
+    key = (
+        type(module),
+        *(getattr(module, f.name) for f in dataclasses.fields(module) if f.name not in OF_PLACE),
+        *((name, jax.typeof(x) if isinstance(x, jax.Array) else x) for name, x in inputs.items()),
+    )
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _planned(path: Path, call: _Call, variables: Mapping[str, Any]) -> PlannedLayer:
+    shapes = {name: _leaves(tree, call.first) for name, tree in variables.items()}
+    others = [name for name in shapes if name != "params"]
+    return PlannedLayer(
+        name="/".join(path),
+        family=call.family,
+        params=shapes["params"],
+        state={leaf: collection for collection in others for leaf in shapes[collection]},
+        in_shape=call.in_shape,
+        out_shape=call.output.shape[1:],
+        state_shapes={
+            leaf: shape for collection in others for leaf, shape in shapes[collection].items()
+        },
+        kernel_size=call.kernel_size,
+        settings=call.settings,
+    )
 
 
 def _leaves(tree: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

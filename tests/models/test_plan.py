@@ -1,14 +1,20 @@
 """Tests the plan of a network: its layers in call order, with their shapes."""
 
+import dataclasses
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import pytest
+from flax import traverse_util
 
+from mcn_jax import ops
 from mcn_jax.config import BinarizeConfig, Config, ModelConfig
 from mcn_jax.layers import Conv, MCConv
 from mcn_jax.layers.batch_norm import BATCH_NORM
 from mcn_jax.layers.dense import DENSE
 from mcn_jax.layers.table import LAYERS
+from mcn_jax.models import make_model
 from mcn_jax.models.plan import layer_collections, plan_of, plan_of_module, specs
 
 MCCONV, CONV = LAYERS["mcconv"], LAYERS["conv"]
@@ -135,3 +141,54 @@ def test_a_layer_that_is_called_twice_is_planned_once():
 
     [layer] = plan_of_module(Twice(), (8, 8, 4))
     assert layer.name == "MCConv_0"
+
+
+class Repeated(nn.Module):
+    """Four MCconvs, of which the second equals the first, and the last two have other strides."""
+
+    @nn.compact
+    def __call__(self, x):
+        for strides in (1, 1, 2, 2):
+            x = MCConv(out_maps=2, planes=2, strides=strides)(x)
+        return x
+
+
+def test_only_the_first_of_equal_layers_is_run(monkeypatch):
+    run = []
+    compute = ops.mcconv
+    monkeypatch.setattr(
+        ops, "mcconv", lambda *args, **keywords: run.append(1) or compute(*args, **keywords)
+    )
+    plan = plan_of_module(Repeated(), (8, 8, 4))
+    assert len(run) == 3  # the last one has a smaller image than the third
+    assert [layer.name for layer in plan] == [f"MCConv_{n}" for n in range(4)]
+    sizes = [(layer.in_shape[0], layer.out_shape[0]) for layer in plan]
+    assert sizes == [(8, 8), (8, 8), (8, 4), (4, 2)]
+    assert plan[1] == dataclasses.replace(plan[0], name="MCConv_1")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"name": "wide_resnet", "depth": 14, "widths": (2, 2, 4, 4)},
+        {"name": "resnet", "widths": (4, 4, 8), "blocks": (3, 2), "conv": "filter_map"},
+        {"name": "resnet", "widths": (4, 4), "blocks": (3,), "pooling": "diffstride"},
+        {"name": "densenet", "widths": (8,), "blocks": (2, 2), "growth": 4, "conv": "bwn"},
+        {"name": "lbcnn", "depth": 4, "widths": (4,), "conv": "lbc"},
+    ],
+)
+def test_a_plan_has_the_parameters_and_the_state_of_the_network(fields):
+    config = Config(model=ModelConfig(**fields))
+    network = make_model(config, 5, quantized=False)
+    images = jnp.zeros((1, 16, 16, 3))
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)
+    plan = plan_of(config, 5, (16, 16, 3))
+    for collection in variables:
+        found = {
+            f"{layer.name}/{leaf}": shape
+            for layer in plan
+            for leaf, shape in (layer.params | layer.state_shapes).items()
+            if layer.state.get(leaf, "params") == collection
+        }
+        flat = traverse_util.flatten_dict(variables[collection], sep="/")
+        assert found == {name: leaf.shape for name, leaf in flat.items()}
