@@ -206,28 +206,19 @@ def trained_logits(model, variables, config, images):
     return np.asarray(jax.jit(module.apply)(variables, x).logits)
 
 
-def check_agreement(name, write, path):
-    """Checks that a file computes the same logits as the checkpoint."""
+@pytest.mark.parametrize("name", EVERY)
+def test_checkpoint_file_and_graph_agree(name, tmp_path):
     model, variables, config = random_model(**NETWORKS[name])
     images = random_images(7, model)
-    write(model, path)
     expected = trained_logits(model, variables, config, images)
     assert np.std(expected, axis=0).min() > 1e-3  # the images matter
-    predictor = open_predictor(path)
-    assert predictor.class_names == tuple("abcde")
-    difference = np.abs(predictor.logits(images) - expected).max()
-    assert difference <= 1e-5 * np.abs(expected).max()
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_checkpoint_and_file_agree(name, tmp_path):
-    check_agreement(name, write_model, tmp_path / "model.safetensors")
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_checkpoint_and_graph_agree(name, tmp_path):
-    pytest.importorskip("onnxruntime")
-    check_agreement(name, write_onnx, tmp_path / "model.onnx")
+    write_model(model, tmp_path / "model.safetensors")
+    write_onnx(model, tmp_path / "model.onnx")
+    for file in ("model.safetensors", "model.onnx"):
+        predictor = open_predictor(tmp_path / file)
+        assert predictor.class_names == tuple("abcde")
+        difference = np.abs(predictor.logits(images) - expected).max()
+        assert difference <= 1e-5 * np.abs(expected).max(), file
 
 
 def test_every_choice_of_a_network_is_among_those_that_are_exported():
