@@ -43,7 +43,6 @@ SIZE_COLUMNS = (
     "bits of batch norm and dense layers", "all stored bits", "bytes of the file",
     "multiply-adds: float x float", "float x ±1", "±1 x ±1", "bits of activations",
 )  # fmt: skip
-TRIALS_COLUMN = "validation accuracy, % (learning rate)"
 TRAINED_COLUMNS = (
     "test accuracy, %", "epochs", "float epochs", "learning rate", "revision", "record",
 )  # fmt: skip
@@ -150,15 +149,17 @@ def equal_bits_table() -> str:
         (system, _trials_cell(name), *_trained_cells(f"{SWEEP}/{name}_seed?"))
         for name, system in SYSTEMS.items()
     ]
-    return markdown(("system", TRIALS_COLUMN, *TRAINED_COLUMNS), rows)
+    return markdown(("system", "validation accuracy, % (learning rate)", *TRAINED_COLUMNS), rows)
 
 
 def _trials_cell(name: str) -> str:
-    """The validation accuracy of each trial of a system on a GPU, then of those on a CPU."""
+    """The validation accuracy of each trial of a system: those on a GPU, and any on a CPU."""
     found = []
     for sweep in (SWEEP, CPU_SWEEP):
         pattern = f"{sweep}/{name}_trial?"
-        for trial in stored_runs(pattern) if has_run(pattern) else []:
+        if sweep == CPU_SWEEP and not has_run(pattern):
+            continue
+        for trial in stored_runs(pattern):
             assert trial.result is not None
             accuracy = 100 * trial.result["final_test_accuracy"]
             rate = config_of(f"{sweep}/{trial.workdir.name}").optimizer.learning_rate
@@ -169,10 +170,10 @@ def _trials_cell(name: str) -> str:
 def equal_bits_cpu_table() -> str:
     """The accuracies of the systems of equal filter bits that were trained on a CPU."""
     rows = [
-        (system, _trials_cell(name), *_trained_cells(f"{CPU_SWEEP}/{name}_seed?"))
+        (system, *_trained_cells(f"{CPU_SWEEP}/{name}_seed?"))
         for name, system in CPU_SYSTEMS.items()
     ]
-    return markdown(("system", TRIALS_COLUMN, *TRAINED_COLUMNS), rows)
+    return markdown(("system", *TRAINED_COLUMNS), rows)
 
 
 def _trained_cells(pattern: str) -> tuple[str, ...]:

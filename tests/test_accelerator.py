@@ -167,7 +167,7 @@ def test_systems_at_equal_bits_differ_only_in_their_layer_and_its_first_epochs()
             }  # fmt: skip
 
 
-def test_all_systems_of_a_comparison_have_as_many_trials_on_validation_images():
+def test_all_systems_of_a_comparison_have_the_same_number_of_trials_on_validation_images():
     finals = [run for run in small("*_seed?") if run.choices]
     assert len(finals) == 3 * 9 + 4 + 3 * 9
     for run in finals:

@@ -1,6 +1,7 @@
 """Finished runs and benchmarks, stored under results/ and read back."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -64,6 +65,15 @@ def test_a_line_of_the_same_name_is_replaced(workdir, results):
     records.add(workdir, "sweep/a", draws=False)
     [run] = record_files.stored_runs("sweep/*")
     assert run.result["final_test_accuracy"] == 0.5
+
+
+def test_a_file_that_has_changed_is_read_again(workdir, results):
+    path = results / "sweep.jsonl"
+    for written, name in enumerate("ab", start=1):
+        records.add(workdir, f"sweep/{name}", draws=False)
+        os.utime(path, (written, written))
+        assert record_files.has_run(f"sweep/{name}")
+        assert len(record_files.stored_runs("sweep/?")) == written
 
 
 def test_a_run_that_has_not_ended_is_refused(workdir, results):

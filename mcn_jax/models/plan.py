@@ -31,7 +31,7 @@ OF_PLACE = ("name", "parent")
 
 
 class _Call(NamedTuple):
-    """A call of a layer, while a plan is made.
+    """The first call of a layer, while a plan is made.
 
     Attributes:
         first: the path of the first layer that is equal to this one, maybe its own.
@@ -81,6 +81,9 @@ def _plan_of(config: Config, num_classes: int, image_shape: tuple[int, int, int]
 def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan:
     """Returns the plan of any linen network; a layer that is called twice is listed once.
 
+    Layers of one class with equal fields, and with inputs of equal shapes, have equal shapes. So
+    these must not depend on the name of a layer, nor may a layer be under `nn.scan` or `nn.vmap`.
+
     Args:
         module: the network.
         image_shape: (Y, X, C) of an image at its input.
@@ -89,7 +92,7 @@ def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan
         ValueError: if a parameter belongs to no layer family.
     """
     calls: dict[Path, _Call] = {}
-    # Equal layers have the parameters and the output of the first one, which alone is run.
+    # The first of equal layers is run. The others have its shapes.
     firsts: dict[Hashable, Path] = {}
 
     def note(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:

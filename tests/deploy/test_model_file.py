@@ -212,9 +212,10 @@ def test_checkpoint_file_and_graph_agree(name, tmp_path):
     images = random_images(7, model)
     expected = trained_logits(model, variables, config, images)
     assert np.std(expected, axis=0).min() > 1e-3  # the images matter
-    write_model(model, tmp_path / "model.safetensors")
-    write_onnx(model, tmp_path / "model.onnx")
-    for file in ("model.safetensors", "model.onnx"):
+    for file, write in (("model.safetensors", write_model), ("model.onnx", write_onnx)):
+        if file == "model.onnx":
+            pytest.importorskip("onnxruntime")
+        write(model, tmp_path / file)
         predictor = open_predictor(tmp_path / file)
         assert predictor.class_names == tuple("abcde")
         difference = np.abs(predictor.logits(images) - expected).max()

@@ -1,10 +1,12 @@
 """Tests the plan of a network: its layers in call order, with their shapes."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import traverse_util
 
@@ -13,6 +15,7 @@ from mcn_jax.config import BinarizeConfig, Config, ModelConfig
 from mcn_jax.layers import Conv, MCConv
 from mcn_jax.layers.batch_norm import BATCH_NORM
 from mcn_jax.layers.dense import DENSE
+from mcn_jax.layers.one_bit import BinaryConnectConv, BWNConv
 from mcn_jax.layers.table import LAYERS
 from mcn_jax.models import make_model
 from mcn_jax.models.plan import layer_collections, plan_of, plan_of_module, specs
@@ -165,6 +168,42 @@ def test_only_the_first_of_equal_layers_is_run(monkeypatch):
     sizes = [(layer.in_shape[0], layer.out_shape[0]) for layer in plan]
     assert sizes == [(8, 8), (8, 8), (8, 4), (4, 2)]
     assert plan[1] == dataclasses.replace(plan[0], name="MCConv_1")
+
+
+class Alternating(nn.Module):
+    """Two equal layers that are called in turn, and one of another class with equal fields."""
+
+    layer: type[nn.Module]
+    others: type[nn.Module]
+
+    @nn.compact
+    def __call__(self, x):
+        one, two, other = self.layer(4), self.layer(4), self.others(4)
+        for layer in (one, two, one, two, other):
+            x = layer(x)
+        return x
+
+
+def test_equal_layers_that_are_called_in_turn_are_listed_once():
+    plan = plan_of_module(Alternating(BinaryConnectConv, BWNConv), (8, 8, 4))
+    families = [LAYERS[kind] for kind in ("binaryconnect", "binaryconnect", "bwn")]
+    assert [layer.family for layer in plan] == families
+    assert {layer.out_shape for layer in plan} == {(8, 8, 4)}
+    assert all(layer.params == plan[0].params for layer in plan)
+
+
+class Unhashable(MCConv):
+    """An MCconv with a field that cannot be compared with that of another one."""
+
+    notes: Any = dataclasses.field(default_factory=lambda: np.zeros(2))
+
+
+def test_layers_that_cannot_be_compared_are_listed_like_others():
+    plan = plan_of_module(nn.Sequential([Unhashable(2, 2), Unhashable(2, 2)]), (8, 8, 4))
+    assert [layer.name for layer in plan] == ["layers_0", "layers_1"]
+    assert plan[0].params == plan[1].params == {
+        "latent_filters": (3, 3, 4, 2), "m_filters": (3, 3, 2)
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

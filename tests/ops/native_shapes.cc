@@ -1,6 +1,6 @@
 // Compares the kernel of every instruction set that this machine has with plain loops in float64,
 // and planes in lanes with the kernel, at random shapes. Arrays have no room to spare, so a
-// sanitizer notices any access beyond them.
+// sanitizer notices any access of the kernel beyond them.
 //
 // Arguments: a seed and the number of shapes. Prints one line per failure; exits with 1 after any.
 
@@ -48,7 +48,7 @@ struct Case {
   std::vector<double> d_m_terms;  // as d_m, but of magnitudes
 };
 
-// The loops of a case. They are the longest part of the program, so no sanitizer looks at them.
+// The loops of a case. They take the longest, so they are not sanitized.
 __attribute__((no_sanitize("address"), no_sanitize("undefined"))) void compute(
     const Sizes& s, const float* x, const float* filters, const float* sum_filters, const float* m,
     const float* g, double* output, double* d_x, double* d_filters, double* d_m,
@@ -86,7 +86,7 @@ __attribute__((no_sanitize("address"), no_sanitize("undefined"))) void compute(
           }
 }
 
-// Products can be saved if both kinds of filters are the same.
+// With `saves`, both kinds of filters are the same, as saved products require.
 Case case_of(const Sizes& s, bool saves, std::mt19937& random) {
   std::normal_distribution<float> normal;
   auto made = [&](const char* what) {
@@ -114,7 +114,8 @@ bool agrees(const mcn::Kernel& kernel, const Sizes& s, const Case& c, long parts
   std::vector<double> m_sums(parts * kernel.m_sums(s)), our_d_m(c.d_m.size());
   std::unique_ptr<float[]> saved(saves ? new float[kernel.products(s)] : nullptr);
   for (long part = 0; part < parts; ++part)
-    kernel.forward(s, c.x.get(), c.filters.get(), c.m.get(), our_output.get(), saved.get(), part, parts);
+    kernel.forward(s, c.x.get(), c.filters.get(), c.m.get(), our_output.get(), saved.get(), part,
+                   parts);
   for (long part = 0; part < parts; ++part) {
     kernel.backward(s, c.x.get(), c.filters.get(), wants_m ? c.sum_filters.get() : nullptr,
                     c.m.get(), c.g.get(), saved.get(), our_d_x.get() + (by_maps ? part * size : 0),

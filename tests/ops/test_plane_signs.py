@@ -224,7 +224,7 @@ SHAPES_OF_SLICES = [
     ("form", "shape"),
     [
         *(("native", shape) for shape in SHAPES_OF_SLICES),
-        # One way for all shapes: a sum of MCconvs without a pattern.
+        # This form is a sum of MCconvs without a pattern, so four shapes are enough.
         *(("factored", shape) for shape in SHAPES_OF_SLICES[:4]),
     ],
 )
