@@ -5,8 +5,10 @@ MODEL is the work directory of a run, one of its checkpoints (WORKDIR/checkpoint
 the accuracy of every class, and the calibration error.
 """
 
+import contextlib
 import json
 import pathlib
+import sys
 from typing import Any
 
 import rich.console
@@ -47,7 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
         if options.confusion:
             _check_picture(options.confusion)
         member = predictor.open_predictor(options.model)
-        examples = predictor.open_test_split(member, places(options))
+        # If data are prepared, a message says so; stdout is for JSON.
+        with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+            examples = predictor.open_test_split(member, places(options))
         logits, labels = predictor.run_all({"": member}, examples, options.batch_size)
         found = measures(logits[""], labels, member.class_names)
         _print(found, str(options.model), as_json=options.json)

@@ -9,8 +9,10 @@ model.safetensors is exported again, to another directory.
 --c and --web write further files.
 """
 
+import contextlib
 import json
 import pathlib
+import sys
 import tempfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -332,15 +334,17 @@ def main(arguments: list[str] | None = None) -> None:
             )
         default = SMALLEST if options.small else Formats()
         formats = Formats(options.dense or default.dense, options.scales or default.scales)
-        result = export(
-            options.source,
-            options.out,
-            formats,
-            data,
-            evaluate=not options.no_evaluate,
-            c=options.c,
-            web=options.web,
-        )
+        # If data are prepared, a message says so; stdout is for JSON.
+        with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+            result = export(
+                options.source,
+                options.out,
+                formats,
+                data,
+                evaluate=not options.no_evaluate,
+                c=options.c,
+                web=options.web,
+            )
         if options.json:
             _print_json(result)
         else:

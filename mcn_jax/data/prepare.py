@@ -78,7 +78,7 @@ def prepared_builder(
     path = pathlib.Path(builder.data_path)
     with readable(config.name, path):
         if not path.exists():
-            print(f"preparing {config.name} in {path}", file=sys.stderr)  # stdout may be JSON
+            print(f"preparing {config.name} in {path}")
             try:
                 _prepare(builder, config)
             except OSError as error:

@@ -619,9 +619,8 @@ def test_a_run_and_the_data_command_begin_with_what_was_found(pets, tmp_path, mo
     run_config = Config(data=config(pets, tmp_path), model=ModelConfig(widths=(2,)), batch_size=8)
     with pytest.raises(TrainingStartsError):
         run_module.train_and_evaluate(run_config, tmp_path / "run")
-    printed = capsys.readouterr()
-    assert printed.err.startswith("preparing image_folder in ")
-    lines = printed.out.splitlines()
+    [preparing, *lines] = capsys.readouterr().out.splitlines()
+    assert preparing.startswith("preparing image_folder in ")
     assert lines[:4] == expected
     assert lines[4].startswith("skipped .heic files (1), ")
     monkeypatch.setattr(run_module.parallel, "is_primary", lambda: False)

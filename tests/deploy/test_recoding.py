@@ -9,7 +9,7 @@ from PIL import Image
 
 from c_programs import logits_from_c, relative_difference
 from exported import random_images, random_model
-from mcn_jax import export, inspect_checkpoint, predict
+from mcn_jax import evaluate, export, inspect_checkpoint, predict
 from mcn_jax.deploy.c_source import c_source
 from mcn_jax.deploy.model_file import parts, read_model, write_model
 from mcn_jax.deploy.onnx import onnx_model, write_onnx
@@ -184,7 +184,7 @@ def test_the_command_exports_the_smallest_files(report_runs, tmp_path, capsys):
 
 
 def test_a_file_is_exported_again(report_runs, tmp_path, monkeypatch, capsys):
-    # A file does not say where its data lie. In a new home, the command prepares them first.
+    # A file does not say where its data lie. In a new home, a command prepares them first.
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     run = str(report_runs["seed_0"])
     export.main([run, str(tmp_path / "plain"), "--no-evaluate"])
@@ -192,13 +192,20 @@ def test_a_file_is_exported_again(report_runs, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     given = tmp_path / "plain" / "model.safetensors"
     export.main([str(given), str(tmp_path / "again"), "--small", "--json"])
-    record = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert printed.err.startswith("preparing digits in ")
+    record = json.loads(printed.out)
     again, small = (tmp_path / name / "model.safetensors" for name in ("again", "small"))
     assert again.read_bytes() == small.read_bytes()
     assert record["given file"]["bytes"] == given.stat().st_size
     assert record["given file"]["accuracy"] == record["provenance"]["test_accuracy"]
     for name in ("model.safetensors", "model.onnx"):
         assert 1e-5 < record[name]["difference"] < 0.03
+    monkeypatch.setenv("HOME", str(tmp_path / "other_home"))
+    evaluate.main([str(given), "--json"])
+    printed = capsys.readouterr()
+    assert printed.err.startswith("preparing digits in ")
+    assert json.loads(printed.out)["accuracy"] == record["given file"]["accuracy"]
     export.main([str(given), str(tmp_path / "random"), "--no-evaluate"])
     assert "compared with the given file on 64 generated" in " ".join(
         capsys.readouterr().out.split()
