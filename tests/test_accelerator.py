@@ -159,8 +159,7 @@ def test_systems_at_equal_bits_differ_only_in_their_layer_and_its_first_epochs()
             number = int(run.name[-1])
             own = {"seed": number}
             if kind == "trial":
-                own = small_networks.RATES_AT_EQUAL_BITS[number]
-                own = own | small_networks.VALIDATION
+                own = small_networks.RATES_AT_EQUAL_BITS[number] | small_networks.VALIDATION
             assert fields == {
                 "num_epochs": 30 if kind == "seed" else 10, "dtype": "float32",
                 "optimizer.schedule": "cosine", "model.head": "linear", **own,
