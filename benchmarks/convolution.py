@@ -3,14 +3,16 @@
     python benchmarks/convolution.py      prints a table, writes runs/benchmarks/convolution.json
 
 Each layer is measured forward, and forward with the gradients of input and filters. Both sides run
-in turn, and the table has medians of their ratios. The data are random.
+in turn, and the table has medians of their ratios. Where the kernel has code for few channels, its
+general code is a third side. The data are random.
 """
 
 import argparse
 import functools
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import rich.console
@@ -44,7 +46,9 @@ class Layer(NamedTuple):
 
 SHAPES = (
     (3, 16, 32, 1, 128),
+    (4, 4, 32, 1, 128),
     (8, 8, 32, 1, 128),
+    (8, 16, 32, 2, 128),
     (16, 16, 32, 1, 128),
     (16, 32, 32, 2, 128),
     (32, 32, 16, 1, 128),
@@ -61,17 +65,28 @@ SHAPES = (
 LAYERS = tuple(Layer(taps, *shape) for taps in (3, 1, 5) for shape in SHAPES)
 
 
-def native_convolve(layer: Layer) -> jax.custom_vjp:
-    """Returns the convolution of a layer by the kernel, whatever `convolve` would take."""
+def native_convolve(layer: Layer, is_general: bool = False) -> jax.custom_vjp:
+    """Returns the convolution of a layer by the kernel, whatever `convolve` would take.
+
+    Args:
+        layer: the layer.
+        is_general: whether to take the kernel's general code also for few channels.
+    """
     options = {"strides": (layer.stride, layer.stride), "padding": "SAME"}
+
+    def with_code(function: Callable[..., Any], *arrays: Any) -> Any:
+        if not is_general:
+            return function(*arrays, **options)
+        with mock.patch.object(native, "is_narrow", return_value=False):
+            return function(*arrays, **options)
 
     @jax.custom_vjp
     def convolve(x: jax.Array, filters: jax.Array) -> jax.Array:
-        return native.convolve(x, filters, **options)
+        return with_code(native.convolve, x, filters)
 
     convolve.defvjp(
         lambda *arrays: (convolve(*arrays), arrays),
-        lambda arrays, cotangent: native.convolution_gradients(*arrays, cotangent, **options),
+        lambda arrays, cotangent: with_code(native.convolution_gradients, *arrays, cotangent),
     )
     return convolve
 
@@ -93,6 +108,8 @@ def measure(layer: Layer, repeats: int, calls: int) -> dict[str, Any]:
         "native": native_convolve(layer),
         "xla": functools.partial(xla_convolve, strides=strides, padding="SAME"),
     }
+    if native.is_narrow(filters.shape):
+        sides["general"] = native_convolve(layer, is_general=True)
     output = jax.eval_shape(sides["xla"], x, filters)
     cotangent = jax.random.normal(keys[2], output.shape)
     record: dict[str, Any] = layer._asdict()
@@ -104,7 +121,11 @@ def measure(layer: Layer, repeats: int, calls: int) -> dict[str, Any]:
         times = alternated(programs, repeats, calls)
         record[name] = {
             "median_seconds": {side: statistics.median(found) for side, found in times.items()},
-            "native_over_xla": ratio(times, "native", "xla"),
+            **{
+                f"native_over_{side}": ratio(times, "native", side)
+                for side in sides
+                if side != "native"
+            },
         }
     return record
 
@@ -127,7 +148,7 @@ def main() -> None:
         print(layer, flush=True)
     table = rich.table.Table(
         "taps", "channels", "size", "stride", "batch", "native / XLA, forward",
-        "native / XLA, with gradients", "native in convolve",
+        "native / XLA, with gradients", "native / its general code", "native in convolve",
     )  # fmt: skip
     for record in records:
         table.add_row(
@@ -135,6 +156,11 @@ def main() -> None:
             f"{record['channels']}-{record['outputs']}",
             *(str(record[name]) for name in ("size", "stride", "batch")),
             *(f"{record[name]['native_over_xla']:.2f}" for name in PASSES),
+            ", ".join(
+                f"{record[name]['native_over_general']:.2f}"
+                for name in PASSES
+                if "native_over_general" in record[name]
+            ),
             taken(record),
         )
     rich.console.Console(width=120, highlight=False).print(table)

@@ -326,7 +326,9 @@ def _takes_native(layer: PlannedLayer) -> bool:
     if takes_native(_shape(layer), signs):
         return True
     # Without a native form, a pattern is computed as an ordinary convolution.
-    return bool(signs) and convolution.takes_native("float32", layer.params["latent_filters"])
+    *taps_and_channels, maps = layer.params["latent_filters"]
+    shape = (*taps_and_channels, maps * layer.params["m_filters"][-1])
+    return bool(signs) and convolution.takes_native("float32", shape)
 
 
 def _shape(layer: PlannedLayer) -> Shape:

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from mcn_jax.ops import circulant, native
 from mcn_jax.ops.conv_spec import pads_and_out_size
-from mcn_jax.ops.convolution import convolve, takes_native, xla_convolve
+from mcn_jax.ops.convolution import NATIVE_CHANNELS, convolve, takes_native, xla_convolve
 
 Strides = tuple[int, int]
 
@@ -28,10 +29,9 @@ def convolve_blocks(
 ) -> jax.Array:
     """Convolves n blocks of channels with cyclic shifts of n sets of filters.
 
-    On a CPU, the native kernel computes it where it computes the convolutions of the blocks; see
-    `mcn_jax.ops.convolution.takes_native`. A thread then keeps the sums of some images in cache.
-    Where the kernel computes, the gradient itself cannot be differentiated, and `jax.vmap` makes a
-    loop.
+    On a CPU, the native kernel computes it where `takes_native_blocks` says so. A thread then keeps
+    the sums of some images in cache. Where the kernel computes, the gradient itself cannot be
+    differentiated, and `jax.vmap` makes a loop.
 
     Args:
         features: [N, Y, X, n*C].
@@ -46,9 +46,21 @@ def convolve_blocks(
     shape = filters.shape[1:]
     _, out_size = pads_and_out_size(features.shape[1:3], shape[:2], strides, padding)
     is_empty = min(*features.shape, *shape, *out_size) <= 0
-    if not is_empty and takes_native(features.dtype, shape):
+    if not is_empty and takes_native_blocks(features.dtype, shape):
         return _native_blocks(features, filters.astype(features.dtype), blocks, strides, padding)
     return _by_sums(features, filters, blocks, strides, padding, convolve)
+
+
+def takes_native_blocks(dtype: DTypeLike, shape: Sequence[int]) -> bool:
+    """Returns whether `convolve_blocks` takes the native kernel on this CPU.
+
+    It does where the convolution of a block takes it, but not its code for few channels.
+
+    Args:
+        dtype: of the features.
+        shape: of the filters of a block, (W, W, C, O).
+    """
+    return shape[2] >= NATIVE_CHANNELS and takes_native(dtype, shape)
 
 
 def _by_sums(

@@ -23,6 +23,7 @@ MANY_CHANNELS = 128
 # gradients, the kernel took less time if the input has at least this many channels, for filters of
 # one tap and of more. Forward alone, it also did in most shapes, but in few of those whose output
 # has more than `NATIVE_GROWTH` times the input's channels and whose filters have more than one tap.
+# Few channels have code of their own, which was faster forward and with gradients.
 NATIVE_CHANNELS_OF_ONE_TAP, NATIVE_CHANNELS, NATIVE_GROWTH = 32, 8, 2
 
 
@@ -73,6 +74,8 @@ def native_passes(dtype: DTypeLike, shape: Sequence[int]) -> NativePasses:
     height, width, channels, outputs = shape
     if jnp.dtype(dtype) != jnp.float32 or height != width:
         return NativePasses(forward=False, gradients=False)
+    if native.is_narrow(shape):
+        return NativePasses(forward=True, gradients=True)
     least = NATIVE_CHANNELS_OF_ONE_TAP if height == 1 else NATIVE_CHANNELS
     suits = channels >= least
     grows = height > 1 and outputs > NATIVE_GROWTH * channels

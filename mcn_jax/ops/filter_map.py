@@ -30,7 +30,7 @@ import numpy as np
 from jax import lax
 
 from mcn_jax.ops import circulant
-from mcn_jax.ops.block_convolution import convolve_blocks
+from mcn_jax.ops.block_convolution import convolve_blocks, takes_native_blocks
 from mcn_jax.ops.convolution import convolve, takes_native
 
 GRADIENTS = ("mean", "sum")
@@ -279,7 +279,7 @@ def cpu_form(geometry: Geometry, dtype: str) -> str:
     shifts = geometry.samples[2]
     whole, block = geometry.filter_shape, (*geometry.kernel, channels // shifts, outputs // shifts)
     if takes_native(dtype, whole):
-        is_wide = channels >= CIRCULANT_CHANNELS and takes_native(dtype, block)
+        is_wide = channels >= CIRCULANT_CHANNELS and takes_native_blocks(dtype, block)
     else:
         is_wide = channels >= CIRCULANT_CHANNELS_OF_XLA
     is_wide = is_wide and outputs >= CIRCULANT_FILTERS

@@ -21,11 +21,17 @@ LIBRARY = pathlib.Path(__file__).with_name(native_build.LIBRARY)
 SWITCH = "MCN_JAX_NATIVE"
 # With fewer input maps, planes in lanes were faster than slices, with gradients and AVX-512.
 MAPS_FOR_LANES = 24
+# Ordinary convolutions up to these numbers of input channels, and of input times output channels,
+# took less time by the code for few channels, with AVX-512 and with AVX2.
+NARROW_CHANNELS, NARROW_PRODUCT = 8, 128
 TARGETS = {
     "mcn_mcconv_forward": "McnMcconvForward",
     "mcn_mcconv_backward": "McnMcconvBackward",
     "mcn_hadamard_forward": "McnHadamardForward",
     "mcn_hadamard_backward": "McnHadamardBackward",
+    "mcn_narrow_forward": "McnNarrowForward",
+    "mcn_narrow_features_gradient": "McnNarrowFeaturesGradient",
+    "mcn_narrow_filters_gradient": "McnNarrowFiltersGradient",
     "mcn_blocks_forward": "McnBlocksForward",
     "mcn_blocks_backward": "McnBlocksBackward",
 }
@@ -129,13 +135,28 @@ def has_planes_in_lanes(plane_signs: str, in_maps: int, planes: int) -> bool:
     return plane_signs == "hadamard" and planes in (4, 8) and in_maps < MAPS_FOR_LANES
 
 
+def is_narrow(shape: tuple[int, ...]) -> bool:
+    """Returns whether the kernel has other code for a convolution: that for few channels.
+
+    Args:
+        shape: of the filters, (W, W, C, O).
+    """
+    taps, _, channels, outputs = shape
+    return taps > 1 and channels <= NARROW_CHANNELS and channels * outputs <= NARROW_PRODUCT
+
+
 def convolve(
     features: jax.Array, filters: jax.Array, strides: tuple[int, int], padding: str
 ) -> jax.Array:
     """Computes an ordinary convolution; see `mcn_jax.ops.convolution.convolve`.
 
-    With C channels to O, it is an MCconv of C to O maps of one plane, where M is one.
+    With C channels to O, it is an MCconv of C to O maps of one plane, where M is one. With few
+    channels it has code of its own; see cpp/narrow.cc.
     """
+    if is_narrow(filters.shape):
+        pads, out_size = pads_and_out_size(features.shape[1:3], filters.shape[:2], strides, padding)
+        shape = (features.shape[0], *out_size, filters.shape[3])
+        return _call("mcn_narrow_forward", shape, (features, filters), strides, pads)
     return forward(_plain_spec(strides, padding), features, filters, _unit_m(filters))
 
 
@@ -147,6 +168,16 @@ def convolution_gradients(
     padding: str,
 ) -> tuple[jax.Array, jax.Array]:
     """Computes the gradients of `convolve` with respect to features and filters."""
+    if is_narrow(filters.shape):
+        pads, _ = pads_and_out_size(features.shape[1:3], filters.shape[:2], strides, padding)
+        # Two calls, so that XLA leaves out the one that nobody needs.
+        of_features, of_filters = (
+            f"mcn_narrow_{name}_gradient" for name in ("features", "filters")
+        )
+        return (
+            _call(of_features, features.shape, (filters, cotangent), strides, pads),
+            _call(of_filters, filters.shape, (features, cotangent), strides, pads),
+        )
     arrays = features, filters, None, _unit_m(filters), cotangent
     d_features, d_filters, _ = backward(_plain_spec(strides, padding), *arrays)
     return d_features, d_filters
@@ -161,13 +192,10 @@ def convolve_blocks(
     padding: str,
 ) -> jax.Array:
     """Computes sums of convolutions of blocks; see `mcn_jax.ops.block_convolution`."""
-    _load(LIBRARY)
     pads, out_size = pads_and_out_size(features.shape[1:3], filters.shape[1:3], strides, padding)
     shape = (features.shape[0], *out_size, len(give) * filters.shape[-1])
-    result = jax.ShapeDtypeStruct(shape, jnp.float32)
-    call = jax.ffi.ffi_call("mcn_blocks_forward", result, vmap_method="sequential")
-    arguments = _float32(features, filters, jnp.asarray(take), jnp.asarray(give))
-    return call(*arguments, **_attributes(strides, pads))
+    arrays = features, filters, jnp.asarray(take), jnp.asarray(give)
+    return _call("mcn_blocks_forward", shape, arrays, strides, pads)
 
 
 def block_gradients(
@@ -187,6 +215,19 @@ def block_gradients(
     arguments = (features, filters, jnp.asarray(take), jnp.asarray(give), cotangent)
     d_features, d_filters = call(*_float32(*arguments), **_attributes(strides, pads))
     return d_features, d_filters
+
+
+def _call(
+    target: str,
+    shape: tuple[int, ...],
+    arrays: tuple[jax.Array, ...],
+    strides: tuple[int, int],
+    pads: list[tuple[int, int]],
+) -> jax.Array:
+    _load(LIBRARY)
+    result = jax.ShapeDtypeStruct(shape, jnp.float32)
+    call = jax.ffi.ffi_call(target, result, vmap_method="sequential")
+    return call(*_float32(*arrays), **_attributes(strides, pads))
 
 
 def _plain_spec(strides: tuple[int, int], padding: str) -> ConvSpec:

@@ -27,7 +27,7 @@ FLAGS = (
     "-fno-trapping-math", "-Wall",
 )  # fmt: skip
 # The kernels are compiled once for each; the library chooses when it runs.
-KERNELS = ("kernel", "hadamard")
+KERNELS = ("kernel", "hadamard", "narrow")
 X86_INSTRUCTION_SETS = {
     "avx512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx2", "-mfma"),
     "avx2": ("-mavx2", "-mfma"),

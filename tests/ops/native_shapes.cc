@@ -283,18 +283,67 @@ bool lanes_agree(const mcn::Kernel& kernel, const mcn::HadamardKernel& hadamard,
   return good;
 }
 
+// Compares the code for few channels with the kernel, where M is one.
+bool narrow_agrees(const mcn::Kernel& kernel, const mcn::NarrowKernel& narrow, const Sizes& s,
+                   long parts, std::mt19937& random) {
+  std::normal_distribution<float> normal;
+  auto made = [&](long floats) {
+    std::unique_ptr<float[]> array(new float[floats]);
+    for (long i = 0; i < floats; ++i) array[i] = normal(random);
+    return array;
+  };
+  const long size = count(s, "x"), outputs = count(s, "out"), f = count(s, "f");
+  auto x = made(size), filters = made(f), g = made(outputs);
+  const long floats = narrow.filter_sums(s);
+  std::unique_ptr<float[]> y(new float[outputs]), d_x(new float[size]), d_filters(new float[f]),
+      sums(new float[parts * floats]);
+  for (long part = 0; part < parts; ++part) {
+    narrow.forward(s, x.get(), filters.get(), y.get(), part, parts);
+    narrow.features_gradient(s, filters.get(), g.get(), d_x.get(), part, parts);
+    narrow.filters_gradient(s, x.get(), g.get(), sums.get() + part * floats, part, parts);
+  }
+  for (long part = 0; part < parts; ++part)
+    narrow.add_filter_sums(s, sums.get(), parts, d_filters.get(), part, parts);
+
+  const std::vector<float> m(s.taps * s.taps, 1.0f);
+  std::unique_ptr<float[]> our_y(new float[outputs]), our_d_x(new float[size]),
+      our_sums(new float[kernel.filter_sums(s)]), our_d_filters(new float[f]);
+  std::vector<double> m_sums(kernel.m_sums(s));
+  kernel.forward(s, x.get(), filters.get(), m.data(), our_y.get(), nullptr, 0, 1);
+  kernel.backward(s, x.get(), filters.get(), nullptr, m.data(), g.get(), nullptr, our_d_x.get(),
+                  our_sums.get(), m_sums.data(), 0, 1);
+  kernel.add_filter_sums(s, our_sums.get(), 1, our_d_filters.get(), 0, 1);
+  auto in_double = [](const float* from, long floats) {
+    return std::vector<double>(from, from + floats);
+  };
+  const double found[] = {distance(y, in_double(our_y.get(), outputs)),
+                          distance(d_x, in_double(our_d_x.get(), size)),
+                          distance(d_filters, in_double(our_d_filters.get(), f))};
+  const bool good = are_small(found, 3);
+  if (!good)
+    std::printf(
+        "%s, few channels: images %ld, %ldx%ld, channels %ld, taps %ld, maps %ld, strides %ld %ld, "
+        "low %ld %ld, parts %ld: %g %g %g\n",
+        kernel.instruction_set, s.images, s.height, s.width, s.channels, s.taps, s.maps,
+        s.stride_y, s.stride_x, s.low_y, s.low_x, parts, found[0], found[1], found[2]);
+  return good;
+}
+
 int main(int, char** arguments) {
   std::mt19937 random(std::atoi(arguments[1]));
   auto among = [&](std::vector<long> values) { return values[random() % values.size()]; };
   std::vector<const mcn::Kernel*> kernels{&mcn::baseline::kernel};
   std::vector<const mcn::HadamardKernel*> of_lanes{&mcn::baseline::hadamard};
+  std::vector<const mcn::NarrowKernel*> narrow{&mcn::baseline::narrow};
 #ifdef MCN_X86
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    kernels.push_back(&mcn::avx2::kernel), of_lanes.push_back(&mcn::avx2::hadamard);
+    kernels.push_back(&mcn::avx2::kernel), of_lanes.push_back(&mcn::avx2::hadamard),
+        narrow.push_back(&mcn::avx2::narrow);
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
-    kernels.push_back(&mcn::avx512::kernel), of_lanes.push_back(&mcn::avx512::hadamard);
+    kernels.push_back(&mcn::avx512::kernel), of_lanes.push_back(&mcn::avx512::hadamard),
+        narrow.push_back(&mcn::avx512::narrow);
 #endif
   bool good = true;
   for (long n = std::atol(arguments[2]); n > 0; --n) {
@@ -342,6 +391,10 @@ int main(int, char** arguments) {
     for (std::size_t i = 0; n % 4 == 1 && i < kernels.size(); ++i)
       good &= lanes_agree(*kernels[i], *of_lanes[i], lanes, parts, random);
     s.planes = 1;
+    Sizes few = s;
+    few.channels = among({1, 2, 3, 4, 5, 8, 17});
+    for (std::size_t i = 0; n % 3 == 1 && i < kernels.size(); ++i)
+      good &= narrow_agrees(*kernels[i], *narrow[i], few, parts, random);
     if (has_chunks) s.images = 40;
     for (const mcn::Kernel* kernel : kernels)
       good &= blocks_agree(*kernel, s, has_chunks ? 1 : parts, random);

@@ -98,7 +98,12 @@ def lowered_gradient(x, platform):
 needs_kernel = pytest.mark.skipif(
     native.why_unavailable() is not None, reason=str(native.why_unavailable())
 )
-KERNEL = "mcn_mcconv"
+KERNEL, FEW = "mcn_mcconv", "mcn_narrow"
+
+
+def taken(program):
+    """Returns which code of the kernel a program calls, or ""."""
+    return " ".join(name for name in (KERNEL, FEW) if name in program)
 
 
 def arguments(channels, outputs, taps=(3, 3), size=(7, 6), dtype=jnp.float32):
@@ -130,8 +135,13 @@ def programs(arguments, platform="cpu"):
 @pytest.mark.parametrize(
     ("channels", "outputs", "taps", "strides"),
     [
-        (8, 5, 3, (1, 1)),
+        (9, 5, 3, (1, 1)),
         (24, 40, 3, (2, 2)),
+        # The code for few channels.
+        (8, 5, 3, (1, 1)),
+        (3, 32, 5, (2, 3)),
+        (1, 128, 2, (1, 1)),
+        (4, 1, 6, (4, 2)),
         (9, 64, 5, (1, 1)),  # forward by XLA
         (32, 16, 1, (2, 1)),
         (16, 32, 2, (1, 3)),
@@ -197,17 +207,38 @@ def test_transformations_give_what_xla_gives(way):
 
 @needs_kernel
 def test_a_cpu_takes_the_native_kernel_where_it_was_faster(monkeypatch):
-    few, least = convolution.NATIVE_CHANNELS - 1, convolution.NATIVE_CHANNELS
-    taken = [[KERNEL in text for text in programs(arguments(least, least))]]
-    taken += [[KERNEL in text for text in programs(arguments(few, least))]]
-    taken += [[KERNEL in text for text in programs(arguments(least, 2 * least + 1))]]
-    taken += [[KERNEL in text for text in programs(arguments(least, least, (1, 1)))]]
-    assert taken == [[True, True], [False, False], [False, True], [False, False]]
-    oblong = arguments(least, least, (3, 1))
+    least, most = convolution.NATIVE_CHANNELS, native.NARROW_PRODUCT
+    of_shapes = {
+        (least + 1, least): [KERNEL, KERNEL],
+        (least - 1, most // (least - 1) + 1): ["", ""],
+        (least, 2 * least + 1): ["", KERNEL],
+        (least, 2 * least): [FEW, FEW],
+        (1, most): [FEW, FEW],
+        (1, most + 1): ["", ""],
+    }
+    for shape, expected in of_shapes.items():
+        assert [taken(text) for text in programs(arguments(*shape))] == expected, shape
+    one_tap = programs(arguments(least, least, (1, 1)))
+    oblong = programs(arguments(least, least, (3, 1)))
     half = arguments(least, least, dtype=jnp.bfloat16)
     on_a_gpu = programs(arguments(least, least), "cuda")
     monkeypatch.setenv(native.SWITCH, "0")
     turned_off = programs(arguments(least, least))
     monkeypatch.undo()
-    for texts in (programs(oblong), programs(half), on_a_gpu, turned_off):
-        assert [KERNEL in text for text in texts] == [False, False]
+    for texts in (one_tap, oblong, programs(half), on_a_gpu, turned_off):
+        assert [taken(text) for text in texts] == ["", ""]
+
+
+@needs_kernel
+@pytest.mark.parametrize("needed", ["features", "filters"])
+def test_a_gradient_that_nobody_needs_is_not_computed(needed):
+    arrays = arguments(3, 16)
+
+    def loss(x, w):
+        return jnp.sum(jnp.sin(convolution.convolve(x, w, (1, 1), "SAME")))
+
+    gradient = jax.jit(jax.grad(loss, ["features", "filters"].index(needed)))
+    text = gradient.lower(*arrays).compile().as_text()
+    assert {name for name in ("features", "filters") if f"{FEW}_{name}_gradient" in text} == {
+        needed
+    }

@@ -24,13 +24,15 @@ namespace {
 struct Code {
   const Kernel& kernel;
   const HadamardKernel& hadamard;
+  const NarrowKernel& narrow;
 };
 
 const Code& code() {
-  static const Code baseline{baseline::kernel, baseline::hadamard};
+  static const Code baseline{baseline::kernel, baseline::hadamard, baseline::narrow};
 #ifdef MCN_X86
   __builtin_cpu_init();
-  static const Code avx512{avx512::kernel, avx512::hadamard}, avx2{avx2::kernel, avx2::hadamard};
+  static const Code avx512{avx512::kernel, avx512::hadamard, avx512::narrow},
+      avx2{avx2::kernel, avx2::hadamard, avx2::narrow};
   static const Code& best =
       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")
@@ -242,6 +244,69 @@ ffi::Error hadamard_backward(ffi::ThreadPool pool, Array features, Array filters
   return ffi::Error::Success();
 }
 
+using Dimensions = ffi::Span<const int64_t>;
+
+// Sizes of an ordinary convolution.
+ffi::ErrorOr<Sizes> plain_sizes(Dimensions x, Dimensions f, Dimensions y, int64_t stride_y,
+                                int64_t stride_x, int64_t low_y, int64_t low_x) {
+  if (x.size() != 4 || f.size() != 4 || y.size() != 4 || f[0] != f[1] || f[2] != x[3] ||
+      f[2] < 1 || f[3] < 1 || y[0] != x[0] || y[3] != f[3] || stride_y < 1 || stride_x < 1)
+    return ffi::Unexpected(ffi::Error::InvalidArgument(
+        "the native kernel: the shapes of a convolution do not fit each other"));
+  return Sizes{x[0], x[1], x[2], 1,        x[3],     f[0],  f[3],
+               1,    y[1], y[2], stride_y, stride_x, low_y, low_x};
+}
+
+ffi::Error narrow_forward(ffi::ThreadPool pool, Array features, Array filters, Result output,
+                          int64_t stride_y, int64_t stride_x, int64_t low_y, int64_t low_x) {
+  auto sizes = plain_sizes(features.dimensions(), filters.dimensions(), output->dimensions(),
+                           stride_y, stride_x, low_y, low_x);
+  if (sizes.has_error()) return sizes.error();
+  const long rows = sizes->images * sizes->out_height;
+  const long parts = std::max<long>(1, std::min<long>(pool.num_threads(), rows));
+  in_parallel(pool, parts, [&](long part) {
+    code().narrow.forward(*sizes, features.typed_data(), filters.typed_data(),
+                          output->typed_data(), part, parts);
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error narrow_features_gradient(ffi::ThreadPool pool, Array filters, Array cotangent,
+                                    Result d_features, int64_t stride_y, int64_t stride_x,
+                                    int64_t low_y, int64_t low_x) {
+  auto sizes = plain_sizes(d_features->dimensions(), filters.dimensions(), cotangent.dimensions(),
+                           stride_y, stride_x, low_y, low_x);
+  if (sizes.has_error()) return sizes.error();
+  const long parts = std::max<long>(1, std::min<long>(pool.num_threads(), sizes->images));
+  in_parallel(pool, parts, [&](long part) {
+    code().narrow.features_gradient(*sizes, filters.typed_data(), cotangent.typed_data(),
+                                    d_features->typed_data(), part, parts);
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error narrow_filters_gradient(ffi::ThreadPool pool, Array features, Array cotangent,
+                                   Result d_filters, int64_t stride_y, int64_t stride_x,
+                                   int64_t low_y, int64_t low_x) {
+  auto sizes = plain_sizes(features.dimensions(), d_filters->dimensions(), cotangent.dimensions(),
+                           stride_y, stride_x, low_y, low_x);
+  if (sizes.has_error()) return sizes.error();
+  const NarrowKernel& best = code().narrow;
+  const long rows = sizes->images * sizes->out_height;
+  const long parts = std::max<long>(1, std::min<long>(pool.num_threads(), rows));
+  const long floats = best.filter_sums(*sizes);
+  // Not a vector, which would be filled with zeros first.
+  std::unique_ptr<float[]> sums(new float[parts * floats]);
+  in_parallel(pool, parts, [&](long part) {
+    best.filters_gradient(*sizes, features.typed_data(), cotangent.typed_data(),
+                          sums.get() + part * floats, part, parts);
+  });
+  in_parallel(pool, parts, [&](long part) {
+    best.add_filter_sums(*sizes, sums.get(), parts, d_filters->typed_data(), part, parts);
+  });
+  return ffi::Error::Success();
+}
+
 ffi::ErrorOr<Blocks> blocks_of(const Array& features, const Array& filters, const Array& take,
                                const Array& give, ffi::Span<const int64_t> output,
                                int64_t stride_y, int64_t stride_x, int64_t low_y, int64_t low_x) {
@@ -349,6 +414,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(McnMcconvForward, mcn::forward, (mcn::bound<3, 2>(
 XLA_FFI_DEFINE_HANDLER_SYMBOL(McnMcconvBackward, mcn::backward, (mcn::bound<6, 3>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(McnHadamardForward, mcn::hadamard_forward, (mcn::bound<3, 2>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(McnHadamardBackward, mcn::hadamard_backward, (mcn::bound<6, 3>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(McnNarrowForward, mcn::narrow_forward, (mcn::bound<2, 1>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(McnNarrowFeaturesGradient, mcn::narrow_features_gradient,
+                              (mcn::bound<2, 1>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(McnNarrowFiltersGradient, mcn::narrow_filters_gradient,
+                              (mcn::bound<2, 1>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(McnBlocksForward, mcn::blocks_forward, (mcn::bound<4, 1>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(McnBlocksBackward, mcn::blocks_backward, (mcn::bound<5, 2>()));
 #pragma GCC visibility pop

@@ -90,17 +90,39 @@ struct HadamardKernel {
                           float* d_filters, long part, long parts);
 };
 
+// Ordinary convolutions with few channels; see narrow.cc. Their sizes have one slice and one plane.
+// Each function but `filter_sums` does one part of the work.
+struct NarrowKernel {
+  void (*forward)(const Sizes& sizes, const float* features, const float* filters, float* output,
+                  long part, long parts);
+  void (*features_gradient)(const Sizes& sizes, const float* filters, const float* cotangent,
+                            float* d_features, long part, long parts);
+
+  // The number of floats that a part of `filters_gradient` needs for its sums.
+  std::size_t (*filter_sums)(const Sizes& sizes);
+  void (*filters_gradient)(const Sizes& sizes, const float* features, const float* cotangent,
+                           float* filter_sums, long part, long parts);
+
+  // Adds the filter sums of `summands` parts, which lie one after another, and writes a part of
+  // d_filters.
+  void (*add_filter_sums)(const Sizes& sizes, const float* filter_sums, long summands,
+                          float* d_filters, long part, long parts);
+};
+
 namespace avx512 {
 extern const Kernel kernel;
 extern const HadamardKernel hadamard;
+extern const NarrowKernel narrow;
 }  // namespace avx512
 namespace avx2 {
 extern const Kernel kernel;
 extern const HadamardKernel hadamard;
+extern const NarrowKernel narrow;
 }  // namespace avx2
 namespace baseline {
 extern const Kernel kernel;
 extern const HadamardKernel hadamard;
+extern const NarrowKernel narrow;
 }  // namespace baseline
 
 }  // namespace mcn
