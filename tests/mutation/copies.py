@@ -85,6 +85,11 @@ class Copy:
         imported = self._python(command, WHOLE_SUITE_SECONDS)[1].strip()
         if not pathlib.Path(imported).is_relative_to(directory):
             raise CheckError(f"Python imports mcn_jax from {imported}, not from {directory}")
+        # git does not have the native kernel, without which its tests are skipped.
+        if self.has("mcn_jax/ops/native_build.py"):
+            build = "import pathlib; from mcn_jax.ops import native_build;"
+            build += " native_build.install(pathlib.Path('mcn_jax/ops'))"
+            self._python(["-c", build], WHOLE_SUITE_SECONDS)
 
     def has(self, file: str) -> bool:
         """Whether the tree has a file of this path."""

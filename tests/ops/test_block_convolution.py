@@ -82,6 +82,15 @@ def test_the_kernel_computes_the_same(blocks, images, size, channels, maps, taps
 
 
 @needs_kernel
+def test_blocks_of_few_channels_are_ordinary_convolutions():
+    features, _, sums = random_arrays(2, 3, (9, 8), 4, 8)
+    run = functools.partial(convolve_blocks, blocks=2, strides=(1, 1), padding="SAME")
+    program = str(jax.make_jaxpr(run)(features, sums))
+    assert "mcn_narrow_forward" in program
+    assert "mcn_blocks_forward" not in program
+
+
+@needs_kernel
 def test_two_calls_give_the_same_bits():
     features, _, sums = random_arrays(4, 6, (12, 12), 16, 16)
     run = functools.partial(convolve_blocks, blocks=4, strides=(1, 1), padding="SAME")

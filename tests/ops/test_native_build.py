@@ -261,10 +261,11 @@ def test_training_says_which_code_computes(kernel, measured, monkeypatch):
 
 
 def test_training_says_which_code_computes_ordinary_convolutions(kernel, monkeypatch):
-    model = dataclasses.replace(digits_config().model, conv="mcdonnell", planes=4)
+    # One channel to 136 is too much for the code for few channels, and too little for the other.
+    widths = (34, 4)
+    model = dataclasses.replace(digits_config().model, conv="mcdonnell", planes=4, widths=widths)
     plan = plan_of(digits_config(model=model), 10, (8, 8, 1))
     start = "ordinary convolutions on this CPU:"
-    # The first of two layers reads four channels.
     told = f"{start} native kernel ({native.instruction_set()}) in 1 of 2 layers"
     assert computed_by(plan, "float32") == [told]
     not_here = f"{start} XLA; the native kernel does not compute bfloat16"
@@ -276,10 +277,10 @@ def test_training_says_which_code_computes_ordinary_convolutions(kernel, monkeyp
 def test_training_says_which_code_computes_a_pattern_of_planes(kernel, monkeypatch):
     for signs, told in (
         ("hadamard", ""),
-        # The first layer reads the four channels of one map.
+        # The first layer reads the four channels of one map, and has 80 channels.
         ("circulant", " in 1 of 2 layers, XLA forms in the others"),
     ):
-        model = dataclasses.replace(digits_config().model, plane_signs=signs)
+        model = dataclasses.replace(digits_config().model, plane_signs=signs, widths=(20, 4))
         plan = plan_of(digits_config(model=model), 10, (8, 8, 1))
         [line] = computed_by(plan, "float32")
         assert line == f"MCconv on this CPU: native kernel ({native.instruction_set()}){told}"
