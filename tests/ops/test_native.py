@@ -132,7 +132,7 @@ def test_no_sanitizer_complains_and_all_instruction_sets_agree(compiler, tmp_pat
     source = str(HERE / "native_shapes.cc")
     subprocess.run([*command, include, source, *objects, "-o", program], check=True)
     for seed in range(3):
-        result = subprocess.run([program, str(seed), "100"], capture_output=True, text=True)
+        result = subprocess.run([program, str(seed), "60"], capture_output=True, text=True)
         assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
