@@ -54,7 +54,7 @@ def convolve_blocks(
 def takes_native_blocks(dtype: DTypeLike, shape: Sequence[int]) -> bool:
     """Returns whether `convolve_blocks` takes the native kernel on this CPU.
 
-    It does where the convolution of a block takes it, but not its code for few channels.
+    It does where the convolution of a block takes it and has at least `NATIVE_CHANNELS` channels.
 
     Args:
         dtype: of the features.

@@ -20,10 +20,10 @@ DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # product of patches, measured in float32 with AVX-512.
 MANY_CHANNELS = 128
 # benchmarks/convolution.py measured the native kernel and XLA on two cores with AVX-512. With
-# gradients, the kernel took less time if the input has at least this many channels, for filters of
-# one tap and of more. Forward alone, it also did in most shapes, but in few of those whose output
-# has more than `NATIVE_GROWTH` times the input's channels and whose filters have more than one tap.
-# Few channels have code of their own, which was faster forward and with gradients.
+# gradients, the kernel took less time in nearly all shapes whose input has at least this many
+# channels, for filters of one tap and of more. Forward alone, it also did in most shapes, but in
+# few of those whose output has more than `NATIVE_GROWTH` times the input's channels and whose
+# filters have more than one tap. The code for few channels was faster forward and with gradients.
 NATIVE_CHANNELS_OF_ONE_TAP, NATIVE_CHANNELS, NATIVE_GROWTH = 32, 8, 2
 
 

@@ -21,8 +21,8 @@ LIBRARY = pathlib.Path(__file__).with_name(native_build.LIBRARY)
 SWITCH = "MCN_JAX_NATIVE"
 # With fewer input maps, planes in lanes were faster than slices, with gradients and AVX-512.
 MAPS_FOR_LANES = 24
-# Ordinary convolutions up to these numbers of input channels, and of input times output channels,
-# took less time by the code for few channels, with AVX-512 and with AVX2.
+# Up to these numbers of input channels, and of input times output channels, ordinary convolutions
+# of more than one tap took less time with the code for few channels than with other code or XLA.
 NARROW_CHANNELS, NARROW_PRODUCT = 8, 128
 TARGETS = {
     "mcn_mcconv_forward": "McnMcconvForward",
@@ -136,7 +136,7 @@ def has_planes_in_lanes(plane_signs: str, in_maps: int, planes: int) -> bool:
 
 
 def is_narrow(shape: tuple[int, ...]) -> bool:
-    """Returns whether the kernel has other code for a convolution: that for few channels.
+    """Returns whether the kernel's code for few channels computes a convolution.
 
     Args:
         shape: of the filters, (W, W, C, O).

@@ -29,8 +29,8 @@ FLAGS = (
 # The kernels are compiled once for each; the library chooses when it runs.
 KERNELS = ("kernel", "hadamard", "narrow")
 X86_INSTRUCTION_SETS = {
-    "avx512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx2", "-mfma"),
     "avx2": ("-mavx2", "-mfma"),
+    "avx512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx2", "-mfma"),
 }
 HASH_FUNCTION = "mcn_native_sources_hash"
 
@@ -90,8 +90,8 @@ def build(library: pathlib.Path) -> None:
             place / f"{kernel}_{name}.o": [
                 *common, f"-DMCN_ISA={name}", *flags, str(SOURCES / f"{kernel}.cc")
             ]
-            for kernel in KERNELS
             for name, flags in sets.items()
+            for kernel in KERNELS
         }  # fmt: skip
         commands[place / "ffi.o"] = [*common, str(SOURCES / "ffi.cc")]
         commands[place / "hash.o"] = [*common, str(stamp)]
@@ -105,8 +105,8 @@ def build(library: pathlib.Path) -> None:
 def instruction_sets() -> tuple[bool, dict[str, tuple[str, ...]]]:
     """Returns whether this is an x86-64 machine, and {instruction set: flags of the compiler}."""
     is_x86 = platform.machine() in ("x86_64", "AMD64")
-    # The baseline is first, because of a template of the standard library that several objects
-    # contain, the linker keeps the first copy. All machines can run that of the baseline.
+    # The order is that of the linker. Of a template of the standard library that several objects
+    # contain, it keeps the first copy, which must run wherever any of these objects runs.
     return is_x86, {"baseline": (), **(X86_INSTRUCTION_SETS if is_x86 else {})}
 
 

@@ -88,8 +88,11 @@ class Copy:
         # git does not have the native kernel, without which its tests are skipped.
         if self.has("mcn_jax/ops/native_build.py"):
             build = "import pathlib; from mcn_jax.ops import native_build;"
-            build += " native_build.install(pathlib.Path('mcn_jax/ops'))"
-            self._python(["-c", build], WHOLE_SUITE_SECONDS)
+            build += " native_build.build(pathlib.Path('mcn_jax/ops') / native_build.LIBRARY)"
+            code, output = self._python(["-c", build], WHOLE_SUITE_SECONDS)
+            if code:
+                last = (output.strip().splitlines() or [f"exit code {code}"])[-1]
+                raise CheckError(f"the native kernel was not built: {last}")
 
     def has(self, file: str) -> bool:
         """Whether the tree has a file of this path."""

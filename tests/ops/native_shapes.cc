@@ -86,14 +86,20 @@ __attribute__((no_sanitize("address"), no_sanitize("undefined"))) void compute(
           }
 }
 
+std::unique_ptr<float[]> normal_floats(long floats, std::mt19937& random) {
+  std::normal_distribution<float> normal;
+  std::unique_ptr<float[]> array(new float[floats]);
+  for (long i = 0; i < floats; ++i) array[i] = normal(random);
+  return array;
+}
+
+std::vector<double> in_double(const float* from, long floats) {
+  return std::vector<double>(from, from + floats);
+}
+
 // With `saves`, both kinds of filters are the same, as saved products require.
 Case case_of(const Sizes& s, bool saves, std::mt19937& random) {
-  std::normal_distribution<float> normal;
-  auto made = [&](const char* what) {
-    std::unique_ptr<float[]> array(new float[count(s, what)]);
-    for (long i = 0; i < count(s, what); ++i) array[i] = normal(random);
-    return array;
-  };
+  auto made = [&](const char* what) { return normal_floats(count(s, what), random); };
   auto zeros = [&](const char* what) { return std::vector<double>(count(s, what)); };
   Case c{made("x"),     made("f"),  made("f"),  made("m"),  made("out"),
          zeros("out"),  zeros("x"), zeros("f"), zeros("m"), zeros("m")};
@@ -227,12 +233,7 @@ bool blocks_agree(const mcn::Kernel& kernel, const Sizes& one, long threads, std
 // Compares planes in lanes with the kernel's slices, whose m has the signs.
 bool lanes_agree(const mcn::Kernel& kernel, const mcn::HadamardKernel& hadamard, const Sizes& s,
                  long parts, std::mt19937& random) {
-  std::normal_distribution<float> normal;
-  auto made = [&](long floats) {
-    std::unique_ptr<float[]> array(new float[floats]);
-    for (long i = 0; i < floats; ++i) array[i] = normal(random);
-    return array;
-  };
+  auto made = [&](long floats) { return normal_floats(floats, random); };
   const long k = s.planes, size = count(s, "x"), outputs = count(s, "out"), f = count(s, "f");
   const long taps = s.taps * s.taps;
   auto x = made(size), filters = made(f), sum_filters = made(f), m = made(taps * k),
@@ -266,9 +267,6 @@ bool lanes_agree(const mcn::Kernel& kernel, const mcn::HadamardKernel& hadamard,
   kernel.add_filter_sums(sliced, our_sums.get(), 1, our_d_filters.get(), 0, 1);
   for (long i = 0; i < k * taps * k; ++i)
     expected_d_m[i % (taps * k)] += sign(i / (taps * k), i % k) * our_m_sums[i];
-  auto in_double = [](const float* from, long floats) {
-    return std::vector<double>(from, from + floats);
-  };
   const double found[] = {distance(y, in_double(our_y.get(), outputs)),
                           distance(d_x, in_double(our_d_x.get(), size)),
                           distance(d_filters, in_double(our_d_filters.get(), f)),
@@ -286,12 +284,7 @@ bool lanes_agree(const mcn::Kernel& kernel, const mcn::HadamardKernel& hadamard,
 // Compares the code for few channels with the kernel, where M is one.
 bool narrow_agrees(const mcn::Kernel& kernel, const mcn::NarrowKernel& narrow, const Sizes& s,
                    long parts, std::mt19937& random) {
-  std::normal_distribution<float> normal;
-  auto made = [&](long floats) {
-    std::unique_ptr<float[]> array(new float[floats]);
-    for (long i = 0; i < floats; ++i) array[i] = normal(random);
-    return array;
-  };
+  auto made = [&](long floats) { return normal_floats(floats, random); };
   const long size = count(s, "x"), outputs = count(s, "out"), f = count(s, "f");
   auto x = made(size), filters = made(f), g = made(outputs);
   const long floats = narrow.filter_sums(s);
@@ -313,9 +306,6 @@ bool narrow_agrees(const mcn::Kernel& kernel, const mcn::NarrowKernel& narrow, c
   kernel.backward(s, x.get(), filters.get(), nullptr, m.data(), g.get(), nullptr, our_d_x.get(),
                   our_sums.get(), m_sums.data(), 0, 1);
   kernel.add_filter_sums(s, our_sums.get(), 1, our_d_filters.get(), 0, 1);
-  auto in_double = [](const float* from, long floats) {
-    return std::vector<double>(from, from + floats);
-  };
   const double found[] = {distance(y, in_double(our_y.get(), outputs)),
                           distance(d_x, in_double(our_d_x.get(), size)),
                           distance(d_filters, in_double(our_d_filters.get(), f))};
@@ -393,6 +383,8 @@ int main(int, char** arguments) {
     s.planes = 1;
     Sizes few = s;
     few.channels = among({1, 2, 3, 4, 5, 8, 17});
+    few.width = among({std::max(1L, few.width), 7, 20, 33, 70});  // of several blocks and of one
+    side(few.width, few.stride_x, few.out_width, few.low_x);
     for (std::size_t i = 0; n % 3 == 1 && i < kernels.size(); ++i)
       good &= narrow_agrees(*kernels[i], *narrow[i], few, parts, random);
     if (has_chunks) s.images = 40;

@@ -98,12 +98,12 @@ def lowered_gradient(x, platform):
 needs_kernel = pytest.mark.skipif(
     native.why_unavailable() is not None, reason=str(native.why_unavailable())
 )
-KERNEL, FEW = "mcn_mcconv", "mcn_narrow"
+KERNEL, NARROW = "mcn_mcconv", "mcn_narrow"
 
 
 def taken(program):
     """Returns which code of the kernel a program calls, or ""."""
-    return " ".join(name for name in (KERNEL, FEW) if name in program)
+    return " ".join(name for name in (KERNEL, NARROW) if name in program)
 
 
 def arguments(channels, outputs, taps=(3, 3), size=(7, 6), dtype=jnp.float32):
@@ -160,8 +160,9 @@ def test_the_native_kernel_computes_the_convolution_of_xla(
 
 
 @needs_kernel
-def test_each_gradient_has_the_dtype_of_its_argument():
-    features, filters = arguments(8, 8)
+@pytest.mark.parametrize("channels", [8, 9])
+def test_each_gradient_has_the_dtype_of_its_argument(channels):
+    features, filters = arguments(channels, 8)
     with jax.enable_x64():
         arrays = features, filters.astype(jnp.float64)
         output, d_features, d_filters = output_and_gradients(convolution.convolve, arrays)
@@ -172,8 +173,10 @@ def test_each_gradient_has_the_dtype_of_its_argument():
 @pytest.mark.parametrize(
     ("images", "size", "outputs"), [(0, (7, 6), 8), (3, (2, 6), 8), (3, (1, 6), 8), (3, (7, 6), 0)]
 )
-def test_empty_arrays_give_empty_outputs_and_gradients_of_zero(images, size, outputs):
-    features, filters = jnp.ones((images, *size, 8)), jnp.ones((3, 3, 8, outputs))
+@pytest.mark.parametrize("channels", [8, 9])
+def test_empty_arrays_give_empty_outputs_and_gradients_of_zero(images, size, outputs, channels):
+    features = jnp.ones((images, *size, channels))
+    filters = jnp.ones((3, 3, channels, outputs))
     output, *gradients = output_and_gradients(
         convolution.convolve, (features, filters), padding="VALID"
     )
@@ -184,14 +187,15 @@ def test_empty_arrays_give_empty_outputs_and_gradients_of_zero(images, size, out
 
 
 @needs_kernel
+@pytest.mark.parametrize("channels", [8, 9])
 @pytest.mark.parametrize("way", ["vmap", "pmap", "checkpoint"])
-def test_transformations_give_what_xla_gives(way):
+def test_transformations_give_what_xla_gives(way, channels):
     transform = {
         "vmap": lambda f: jax.jit(jax.vmap(f, (0, None))),
         "pmap": lambda f: jax.pmap(f, in_axes=(0, None)),
         "checkpoint": lambda f: jax.jit(lambda x, w: jax.checkpoint(f)(x[0], w)),
     }[way]
-    features, filters = arguments(8, 8)
+    features, filters = arguments(channels, 8)
     stacked = jnp.stack([features] * jax.local_device_count())
 
     def gradients(function):
@@ -212,8 +216,8 @@ def test_a_cpu_takes_the_native_kernel_where_it_was_faster(monkeypatch):
         (least + 1, least): [KERNEL, KERNEL],
         (least - 1, most // (least - 1) + 1): ["", ""],
         (least, 2 * least + 1): ["", KERNEL],
-        (least, 2 * least): [FEW, FEW],
-        (1, most): [FEW, FEW],
+        (least, 2 * least): [NARROW, NARROW],
+        (1, most): [NARROW, NARROW],
         (1, most + 1): ["", ""],
     }
     for shape, expected in of_shapes.items():
@@ -230,6 +234,38 @@ def test_a_cpu_takes_the_native_kernel_where_it_was_faster(monkeypatch):
 
 
 @needs_kernel
+@pytest.mark.parametrize("width", [31, 70])
+def test_few_channels_of_wide_images(width):
+    arrays = arguments(8, 7, size=(3, width))
+    ours = output_and_gradients(convolution.convolve, arrays)
+    expected = output_and_gradients(convolution.xla_convolve, arrays)
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+
+
+@needs_kernel
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(("strides", "width"), [((1, 1), 7), ((2, 2), 8)])  # 5 and 3 columns
+def test_what_is_not_finite_spreads_as_by_xla(value, strides, width):
+    features, filters = arguments(3, 8, size=(7, width))
+    for column in range(width):
+        arrays = features.at[1, 3, column, 1].set(value), filters
+        ours = output_and_gradients(convolution.convolve, arrays, strides, "VALID")
+        expected = output_and_gradients(convolution.xla_convolve, arrays, strides, "VALID")
+        for one, other in zip(ours, expected, strict=True):
+            np.testing.assert_array_equal(jnp.isfinite(one), jnp.isfinite(other))
+
+
+@needs_kernel
+def test_a_filter_gradient_of_many_pixels_keeps_its_digits():
+    # A long sum of equal terms loses the same part of each.
+    features, filters = jnp.full((128, 32, 32, 1), 1.1), jnp.zeros((3, 3, 1, 16))
+    _, vjp = jax.vjp(lambda w: convolution.convolve(features, w, (1, 1), "VALID"), filters)
+    (gradient,) = vjp(jnp.ones((128, 30, 30, 16)))
+    np.testing.assert_allclose(gradient, float(features[0, 0, 0, 0]) * 128 * 30 * 30, rtol=5e-5)
+
+
+@needs_kernel
 @pytest.mark.parametrize("needed", ["features", "filters"])
 def test_a_gradient_that_nobody_needs_is_not_computed(needed):
     arrays = arguments(3, 16)
@@ -239,6 +275,6 @@ def test_a_gradient_that_nobody_needs_is_not_computed(needed):
 
     gradient = jax.jit(jax.grad(loss, ["features", "filters"].index(needed)))
     text = gradient.lower(*arrays).compile().as_text()
-    assert {name for name in ("features", "filters") if f"{FEW}_{name}_gradient" in text} == {
+    assert {name for name in ("features", "filters") if f"{NARROW}_{name}_gradient" in text} == {
         needed
     }

@@ -244,13 +244,13 @@ ffi::Error hadamard_backward(ffi::ThreadPool pool, Array features, Array filters
   return ffi::Error::Success();
 }
 
-using Dimensions = ffi::Span<const int64_t>;
-
 // Sizes of an ordinary convolution.
-ffi::ErrorOr<Sizes> plain_sizes(Dimensions x, Dimensions f, Dimensions y, int64_t stride_y,
-                                int64_t stride_x, int64_t low_y, int64_t low_x) {
+ffi::ErrorOr<Sizes> plain_sizes(ffi::Span<const int64_t> x, ffi::Span<const int64_t> f,
+                                ffi::Span<const int64_t> y, int64_t stride_y, int64_t stride_x,
+                                int64_t low_y, int64_t low_x) {
   if (x.size() != 4 || f.size() != 4 || y.size() != 4 || f[0] != f[1] || f[2] != x[3] ||
-      f[2] < 1 || f[3] < 1 || y[0] != x[0] || y[3] != f[3] || stride_y < 1 || stride_x < 1)
+      f[0] < 1 || f[2] < 1 || f[3] < 1 || y[0] != x[0] || y[1] < 1 || y[2] < 1 || y[3] != f[3] ||
+      stride_y < 1 || stride_x < 1)
     return ffi::Unexpected(ffi::Error::InvalidArgument(
         "the native kernel: the shapes of a convolution do not fit each other"));
   return Sizes{x[0], x[1], x[2], 1,        x[3],     f[0],  f[3],

@@ -1,5 +1,5 @@
-// The MCconv with the Hadamard pattern of signs for narrow layers, forward and backward. Compiled
-// once per instruction set, see ../native_build.py.
+// The MCconv with the Hadamard pattern of signs for few maps, forward and backward. Compiled once
+// per instruction set, see ../native_build.py.
 //
 // The lanes of a vector are the planes of a map, or of several maps. For tap t, output pixel o and
 // output map h, where `*` of two vectors of planes is by elements,

@@ -68,7 +68,7 @@ struct Kernel {
                   long weight_step, long blocks, long pixels, long length, float* to, long to_step);
 };
 
-// The MCconv with the Hadamard pattern of 4 or 8 planes, for narrow layers; see hadamard.cc. Its
+// The MCconv with the Hadamard pattern of 4 or 8 planes, for few maps; see hadamard.cc. Its
 // sizes have one slice, and m is [taps, taps, planes]. Each function but `filter_sums` does one
 // part of the work.
 struct HadamardKernel {

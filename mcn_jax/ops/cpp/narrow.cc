@@ -70,13 +70,20 @@ inline Vec repeated(const float* from) {
   }
 }
 
-// One convolution with stride 1 within planes, as the file says.
+// One float in the lanes of the first of D pixels, zero in those of the others.
+template <int D, int... I>
+inline Vec of_first_pixel(const float* from, std::integer_sequence<int, I...>) {
+  typedef int Mask __attribute__((vector_size(4 * V)));
+  return (Vec)((Mask)(*from - Vec{}) & Mask{(I % D ? 0 : -1)...});
+}
+
+// One convolution with stride 1 within planes, as described above.
 struct Layer {
   long inputs, outputs;       // channels
   long phases;                // planes of a channel
   long width, pitch;          // pixels of an output row; of a row of a plane
   long pixels, vectors;       // pixels side by side in a vector; vectors of output channels
-  long row() const { return phases * inputs * pitch; }  // of a window
+  long row_floats() const { return phases * inputs * pitch; }  // of a window
 };
 
 long pixels_side_by_side(long outputs) {
@@ -93,7 +100,7 @@ Layer layer(long inputs, long outputs, long phases, long width, long reach) {
 // Copies a row [width, channels], whose first pixel is pixel `low` of a padded row, into planes,
 // with zeros before and after. A null row is all zeros.
 void copy_row(const Layer& l, const float* from, long width, long low, float* to) {
-  std::memset(to, 0, sizeof(float) * l.row());
+  std::memset(to, 0, sizeof(float) * l.row_floats());
   if (!from) return;
   for (long f = 0; f < l.phases; ++f, to += l.inputs * l.pitch) {
     // Places x of the plane that hold pixels: 0 <= x * phases + f - low < width.
@@ -185,12 +192,12 @@ struct Reading {
     for (long i = 0; i < s.taps; ++i)
       for (long j = 0; j < s.taps; ++j)
         for (long c = 0; c < s.channels; ++c)
-          offsets.push_back(i * l.row() +
+          offsets.push_back(i * l.row_floats() +
                             (j % s.stride_x * s.channels + c) * l.pitch + j / s.stride_x);
   }
   long window_rows(const Sizes& s, long rows) const { return (rows - 1) * s.stride_y + s.taps; }
   long most_rows(const Sizes& s) const {
-    const long rows = (kWindowFloats / l.row() - s.taps) / s.stride_y + 1;
+    const long rows = (kWindowFloats / l.row_floats() - s.taps) / s.stride_y + 1;
     return std::clamp(rows, 1L, s.out_height);
   }
   void copy(const Sizes& s, const float* features, long image, long r0, long rows,
@@ -199,7 +206,7 @@ struct Reading {
       const long y = r0 * s.stride_y + r - s.low_y;
       const bool there = y >= 0 && y < s.height;
       copy_row(l, there ? features + (image * s.height + y) * s.width * s.channels : nullptr,
-               s.width, s.low_x, window + r * l.row());
+               s.width, s.low_x, window + r * l.row_floats());
     }
   }
 };
@@ -209,7 +216,7 @@ void forward(const Sizes& s, const float* features, const float* filters, float*
   const Reading reading(s);
   const Layer& l = reading.l;
   const long terms = reading.offsets.size(), most = reading.most_rows(s);
-  const long window_floats = reading.window_rows(s, most) * l.row();
+  const long window_floats = reading.window_rows(s, most) * l.row_floats();
   arena.reset(Arena::rounded(terms * l.vectors * V) + Arena::rounded(window_floats));
   float* const packed = arena.take(terms * l.vectors * V);
   float* const window = arena.take(window_floats);
@@ -221,7 +228,7 @@ void forward(const Sizes& s, const float* features, const float* filters, float*
       const long count = std::min({most, s.out_height - r0, rows.end - row});
       reading.copy(s, features, image, r0, count, window);
       for (long r = 0; r < count; ++r)
-        convolve_row<decltype(pixels)::value>(l, window + r * s.stride_y * l.row(),
+        convolve_row<decltype(pixels)::value>(l, window + r * s.stride_y * l.row_floats(),
                                               reading.offsets, packed, s.maps,
                                               output + (row + r) * s.out_width * s.maps);
       row += count;
@@ -238,7 +245,7 @@ struct Phase {
   std::vector<long> offsets, taps;         // of each term; tap (i, j) is i * taps + j
   long reach() const { return high_row - low_row; }
   long most_rows() const {
-    return std::clamp(kWindowFloats / l.row() - reach(), 1L, height);
+    return std::clamp(kWindowFloats / l.row_floats() - reach(), 1L, height);
   }
 };
 
@@ -255,7 +262,7 @@ Phase phase(const Sizes& s, long row, long column) {
       const long y = row + s.low_y - i, x = column + s.low_x - j;
       if (y % s.stride_y || x % s.stride_x) continue;
       for (long h = 0; h < s.maps; ++h) {
-        p.offsets.push_back((y / s.stride_y - low_row) * l.row() + h * l.pitch +
+        p.offsets.push_back((y / s.stride_y - low_row) * l.row_floats() + h * l.pitch +
                             x / s.stride_x - low_column);
         p.taps.push_back(i * s.taps + j);
       }
@@ -272,7 +279,7 @@ void features_gradient(const Sizes& s, const float* filters, const float* cotang
   for (const Phase& p : phases) {
     packed_floats += Arena::rounded(p.offsets.size() * p.l.vectors * V);
     window_floats = std::max<std::size_t>(window_floats,
-                                          (p.most_rows() + p.reach()) * p.l.row());
+                                          (p.most_rows() + p.reach()) * p.l.row_floats());
   }
   arena.reset(packed_floats + Arena::rounded(window_floats));
   float* const window = arena.take(window_floats);
@@ -296,11 +303,11 @@ void features_gradient(const Sizes& s, const float* filters, const float* cotang
             const long o = y0 + r + p.low_row;
             const bool there = o >= 0 && o < s.out_height;
             copy_row(p.l, there ? g + o * s.out_width * s.maps : nullptr, s.out_width,
-                     -p.low_column, window + r * p.l.row());
+                     -p.low_column, window + r * p.l.row_floats());
           }
           for (long r = 0; r < rows; ++r)
             convolve_row<decltype(pixels)::value>(
-                p.l, window + r * p.l.row(), p.offsets, packed[i], s.stride_x * s.channels,
+                p.l, window + r * p.l.row_floats(), p.offsets, packed[i], s.stride_x * s.channels,
                 to + (y0 + r) * s.stride_y * s.width * s.channels);
         }
       });
@@ -311,17 +318,22 @@ void features_gradient(const Sizes& s, const float* filters, const float* cotang
 template <int D, int Q>
 __attribute__((noinline)) void add_terms(const float* window, long window_row, long pitch,
                                          const float* cotangent, long cotangent_step, long rows,
-                                         long groups, float* sums, long sums_step) {
-  Vec s[Q];
-  UNROLL for (int q = 0; q < Q; ++q) s[q] = load(sums + q * sums_step);
+                                         long width, float* sums, long sums_step) {
+  Vec s[Q] = {};
   for (long r = 0; r < rows; ++r, window += window_row) {
     const float* x = window;
-    for (long g = 0; g < groups; ++g, cotangent += cotangent_step, x += D) {
+    for (const float* end = window + width / D * D; x < end; x += D, cotangent += cotangent_step) {
       const Vec d = load(cotangent);
       UNROLL for (int q = 0; q < Q; ++q) s[q] += repeated<D>(x + q * pitch) * d;
     }
+    if (width % D == 0) continue;
+    // Beyond the row, the cotangent is zero, but a feature may be infinite.
+    const Vec d = load(cotangent);
+    UNROLL for (int q = 0; q < Q; ++q) s[q] += of_first_pixel<D>(x + q * pitch, AllLanes()) * d;
+    cotangent += cotangent_step;
   }
-  UNROLL for (int q = 0; q < Q; ++q) store(sums + q * sums_step, s[q]);
+  UNROLL for (int q = 0; q < Q; ++q)
+    store(sums + q * sums_step, load(sums + q * sums_step) + s[q]);
 }
 
 // Packs a row of the cotangent as [groups of D pixels, vectors, V], with zeros after the last.
@@ -357,11 +369,11 @@ void filters_gradient(const Sizes& s, const float* features, const float* cotang
   const Layer& l = reading.l;
   const long terms = reading.offsets.size(), most = reading.most_rows(s);
   const long groups = ceil_div(l.width, l.pixels), group_floats = l.vectors * V;
-  const long window_floats = reading.window_rows(s, most) * l.row();
+  const long window_floats = reading.window_rows(s, most) * l.row_floats();
   arena.reset(Arena::rounded(window_floats) + Arena::rounded(most * groups * group_floats));
   float* const window = arena.take(window_floats);
   float* const packed = arena.take(most * groups * group_floats);
-  std::memset(sums, 0, sizeof(float) * filter_sums(s));
+  std::memset(sums, 0, sizeof(float) * terms * group_floats);
   const Range rows = share(s.images * s.out_height, part, parts);
   with_pixels(l, [&](auto pixels) {
     constexpr int D = decltype(pixels)::value;
@@ -377,8 +389,8 @@ void filters_gradient(const Sizes& s, const float* features, const float* cotang
           const long left = s.channels - q % s.channels;  // at this tap
           const auto add = [&](auto channels) {
             constexpr int Q = decltype(channels)::value;
-            add_terms<D, Q>(window + reading.offsets[q], s.stride_y * l.row(), l.pitch,
-                            packed + v * V, group_floats, count, groups,
+            add_terms<D, Q>(window + reading.offsets[q], s.stride_y * l.row_floats(), l.pitch,
+                            packed + v * V, group_floats, count, l.width,
                             sums + q * group_floats + v * V, group_floats);
             q += Q;
           };

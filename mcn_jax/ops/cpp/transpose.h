@@ -1,5 +1,5 @@
-// Transposition of small matrices of floats, for each file of the native kernel and each instruction
-// set.
+// Transposition of small matrices of floats, for each file of the native kernel and each
+// instruction set.
 
 #ifndef MCN_TRANSPOSE_H_
 #define MCN_TRANSPOSE_H_
