@@ -8,6 +8,7 @@ import ctypes
 import functools
 import os
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +136,7 @@ def has_planes_in_lanes(plane_signs: str, in_maps: int, planes: int) -> bool:
     return plane_signs == "hadamard" and planes in (4, 8) and in_maps < MAPS_FOR_LANES
 
 
-def is_narrow(shape: tuple[int, ...]) -> bool:
+def is_narrow(shape: Sequence[int]) -> bool:
     """Returns whether the kernel's code for few channels computes a convolution.
 
     Args:
