@@ -44,7 +44,7 @@ def device_fault(error: Exception | None = None) -> str | None:
     jax.config.update("jax_platforms", None)  # the command ends, so this asks JAX what there is
     try:
         platforms = list(jax.extend.backend.backends())
-    except Exception:
+    except Exception:  # as above
         platforms = ["cpu"]
     finally:
         jax.config.update("jax_platforms", asked)
