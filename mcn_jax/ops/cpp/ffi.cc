@@ -84,6 +84,11 @@ void in_parallel(ffi::ThreadPool& pool, long parts, std::function<void(long)> fu
   work->wait();
 }
 
+// The number of parts of work that can be cut into `most` parts: one per thread, and at least one.
+long parts_of(ffi::ThreadPool& pool, long most) {
+  return std::max<long>(1, std::min<long>(pool.num_threads(), most));
+}
+
 using Array = ffi::Buffer<ffi::F32>;
 using Result = ffi::Result<Array>;
 
@@ -132,8 +137,7 @@ ffi::Error forward(ffi::ThreadPool pool, Array features, Array filters, Array m,
   const Sizes sizes = *found;
   auto saved = saved_of(*products, sizes);
   if (saved.has_error()) return saved.error();
-  const long parts =
-      std::max<long>(1, std::min<long>(pool.num_threads(), sizes.images * sizes.out_height));
+  const long parts = parts_of(pool, sizes.images * sizes.out_height);
   in_parallel(pool, parts, [&](long part) {
     kernel().forward(sizes, features.typed_data(), filters.typed_data(), m.typed_data(),
                      output->typed_data(), *saved, part, parts);
@@ -206,8 +210,7 @@ ffi::Error hadamard_forward(ffi::ThreadPool pool, Array features, Array filters,
                               stride_x, low_y, low_x);
   if (found.has_error()) return found.error();
   const Sizes sizes = *found;
-  const long parts =
-      std::max<long>(1, std::min<long>(pool.num_threads(), sizes.images * sizes.out_height));
+  const long parts = parts_of(pool, sizes.images * sizes.out_height);
   in_parallel(pool, parts, [&](long part) {
     code().hadamard.forward(sizes, features.typed_data(), filters.typed_data(), m.typed_data(),
                             output->typed_data(), part, parts);
@@ -262,8 +265,7 @@ ffi::Error narrow_forward(ffi::ThreadPool pool, Array features, Array filters, R
   auto sizes = plain_sizes(features.dimensions(), filters.dimensions(), output->dimensions(),
                            stride_y, stride_x, low_y, low_x);
   if (sizes.has_error()) return sizes.error();
-  const long rows = sizes->images * sizes->out_height;
-  const long parts = std::max<long>(1, std::min<long>(pool.num_threads(), rows));
+  const long parts = parts_of(pool, sizes->images * sizes->out_height);
   in_parallel(pool, parts, [&](long part) {
     code().narrow.forward(*sizes, features.typed_data(), filters.typed_data(),
                           output->typed_data(), part, parts);
@@ -277,7 +279,7 @@ ffi::Error narrow_features_gradient(ffi::ThreadPool pool, Array filters, Array c
   auto sizes = plain_sizes(d_features->dimensions(), filters.dimensions(), cotangent.dimensions(),
                            stride_y, stride_x, low_y, low_x);
   if (sizes.has_error()) return sizes.error();
-  const long parts = std::max<long>(1, std::min<long>(pool.num_threads(), sizes->images));
+  const long parts = parts_of(pool, sizes->images);
   in_parallel(pool, parts, [&](long part) {
     code().narrow.features_gradient(*sizes, filters.typed_data(), cotangent.typed_data(),
                                     d_features->typed_data(), part, parts);
@@ -292,8 +294,7 @@ ffi::Error narrow_filters_gradient(ffi::ThreadPool pool, Array features, Array c
                            stride_y, stride_x, low_y, low_x);
   if (sizes.has_error()) return sizes.error();
   const NarrowKernel& best = code().narrow;
-  const long rows = sizes->images * sizes->out_height;
-  const long parts = std::max<long>(1, std::min<long>(pool.num_threads(), rows));
+  const long parts = parts_of(pool, sizes->images * sizes->out_height);
   const long floats = best.filter_sums(*sizes);
   // Not a vector, which would be filled with zeros first.
   std::unique_ptr<float[]> sums(new float[parts * floats]);
