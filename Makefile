@@ -13,7 +13,7 @@ help:  ## list the targets
 train: .venv/installed  ## train configs/$(CONFIG).py, by default digits: make train CONFIG=mnist_cpu ARGS="--config.seed=1"
 	$(VENV)/python -m mcn_jax.main --config=configs/$(CONFIG).py --workdir=runs/$(CONFIG) $(ARGS)
 
-test: .venv/installed .venv/web  ## run the fast tests on all cores: a few minutes
+test: .venv/installed .venv/web  ## run the fast tests on all cores: tens of minutes on two
 	$(VENV)/python -m pytest -q -n auto
 
 slow: .venv/installed .venv/web  ## run the slow tests: tens of minutes

@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mcn_jax import evaluate, export, inspect_checkpoint, parallel, predict, report
-from mcn_jax.config import BinarizeConfig, LossConfig, ModelConfig
+from mcn_jax import evaluate, export, inspect_checkpoint, models, parallel, predict, report
+from mcn_jax.config import BinarizeConfig, Config, LossConfig, ModelConfig
 from mcn_jax.data.dataset import open_dataset
 from mcn_jax.deploy import predictor
 from mcn_jax.layers.conv import KernelConv, kernel_multiply_adds
 from mcn_jax.layers.family import WEIGHTS, Family, Tensor, float32_tensor
 from mcn_jax.layers.formats import FLOAT32
-from mcn_jax.layers.table import LAYERS
+from mcn_jax.layers.table import LAYERS, OTHERS
 from mcn_jax.models.plan import plan_of, specs
 from mcn_jax.ops.convolution import convolve
+from mcn_jax.training.checks import validate
 from mcn_jax.training.run import train_and_evaluate
 from mcn_jax.workdirs.checkpoint import Checkpoints
 from mcn_jax.workdirs.files import read_metrics
@@ -45,21 +46,24 @@ def ternary(weights):
 
 
 class TernaryConv(nn.Module):
-    """A 3x3 convolution with a straight-through estimator for the quantization."""
+    """A convolution with a straight-through estimator for the quantization."""
 
     out_maps: int
     planes: int
     strides: int = 1
+    kernel_size: int = 3
+    padding: str = "SAME"
     quantized: bool = True
 
     @nn.compact
     def __call__(self, x):
-        shape = (3, 3, x.shape[-1], self.out_maps * self.planes)
+        taps = (self.kernel_size, self.kernel_size)
+        shape = (*taps, x.shape[-1], self.out_maps * self.planes)
         weights = self.param("weights", nn.initializers.he_normal(), shape)
         if self.quantized:
             codes, scale = ternary(weights)
             weights += jax.lax.stop_gradient(codes * scale - weights)
-        return convolve(x, weights, (self.strides, self.strides), "SAME")
+        return convolve(x, weights, (self.strides, self.strides), self.padding)
 
 
 def pack(p, s, quantized):
@@ -260,3 +264,60 @@ def test_it_is_reported_beside_other_runs(toy_run, tmp_path, capsys):
     report.main([str(toy_run), "--out", str(tmp_path / "report")])
     assert "ternary" in (tmp_path / "report" / "report.md").read_text()
     assert (tmp_path / "report" / "curves.png").exists()
+
+
+# Fields of small networks, where the defaults do not make one.
+SMALL = {
+    "maxout": {"widths": (4, 4, 4)},
+    "nin": {"widths": (4,) * 8},
+    "convnet": {"widths": (4, 4, 4)},
+    "wide_resnet": {"depth": 8, "widths": (1, 2, 2, 3)},
+    "lbcnn": {"depth": 2, "widths": (4,)},
+    "resnet": {"blocks": (1, 1), "block": "bottleneck", "widths": (4, 4, 8)},
+    "densenet": {"blocks": (1, 1), "growth": 4, "widths": (8,)},
+}
+
+
+@pytest.mark.parametrize("name", sorted(models.MODELS))
+def test_every_network_can_have_it(name):
+    model = ModelConfig(
+        name=name,
+        conv="ternary",
+        planes=1,
+        head="linear",
+        pointwise="ternary",
+        **SMALL.get(name, {}),
+    )
+    config = Config(model=model)
+    validate(config)
+    plan = plan_of(config, num_classes=10, image_shape=(32, 32, 3))
+    layers = [layer for layer in plan if layer.family is TERNARY]
+    assert len(layers) >= 2
+    for quantized in (False, True):
+        assert specs(plan, config, quantized)
+
+
+@pytest.mark.parametrize("missing", ["deployed", "filters", "multiply_adds"])
+def test_a_family_that_can_be_chosen_but_not_exported_is_refused(missing):
+    default = {f.name: f.default for f in dataclasses.fields(Family)}[missing]
+    with pytest.raises(TypeError, match=f"'ternary' has `make`, so it needs .*{missing}"):
+        dataclasses.replace(TERNARY, **{missing: default})
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.5])
+def test_bits_that_a_tensor_cannot_have_are_refused(factor, monkeypatch):
+    def wrong(layer, config, quantized, dtypes):
+        tensors = spec(layer, config, quantized, dtypes)
+        return tensors | {"bits": tensors["bits"]._replace(bits=int(factor * tensors["bits"].bits))}
+
+    config = Config(model=ModelConfig(conv="ternary", planes=2))
+    monkeypatch.setitem(LAYERS, "ternary", dataclasses.replace(TERNARY, spec=wrong))
+    plan = plan_of(config, num_classes=10, image_shape=(28, 28, 1))
+    with pytest.raises(ValueError, match=r"'ternary' counts .* bits for the tensor bits of conv_1"):
+        specs(plan, config, quantized=True)
+
+
+def test_kinds_and_modules_belong_to_one_family_each():
+    families = [*LAYERS.values(), *OTHERS]
+    assert len({family.kind for family in families}) == len(families)
+    assert len({family.module for family in families}) == len(families)

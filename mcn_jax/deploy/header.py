@@ -34,6 +34,7 @@ MAX_DEPTH, MAX_TENSORS = 200, 1_024  # a network of depth 200 has 1,001 tensors
 MAX_STAGES, BLOCK_TENSORS = 8, 6  # a block has two convolutions and two batch norms, or more
 MAX_LAYER_BYTES = 2**28  # for a layer's input or output of one image, and for its filters
 BASE_FIELDS = ("model.name", "model.conv", "model.widths", "model.pooling", "model.head")
+PLANES = "model.planes"  # comes after the options of network, head and pooling
 # Fields of ModelConfig that a header has unless they have their default.
 OPTIONAL_FIELDS = ("stem_conv", "pointwise", "strides")
 
@@ -72,7 +73,9 @@ def _fields(model: ModelConfig) -> tuple[str, ...]:
     optional = [name for name in OPTIONAL_FIELDS if name in kinds or name == "strides"]
     optional += dict.fromkeys(n for kind in kinds.values() for n in LAYERS[kind].options_if_set)
     own += [name for name in optional if getattr(model, name) != getattr(ModelConfig, name)]
-    options = dict.fromkeys(name for kind in kinds.values() for name in LAYERS[kind].options)
+    options = dict.fromkeys(
+        [PLANES, *(name for kind in kinds.values() for name in LAYERS[kind].options)]
+    )
     return (*BASE_FIELDS, *(f"model.{name}" for name in own), *options)
 
 
@@ -81,7 +84,7 @@ def _known_fields() -> dict[str, str]:
     options = [f"model.{name}" for model in models.MODELS.values() for name in model.options]
     options += [f"model.{name}" for head in HEADS.values() for name in head.options]
     options += [f"model.{name}" for pooling in POOLINGS.values() for name in pooling.options]
-    options += [name for family in LAYERS.values() for name in family.options]
+    options += [PLANES, *(name for family in LAYERS.values() for name in family.options)]
     options += [f"model.{name}" for name in OPTIONAL_FIELDS]
     options += [f"model.{name}" for family in LAYERS.values() for name in family.options_if_set]
     parts = (name.partition(".") for name in (*BASE_FIELDS, *options))

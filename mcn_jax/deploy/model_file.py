@@ -268,7 +268,7 @@ def read_model(path: str | pathlib.Path) -> Model:
     try:
         model = _model(header, tensors)
         check_tensors(model)
-    except (InputError, ValueError, OverflowError) as error:
+    except (InputError, ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{path} cannot be used: {first_line(error)}; export it again") from error
     return model
 

@@ -43,6 +43,10 @@ class Arithmetic:
             clipped to [-1, 1]. Zeros are padded afterwards.
         scales_activations: whether the output is also multiplied by XNOR-Net's K, see
             `mcn_jax.ops.one_bit.activation_scales`.
+
+    Raises:
+        ValueError: if C source cannot have this combination: signs of the input need quantized
+            weights, clipped values need others, and M excludes XNOR-Net's K.
     """
 
     weights: np.ndarray | Quantized
@@ -54,3 +58,10 @@ class Arithmetic:
     offsets: np.ndarray | None = None
     taken: str = "values"
     scales_activations: bool = False
+
+    def __post_init__(self) -> None:
+        quantized = isinstance(self.weights, Quantized)
+        if self.taken != "values" and quantized != (self.taken == "signs"):
+            raise ValueError(f"C source takes no {self.taken} with weights of this kind")
+        if self.scales_activations and self.m_filters is not None:
+            raise ValueError("C source scales no activations of a layer with M")

@@ -268,12 +268,15 @@ class Family:
             `PlannedLayer.settings`.
 
     Fields of a family that a config can choose as `model.conv`:
-        make: (config, quantized) -> function that builds the module from its number of output maps.
-            Names and shapes of the parameters must not depend on `quantized`.
+        make: (config, quantized) -> function that builds the module from its number of output maps
+            and the keywords `name`, `strides`, `kernel_size`, `padding` and `planes`, of which a
+            network passes those that it needs. Names and shapes of the parameters and of other
+            state must not depend on `quantized`.
         deployed: like `make`, for the inference module, whose parameters `unpack` returns. It has
             the same name, and so the same path, as the trained module.
         multiply_adds: layer -> {"direct": n, ...}, multiply-adds of one image by form of
-            computation. "direct" is a convolution with a plain kernel, "dense" a dense layer.
+            computation. "direct" is a convolution with a plain kernel, "dense" a dense layer. The
+            most of them bounds the kernel that `unpack` makes of an untrusted file.
         inner_shapes: layer -> shapes of one image inside the layer, without the image axis, for
             layers that compute more than their output. They bound the memory of untrusted files.
         filters: leaf name of the parameter that holds the filters.
@@ -293,12 +296,14 @@ class Family:
         takes_planes: whether the input consists of maps of K planes, so the image is expanded.
         methods: names of its networks in tables, with and without quantized weights. None stands
             for the name in the config, or for the architecture's title if it does not quantize.
-        options: fields of the config, such as "model.planes", that a model file must store.
-        options_if_set: fields of `ModelConfig` that a model file stores unless they have their
-            default.
+        options: fields of the config, such as "model.phc_n", that a model file must store, besides
+            "model.planes".
+        options_if_set: names of fields of `ModelConfig` that a model file stores, and the label of
+            a run shows, unless they have their default.
         check: raises InputError unless the config's values are valid for `options` and for all
-            other fields that only this family reads. It also checks the headers of untrusted files.
-        check_layer: raises InputError unless the config fits the size of a layer.
+            other fields that only this family reads. It checks every config, also of networks
+            without this family, and the headers of untrusted files.
+        check_layer: raises InputError unless the config fits a layer of this family.
 
     Optional field for C source:
         arithmetic: (stored, layer, its deployed module) -> what the module computes, on the host. A
@@ -361,7 +366,7 @@ class Family:
     pads_image: bool = False
     takes_planes: bool = False
     methods: tuple[str, str] | None = None
-    options: tuple[str, ...] = ("model.planes",)
+    options: tuple[str, ...] = ()
     options_if_set: tuple[str, ...] = ()
     check: Callable[[Config], None] = _no_check
     check_layer: Callable[[PlannedLayer, Config], None] = _no_check_of_layer
@@ -397,3 +402,11 @@ class Family:
     pictures: Callable[[View], Pictures] = filters_as_trained
 
     computed_by: Callable[[Sequence[PlannedLayer], str], str] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.make:
+            return
+        missing = [name for name in ("deployed", "filters") if not getattr(self, name)]
+        missing += ["multiply_adds"] if self.multiply_adds is no_multiply_adds else []
+        if missing:
+            raise TypeError(f"the family {self.kind!r} has `make`, so it needs {missing}, too")

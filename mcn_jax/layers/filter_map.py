@@ -273,7 +273,7 @@ FAMILIES: dict[str, Family] = {
         "filter map, k-means",
         _kmeans_codes,
         _num_centers,
-        options=("model.planes", "binarize.num_centers"),
+        options=("binarize.num_centers",),
         check_layer=_check_layer,
         refresh=_refresh,
     ),

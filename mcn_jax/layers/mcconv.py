@@ -225,9 +225,6 @@ def _check(config: Config) -> None:
     require(holds, "binarize.num_centers", num_centers, f"must lie in 2..{most}")
     if estimator := config.binarize.estimator:
         require_one_of("binarize.estimator", estimator, ESTIMATORS)
-        holds = num_centers == 2 or not _changes(estimator)
-        message = f"needs config.binarize.num_centers=2, not {num_centers}"
-        require(holds, "binarize.estimator", estimator, message)
 
 
 def _check_layer(layer: PlannedLayer, config: Config) -> None:
@@ -237,6 +234,9 @@ def _check_layer(layer: PlannedLayer, config: Config) -> None:
     weights, num_centers = int(np.prod(layer.params["latent_filters"])), config.binarize.num_centers
     message = f"exceeds the {weights} weights of {layer.name}, the smallest layer"
     require(num_centers <= weights, "binarize.num_centers", num_centers, message)
+    estimator = config.binarize.estimator
+    message = f"needs config.binarize.num_centers=2, not {num_centers}"
+    require(num_centers == 2 or not _changes(estimator), "binarize.estimator", estimator, message)
 
 
 def _changes(estimator: str) -> bool:
@@ -355,7 +355,7 @@ MCCONV = Family(
     pointwise=False,
     methods=("MCN", "U-MCN"),
     settings=("plane_signs",),
-    options=("model.planes", "model.input_planes", "binarize.num_centers"),
+    options=("model.input_planes", "binarize.num_centers"),
     options_if_set=("plane_signs",),
     check=_check,
     check_layer=_check_layer,

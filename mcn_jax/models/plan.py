@@ -7,6 +7,7 @@ from names.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -279,8 +280,21 @@ def specs(
             if name.startswith(prefix)
         }
         tensors = layer.family.spec(layer, config, quantized, own)
+        for leaf, tensor in tensors.items():
+            _check_bits(layer, leaf, tensor)
         found |= {f"{prefix}{leaf}": tensor for leaf, tensor in tensors.items()}
     return found
+
+
+def _check_bits(layer: PlannedLayer, leaf: str, tensor: Tensor) -> None:
+    """Raises ValueError if bits are unused beside those of the last byte of each row."""
+    size = math.prod(tensor.shape)
+    bits, rows = 8 * np.dtype(tensor.dtype).itemsize * size, size // max(1, tensor.shape[-1])
+    if not 0 <= bits - tensor.bits < 8 * max(1, rows):
+        raise ValueError(
+            f"the family {layer.family.kind!r} counts {tensor.bits} bits for the tensor {leaf} of"
+            f" {layer.name}, which has {bits}"
+        )
 
 
 def filter_bits(plan: Plan, config: Config, quantized: bool) -> tuple[int, int]:

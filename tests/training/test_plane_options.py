@@ -9,7 +9,9 @@ import pytest
 from mcn_jax.config import BinarizeConfig, Config, DataConfig, ModelConfig, OptimizerConfig
 from mcn_jax.errors import InputError
 from mcn_jax.layers.table import LAYERS
+from mcn_jax.models.plan import plan_of
 from mcn_jax.ops.m_init import initial_m
+from mcn_jax.training.checks import validate
 from mcn_jax.training.num_epochs import check_num_epochs
 from mcn_jax.training.run import train_and_evaluate
 from mcn_jax.workdirs.checkpoint import Checkpoints, named_leaves
@@ -92,6 +94,21 @@ def test_an_estimator_that_changes_needs_the_number_of_epochs(estimator, tmp_pat
 def test_an_estimator_that_cannot_be_is_refused(estimator, num_centers, message):
     config = Config(binarize=BinarizeConfig(estimator=estimator, num_centers=num_centers))
     with pytest.raises(InputError, match=f"config.binarize.estimator={message}"):
-        LAYERS["mcconv"].check(config)
+        check_mcconv(config)
     identity = BinarizeConfig(estimator="identity", num_centers=num_centers)
-    LAYERS["mcconv"].check(Config(binarize=identity))
+    check_mcconv(Config(binarize=identity))
+
+
+def check_mcconv(config):
+    LAYERS["mcconv"].check(config)
+    for layer in plan_of(config, num_classes=10, image_shape=(28, 28, 1)):
+        layer.family.check_layer(layer, config)
+
+
+def test_an_estimator_needs_two_centers_of_mcconv_only():
+    model = ModelConfig(
+        name="resnet", conv="filter_map_kmeans", pointwise="irnet", widths=(64, 64, 128),
+        blocks=(1, 1), planes=1,
+    )  # fmt: skip
+    config = Config(model=model, binarize=BinarizeConfig(estimator="reste", num_centers=4))
+    validate(config)
