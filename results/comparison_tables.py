@@ -20,7 +20,16 @@ from mcn_jax.training.phases import quantizes
 from mcn_jax.workdirs.trained import Trained
 
 CPU_SWEEP = "equal_bits"
-CPU_SYSTEMS = {"mcn": "MCN", "mcn_hadamard": "MCN, hadamard", "mcdonnell": "mcdonnell"}
+CPU_SYSTEMS = {
+    "mcn": "MCN",
+    "mcn_hadamard": "MCN, hadamard",
+    "mcn_hadamard_rate_0.3": "MCN, hadamard",
+    "mcdonnell": "mcdonnell",
+    "mcdonnell_rate_0.3": "mcdonnell",
+    "bwn_rate_0.3": "bwn",
+    "irnet_rate_0.3": "irnet",
+    "dorefa_rate_0.3": "dorefa",
+}
 SWEEP = "equal_bits_h100"
 # Systems of equal filter bits at 4-4-8-16 maps: {name of their runs in the sweep file: name}.
 SYSTEMS = {

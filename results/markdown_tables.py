@@ -53,8 +53,8 @@ ROWS = (
     Row(NARROW_CIFAR10, "U-MCN", record="cifar10_cpu_umcn"),
     Row(NARROW_CIFAR10, "WRN", record="cifar10_cpu_wrn"),
     Row(NARROW_CIFAR10_30, "MCN", record="equal_bits/mcn_seed?"),
-    Row(NARROW_CIFAR10_30, "MCN, hadamard", record="equal_bits/mcn_hadamard_seed?"),
-    Row(NARROW_CIFAR10_30, "mcdonnell", record="equal_bits/mcdonnell_seed?"),
+    Row(NARROW_CIFAR10_30, "MCN, hadamard", record="equal_bits/mcn_hadamard_rate_0.3_seed?"),
+    Row(NARROW_CIFAR10_30, "mcdonnell", record="equal_bits/mcdonnell_rate_0.3_seed?"),
     Row(CIFAR10_8, "MCN", record="cifar10_8_8_16_32/mcn_seed?"),
     Row(NARROW_CIFAR100, "MCN", record="cifar100_cpu_mcn"),
     Row(NARROW_CIFAR100, "U-MCN", record="cifar100_cpu_umcn"),
@@ -78,7 +78,8 @@ ROWS = (
 README_RECORDS = (
     "digits_linear/mcn_seed?", "digits_linear/umcn_seed?", "mnist_cpu_wide_mcn",
     "cifar10_20_200_epochs_mcn", "cifar10_20_70_epochs_mcn", "cifar10_20_70_epochs_umcn",
-    "equal_bits/mcn_seed?", "equal_bits/mcn_hadamard_seed?", "equal_bits/mcdonnell_seed?",
+    "equal_bits/mcn_seed?", "equal_bits/mcn_hadamard_rate_0.3_seed?",
+    "equal_bits/mcdonnell_rate_0.3_seed?",
 )  # fmt: skip
 
 
