@@ -41,6 +41,8 @@ def parse_range(argument: str) -> tuple[str, float, float]:
         raise InputError(form) from error
     if not 0 <= low < high < math.inf:
         raise InputError(form)
+    if match[1] == "seed":
+        raise InputError("seed cannot be a field of --random; use --seeds")
     check_field(match[1])
     return match[1], low, high
 
@@ -49,8 +51,19 @@ def settings(grids: Sequence[str], ranges: Sequence[str], samples: int) -> list[
     """Returns all settings of a stage, {FIELD: value}: each grid point combined with each draw.
 
     Draws are log-uniform, or uniform if a range begins at zero. Every call draws the same values.
+    Draws that are equal after rounding to four digits count once.
+
+    Raises:
+        InputError: if a flag has not its form, two flags name the same field, or `samples` is less
+            than one.
     """
+    if samples < 1:
+        raise InputError(f"--samples={samples} must be at least 1")
     names, values = zip(*map(parse_grid, grids), strict=True) if grids else ((), ())
+    fields = [*names, *(parse_range(argument)[0] for argument in ranges)]
+    for name in fields:
+        if fields.count(name) > 1:
+            raise InputError(f"{name} is a field of two flags; give it once")
     generator = np.random.default_rng(0)
     draws = []
     for _ in range(samples if ranges else 1):
@@ -60,6 +73,7 @@ def settings(grids: Sequence[str], ranges: Sequence[str], samples: int) -> list[
             if low:
                 number = math.exp(generator.uniform(math.log(low), math.log(high)))
             draw[name] = f"{number:.4g}"
-        draws.append(draw)
+        if draw not in draws:
+            draws.append(draw)
     points = [dict(zip(names, point, strict=True)) for point in itertools.product(*values)]
     return [point | draw for draw in draws for point in points]

@@ -34,8 +34,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the whole sweep, not only one stage
-import ray
-from ray import tune
+try:
+    import ray
+    from ray import tune
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"sweep: error: a sweep needs the package {error.name}; run python -m pip install -r"
+        " launch/requirements.txt"
+    )
 from search_space import settings
 from trial import METRIC, RESTARTS, NoRestart, Training, describe
 

@@ -6,6 +6,7 @@ line, such as --config.loss.theta=1e-3; mcn_jax/config.py lists all fields.
 
 import os
 import pathlib
+import re
 import sys
 import traceback
 from typing import NoReturn
@@ -61,12 +62,11 @@ def _check_arguments(arguments: list[str]) -> None:
     """Raises InputError for mistakes that absl and ml_collections report badly or not at all."""
     seen = set()
     for argument in arguments:
-        name = argument.partition("=")[0]
-        if name.startswith("--config."):
-            check_field(name.removeprefix("--config."))
-            if name in seen:  # ml_collections would join the values of a tuple
-                raise InputError(f"{name} is given twice")
-            seen.add(name)
+        if flag := re.match(r"--?(?:no)?config\.([^=]*)", argument):
+            check_field(flag[1])
+            if flag[1] in seen:  # ml_collections would join the values of a tuple
+                raise InputError(f"--config.{flag[1]} is given twice")
+            seen.add(flag[1])
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -102,8 +102,8 @@ def _draw(workdir: pathlib.Path) -> None:
         draw_run(workdir)
     except Exception as error:  # whatever it is, the run has its result
         logging.warning(
-            "the pictures of %s are not drawn: %s; run python -m mcn_jax.report %s",
-            workdir, first_line(error), workdir,
+            "the pictures of %s are not drawn: %s; the same command draws them",
+            workdir, first_line(error),
         )  # fmt: skip
 
 

@@ -190,6 +190,10 @@ def test_what_is_not_a_group_of_fields_is_named():
             "config.optimizer.schedule_epochs=(2, 1) must increase",
         ),
         (
+            Config(optimizer=OptimizerConfig(schedule_epochs=(-1, 1))),
+            "config.optimizer.schedule_epochs=(-1, 1) must increase, from 0 or more",
+        ),
+        (
             Config(optimizer=OptimizerConfig(schedule_final=0.0)),
             "config.optimizer.schedule_final=0.0 must lie in (0, 1]",
         ),

@@ -1,4 +1,7 @@
-"""Tests launch/local.sh and launch/slurm.sh with short programs in place of training."""
+"""Tests launch/local.sh and launch/slurm.sh with short programs in place of training.
+
+Also tests what launch/sweep.py says without Ray.
+"""
 
 import os
 import pathlib
@@ -7,6 +10,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import time
 
 import pytest
@@ -148,3 +152,18 @@ def test_slurm_jobs_are_queued_again_where_that_helps(tmp_path, code, times, req
     assert started == ["python -m mcn_jax.main --config=x"] * times
     file = tmp_path / "requeued"
     assert (file.read_text().splitlines() if file.exists() else []) == ["requeue 7"] * requeued
+
+
+def test_a_sweep_without_ray_is_one_line(tmp_path):
+    (tmp_path / "ray.py").write_text("raise ModuleNotFoundError('x', name='ray')")
+    result = subprocess.run(
+        [sys.executable, LAUNCH / "sweep.py", "--help"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 1
+    [line] = result.stderr.strip().splitlines()
+    assert line == (
+        "sweep: error: a sweep needs the package ray; run python -m pip install -r"
+        " launch/requirements.txt"
+    )

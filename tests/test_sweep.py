@@ -55,11 +55,20 @@ def test_settings_are_every_point_with_every_draw():
         ([], ["loss.theta=1"], "is not of the form FIELD=LOW:HIGH"),
         ([], ["loss.theta=2:1"], "is not of the form FIELD=LOW:HIGH"),
         ([], ["loss.theta=a:b"], "is not of the form FIELD=LOW:HIGH"),
+        ([], ["seed=0:10"], "seed cannot be a field of --random; use --seeds"),
+        (["loss.theta=1", "loss.theta=2"], [], "loss.theta is a field of two flags"),
+        (["loss.theta=1"], ["loss.theta=0:1"], "loss.theta is a field of two flags"),
     ],
 )
 def test_arguments_that_make_no_sense(grids, ranges, message):
     with pytest.raises(InputError, match=message):
         settings(grids, ranges, samples=1)
+
+
+def test_samples_are_at_least_one_and_differ():
+    with pytest.raises(InputError, match="--samples=0 must be at least 1"):
+        settings([], ["loss.theta=0:1"], samples=0)
+    assert settings([], ["loss.theta=0.1:0.10001"], samples=3) == [{"loss.theta": "0.1"}]
 
 
 def test_a_trial_of_a_second_stage_starts_from_its_own_seed():

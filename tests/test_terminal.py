@@ -213,8 +213,8 @@ def test_a_run_without_output_or_pictures_ends_with_its_result(data_dir, tmp_pat
     assert (returncode, "test accuracy" in stdout) == (0, True), stderr
     [line] = stderr.splitlines()
     assert line == (
-        f"mcn_jax.main: warning: the pictures of {workdir} are not drawn: no font; run"
-        f" python -m mcn_jax.report {workdir}"
+        f"mcn_jax.main: warning: the pictures of {workdir} are not drawn: no font; the same"
+        " command draws them"
     )
 
 

@@ -8,7 +8,10 @@ order, so the step treats both alike.
 import collections
 import functools
 import math
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -192,7 +195,7 @@ class StreamedSource:
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         return elements.to_iter_dataset(options).mp_prefetch(
             grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1),
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_live_as_long_as_the_run,
         )
 
     def close(self) -> None:
@@ -202,14 +205,23 @@ class StreamedSource:
         self._stream, self._next = None, -1
 
 
-def _ignore_signals(worker: int, workers: int) -> None:
-    """Makes a worker ignore SIGINT and SIGTERM.
+def _live_as_long_as_the_run(worker: int, workers: int) -> None:
+    """Makes a worker ignore signals that end a run, and end when the run's process has ended.
 
-    Signals to the whole process group are meant for the run, which ends its workers itself.
+    Signals to the whole process group, and a closed terminal, are meant for the run, which ends its
+    workers itself. If it is killed, it cannot.
     """
     del worker, workers
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_after_the_run, daemon=True).start()
+
+
+def _end_after_the_run() -> None:
+    run = multiprocessing.parent_process()
+    assert run is not None
+    run.join()
+    os._exit(1)
 
 
 def default_steps_per_dispatch() -> int:

@@ -148,6 +148,9 @@ def validate_for_data(
             f"exceeds the {num_examples} training images of {config.data.name}; lower it",
         )
         most = num_examples // config.batch_size
+        longest = optim.MOST_STEPS // most
+        message = f"exceeds {longest}, the most epochs of {most} batches; lower it"
+        require(config.num_epochs <= longest, "num_epochs", config.num_epochs, message)
         message = f"exceeds the {most} batches of the training images; lower it"
         require(
             config.batch_norm_steps <= most, "batch_norm_steps", config.batch_norm_steps, message
@@ -175,8 +178,8 @@ def _check_optimizer(config: Config) -> None:
     require_one_of("optimizer.name", optimizer.name, optim.OPTIMIZERS)
     require_one_of("optimizer.schedule", optimizer.schedule, optim.SCHEDULES)
     epochs = optimizer.schedule_epochs
-    increase = list(epochs) == sorted(set(epochs))
-    require(increase, "optimizer.schedule_epochs", epochs, "must increase")
+    increase = list(epochs) == sorted(set(epochs)) and min(epochs, default=0) >= 0
+    require(increase, "optimizer.schedule_epochs", epochs, "must increase, from 0 or more")
     require_one_of("optimizer.m_decay_target", optimizer.m_decay_target, optim.DECAY_TARGETS)
     momentum = optimizer.m_momentum
     holds = 0 <= momentum < 1 or momentum == SAME

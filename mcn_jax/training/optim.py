@@ -16,6 +16,8 @@ from mcn_jax.layers.table import GROUPS
 from mcn_jax.models.plan import Plan
 from mcn_jax.ops.binarize import centered
 
+MOST_STEPS = 2**31 - 1  # of a run, because they are counted in int32
+
 
 def parameter_groups(plan: Plan) -> dict[str, Any]:
     """Returns every parameter's group name, as a tree like the network's "params"."""
@@ -41,8 +43,9 @@ def describe_groups(plan: Plan) -> str:
 
 def _step_schedule(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int):
     del num_epochs
+    steps = [epoch * steps_per_epoch for epoch in config.schedule_epochs]
     return optax.piecewise_constant_schedule(
-        1.0, {epoch * steps_per_epoch: config.schedule_factor for epoch in config.schedule_epochs}
+        1.0, {step: config.schedule_factor for step in steps if step <= MOST_STEPS}
     )
 
 

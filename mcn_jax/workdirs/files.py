@@ -111,10 +111,12 @@ def check_workdir(
             f"--workdir={workdir.absolute()} is not UTF-8, which checkpoints need; use another one"
         ) from error
     if not path.exists():
-        if any((workdir / "checkpoints").glob("*")):
+        left = ["checkpoints"] if any((workdir / "checkpoints").glob("*")) else []
+        left += ["a result.json"] if (workdir / "result.json").exists() else []
+        if left:
             raise InputError(
-                f"{workdir} has checkpoints and no config.json that describes their run; restore"
-                " config.json, or use another --workdir"
+                f"{workdir} has {' and '.join(left)} and no config.json that describes their run;"
+                " restore config.json, or use another --workdir"
             )
         return None
     record = read_json(path)

@@ -262,8 +262,8 @@ def test_signals_to_the_whole_process_group_leave_the_workers_alone(begun_batche
     workers = multiprocessing.active_children()
     assert workers
     for process in workers:
-        os.kill(process.pid, signal.SIGINT)
-        os.kill(process.pid, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(process.pid, number)
     assert len(list(begun_batches)) == 31
     assert all(process.is_alive() for process in workers)
 
@@ -301,21 +301,52 @@ def test_a_record_that_a_worker_cannot_read_is_one_line(photos, tmp_path, one_de
     source.close()
 
 
+PLACE = {"cwd": pathlib.Path(__file__).parents[2], "env": {**os.environ, "XLA_FLAGS": ""}}
+
+
+def streamed_command(photos, directory, num_epochs):
+    return [
+        sys.executable, "-m", "mcn_jax.main", "--config=configs/image_folder.py",
+        f"--config.data.root={photos}", f"--config.data.data_dir={directory}/data",
+        "--config.data.min_crop_area=0.3", "--config.data.image_size=16",
+        f"--config.num_epochs={num_epochs}", "--config.binarize.start_epoch=1",
+        "--config.model.widths=(2,4)", f"--workdir={directory}/run",
+    ]  # fmt: skip
+
+
+def is_running(process):
+    """Returns whether a process has not ended; one that nobody has waited for has."""
+    try:
+        return (
+            pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.slow
+def test_workers_end_after_a_run_that_is_killed(photos, tmp_path):
+    command = streamed_command(photos, tmp_path, num_epochs=100_000)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **PLACE) as run:
+        assert any(line.startswith("epoch") for line in run.stdout)
+        lists = pathlib.Path(f"/proc/{run.pid}/task").glob("*/children")
+        workers = [worker for path in lists for worker in path.read_text().split()]
+        assert sum(map(is_running, workers)) >= 2  # a worker, and the tracker of its memory
+        run.kill()
+        run.stdout.read()  # to its end, which comes when no process holds it any more
+    deadline = time.monotonic() + 60
+    while any(map(is_running, workers)):
+        assert time.monotonic() < deadline, "a worker outlives the run"
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_a_streamed_command_leaves_nothing_behind(photos, tmp_path):
     """Leaves no warning, shared memory or worker behind; standard error is empty."""
     before = set(os.listdir("/dev/shm"))
     result = subprocess.run(
-        [
-            sys.executable, "-m", "mcn_jax.main", "--config=configs/image_folder.py",
-            f"--config.data.root={photos}", f"--config.data.data_dir={tmp_path}/data",
-            "--config.data.min_crop_area=0.3", "--config.data.image_size=16",
-            "--config.num_epochs=2", "--config.binarize.start_epoch=1",
-            "--config.model.widths=(2,4)", f"--workdir={tmp_path}/run",
-        ],
-        cwd=pathlib.Path(__file__).parents[2],
-        env={**os.environ, "XLA_FLAGS": ""},
-        capture_output=True, text=True, check=False,
+        streamed_command(photos, tmp_path, num_epochs=2),
+        capture_output=True, text=True, check=False, **PLACE,
     )  # fmt: skip
     assert result.returncode == 0
     assert result.stderr == ""

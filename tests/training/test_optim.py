@@ -284,6 +284,12 @@ def test_the_exponential_rates_of_binaryconnect_and_bnn(first, last):
         expected *= (last / first) ** (1 / 500)
 
 
+def test_a_change_of_rate_may_lie_beyond_any_run():
+    config = OptimizerConfig(schedule="step", schedule_epochs=(2, 10**9), schedule_factor=0.2)
+    scale = jax.jit(optim.rate_scale(config, steps_per_epoch=10, num_epochs=10))
+    np.testing.assert_allclose([scale(19), scale(20), scale(99)], [1, 0.2, 0.2], rtol=1e-6)
+
+
 def test_warmup_rises_linearly():
     config = OptimizerConfig(schedule="constant", warmup_epochs=2, learning_rate=0.1)
     rate = optim.learning_rate(config, steps_per_epoch=5, num_epochs=10)

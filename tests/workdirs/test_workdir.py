@@ -158,6 +158,12 @@ def test_checkpoints_without_a_config_are_refused(tmp_path):
         check_workdir(tmp_path, Config(), DATA)
 
 
+def test_a_result_without_a_config_is_not_taken_for_that_of_a_new_run(tmp_path):
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(InputError, match=r"has a result\.json and no config\.json .* --workdir"):
+        check_workdir(tmp_path, Config(), DATA)
+
+
 def test_a_file_in_place_of_the_directory(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file is a file; name a directory"):
