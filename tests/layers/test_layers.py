@@ -8,6 +8,7 @@ import paper
 from mcn_jax import layers
 from mcn_jax.config import BinarizeConfig, Config, ModelConfig
 from mcn_jax.layers import Affine, Conv, KernelConv, MCConv, folded_batch_norm
+from mcn_jax.layers.arithmetic import Arithmetic, Quantized
 from mcn_jax.layers.planes import expand_input
 from mcn_jax.layers.pooling import average_pool, max_pool
 from mcn_jax.models.plan import filter_bits, plan_of_module
@@ -228,3 +229,23 @@ def test_a_folded_batch_norm_is_the_batch_norm():
     np.testing.assert_allclose(
         Affine().apply({"params": folded}, x), expected, rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("quantized", "fields", "message"),
+    [
+        (False, {"taken": "signs"}, "takes no signs with weights of this kind"),
+        (True, {"taken": "clipped"}, "takes no clipped with weights of this kind"),
+        (
+            True, {"scales_activations": True, "m_filters": np.ones((3, 3, 4), np.float32)},
+            "scales no activations of a layer with M",
+        ),
+    ],
+)  # fmt: skip
+def test_arithmetic_that_c_source_would_get_wrong_is_refused(quantized, fields, message):
+    weights = np.ones((3, 3, 4, 1), np.float32)
+    if quantized:
+        weights = Quantized(weights.astype(np.uint8), np.array([-1, 1], np.float32))
+    with pytest.raises(ValueError, match=message):
+        Arithmetic(weights=weights, **fields)
+    Arithmetic(weights=weights)
