@@ -9,6 +9,7 @@ from typing import Any
 
 from mcn_jax import parallel
 from mcn_jax.errors import InputError
+from mcn_jax.memory import memory_fault
 from mcn_jax.paths import user_path
 
 PLACES = ("data_dir", "archive_dir", "root")  # fields of `DataConfig` with paths of data
@@ -62,6 +63,8 @@ def one_line_errors(name: str) -> Iterator[None]:
     except Exception as error:
         if fault := parallel.device_fault(error):
             sys.exit(error_line(name, fault))
+        if fault := memory_fault(error):
+            sys.exit(error_line(name, f"{fault}; take smaller batches or a machine with more"))
         raise
 
 

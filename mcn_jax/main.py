@@ -20,6 +20,7 @@ from mcn_jax import parallel
 from mcn_jax.command_line import error_line
 from mcn_jax.config import Config, check_field, from_config_dict, load_config_file
 from mcn_jax.errors import InputError, first_line
+from mcn_jax.memory import memory_fault
 from mcn_jax.paths import user_path
 from mcn_jax.reports.run_pictures import draw_run
 from mcn_jax.terminal import log_libraries, run_command
@@ -131,6 +132,11 @@ def main(argv: list[str]) -> None:
     except SystemExit:
         raise
     except BaseException as error:
+        if fault := memory_fault(error):
+            _fail(
+                f"{fault}; free some and run the same command again, which resumes, or start a run"
+                f" with a config.batch_size below {config.batch_size}"
+            )
         if not jax.distributed.is_initialized():
             if isinstance(error, Exception) and (fault := parallel.device_fault(error)):
                 _fail(fault)

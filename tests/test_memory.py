@@ -1,10 +1,20 @@
-"""Counts the fresh pages that a program of JAX waits for."""
+"""Counts the fresh pages that a program of JAX waits for, and fills the memory."""
 
+import os
 import platform
+import re
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+import processes
+from mcn_jax.command_line import one_line_errors
+from mcn_jax.memory import memory_fault
+
+BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 # XLA needs about 256 MiB of temporary memory for the sorted copies.
 FAULTS = """
@@ -36,3 +46,32 @@ def test_a_program_waits_for_no_fresh_pages():
         faults[way] = int(result.stdout)
     assert faults["default"] > 1000
     assert faults["keep"] < faults["default"] / 10
+
+
+@pytest.mark.parametrize("zeros", [jnp.zeros, np.zeros])
+def test_commands_say_in_one_line_that_memory_is_full(zeros):
+    message = r"mcn_jax.report: error: memory is full \(.*allocat[^;\n]*[^.]\); take smaller"
+    with pytest.raises(SystemExit, match=message) as end, one_line_errors("report"):
+        zeros(2**50, np.float32)
+    assert "\n" not in end.value.code
+
+
+def test_other_errors_are_not_about_memory():
+    assert memory_fault(ValueError("memory")) is None
+    assert memory_fault(RuntimeError("RESOURCE_EXHAUSTED: received a message that is long")) is None
+
+
+@pytest.mark.skipif(BYTES > 30e9, reason="a machine with so much memory fills it slowly")
+def test_a_run_that_fills_the_memory_ends_in_one_line(data_dir, tmp_path):
+    result = processes.run(
+        "mcn_jax.main", "--config=configs/digits.py", f"--config.data.data_dir={data_dir}",
+        "--config.model.widths=8,1000000", f"--workdir={tmp_path}/run",
+    )  # fmt: skip
+    assert result.returncode == 1
+    [line] = result.stderr.splitlines()
+    assert re.fullmatch(
+        r"mcn_jax.main: error: memory is full \(Out of memory allocating \d+ bytes\); free some and"
+        r" run the same command again, which resumes, or start a run with a config.batch_size below"
+        r" 128",
+        line,
+    )

@@ -106,6 +106,10 @@ PLANES: Mapping[str, Fields] = {
     "reste": {"binarize.estimator": "reste"},
     "rate_0.3": {"optimizer.learning_rate": 0.3},
     "hadamard_rate_0.3": {"model.plane_signs": "hadamard", "optimizer.learning_rate": 0.3},
+    "hadamard_rate_0.3_decay_1e-4": {
+        "model.plane_signs": "hadamard", "optimizer.learning_rate": 0.3,
+        "optimizer.weight_decay": 1e-4,
+    },
     "mcdonnell_rate_0.3": EQUAL_BITS["mcdonnell"] | {"optimizer.learning_rate": 0.3},
     "hadamard_binary_after_half": {"model.plane_signs": "hadamard", "binarize.start_epoch": 6},
     "hadamard_ede": {"model.plane_signs": "hadamard", "binarize.estimator": "ede"},
@@ -123,11 +127,21 @@ PLANES: Mapping[str, Fields] = {
     },
     "umcn": U_MCN,
     "quaternion_umcn": {"model.plane_signs": "quaternion", **U_MCN},
+    "hadamard_rate_0.3_umcn": {
+        "model.plane_signs": "hadamard", "optimizer.learning_rate": 0.3, **U_MCN
+    },
     "distilled": {},
     "quaternion_distilled": {"model.plane_signs": "quaternion"},
+    "hadamard_rate_0.3_distilled": {
+        "model.plane_signs": "hadamard", "optimizer.learning_rate": 0.3
+    },
     "mcdonnell": EQUAL_BITS["mcdonnell"],
 }  # fmt: skip
-PLANES_TEACHERS = {"distilled": "umcn", "quaternion_distilled": "quaternion_umcn"}
+PLANES_TEACHERS = {
+    "distilled": "umcn",
+    "quaternion_distilled": "quaternion_umcn",
+    "hadamard_rate_0.3_distilled": "hadamard_rate_0.3_umcn",
+}
 # A rehearsal has 10 steps per epoch and one binary epoch.
 PLANES_TINY: Mapping[str, Fields] = {
     "batch_norm_anew": {"batch_norm_steps": 5},

@@ -347,10 +347,17 @@ int main(int, char** arguments) {
     if (s.slices > 1) s.channels = among({1, 2, 3, 5, 16, 17, 32});
     s.maps = among({1, 2, 3, 4, 5, 8, 12, 16, 20, 32, 40});
     s.stride_y = among({1, 1, 2, 3}), s.stride_x = among({1, 1, 2, 3});
-    if (n % 20 == 0)  // wide enough to be split by maps
-      s.channels = s.planes * 128 / s.slices, s.maps = 150, s.height = s.width = 3, s.taps = 3;
+    const bool is_wide = n % 20 == 0;     // enough to be split by maps
     const bool has_chunks = n % 10 == 5;  // several of a part of a sum of blocks, see below
-    if (has_chunks) s.channels = s.planes * 16 / s.slices, s.height = s.width = 20;
+    if (is_wide || has_chunks) s.planes = std::min(s.planes, 2L);
+    if (is_wide)
+      s.channels = s.planes * 128 / s.slices, s.maps = 150, s.height = s.width = 3, s.taps = 3;
+    if (has_chunks) {
+      s.channels = s.planes * 16 / s.slices, s.height = s.width = 20;
+      s.taps = std::min(s.taps, 3L), s.maps = std::min(s.maps, 8L);
+    }
+    if (s.taps * s.taps * s.slices * s.channels * s.maps * s.planes > 200'000)
+      s.images = 1;  // so that the largest filters do not take most of the time
     const long padding = random() % 3;  // SAME, VALID, or taps / 2 zeros on each side
     if (padding == 1) s.height = std::max(s.height, s.taps), s.width = std::max(s.width, s.taps);
     auto side = [&](long pixels, long stride, long& out, long& low) {
