@@ -537,6 +537,41 @@ def test_an_archive_is_cut_into_pieces_and_joined_again(tmp_path, monkeypatch):
         parcels.unpack(out, "other", back)
 
 
+@pytest.mark.parametrize("function", ["write_bytes", "unlink", "rename"])
+@pytest.mark.parametrize("calls", range(4))
+def test_pieces_of_two_archives_are_never_joined(function, calls, tmp_path, monkeypatch):
+    """Whenever a call is killed that replaces the pieces of an earlier one."""
+    monkeypatch.setattr(parcels, "PIECE_BYTES", 2**13)
+    file, out = tmp_path / "store" / "stage" / "a", tmp_path / "out"
+    out.mkdir()
+    random_file(file, 20_000)
+    parcels.pack(file.parent, out, [])
+    old = file.read_bytes()
+    file.write_bytes(old[::-1])
+    left, change = calls, getattr(pathlib.Path, function)
+
+    def change_or_end(*arguments):
+        nonlocal left
+        if (left := left - 1) < 0:
+            raise KeyboardInterrupt
+        return change(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, function, change_or_end)
+        with pytest.raises(KeyboardInterrupt):
+            parcels.pack(file.parent, out, [])
+    if len([*out.glob("stage.tar.?-of-4")]) == 4:
+        parcels.unpack(out, "stage", tmp_path / "back")
+        assert (tmp_path / "back" / "stage" / "a").read_bytes() in (old, old[::-1])
+    else:
+        with pytest.raises(InputError, match="pass the directory with all results"):
+            parcels.unpack(out, "stage", tmp_path / "back")
+    parcels.pack(file.parent, out, [])
+    assert sorted(one.name for one in out.iterdir()) == [
+        f"stage.tar.{number}-of-4" for number in (1, 2, 3, 4)
+    ]
+
+
 @pytest.mark.parametrize("damage", ["first", "last", "cut"])
 def test_missing_and_damaged_pieces_are_one_line_and_leave_nothing(damage, tmp_path, monkeypatch):
     monkeypatch.setattr(parcels, "PIECE_BYTES", 2**13)

@@ -61,14 +61,17 @@ def pack(
     content = archive.read_bytes()
     archive.unlink()
     count = -(-len(content) // PIECE_BYTES)
-    names = [f"{directory.name}.tar.{number}-of-{count}" for number in range(1, count + 1)]
-    for number, name in enumerate(names):
-        part = out / f"{name}.partial"
+    parts = []
+    for number in range(count):
+        part = out / f"{directory.name}.tar.{number + 1}-of-{count}.partial"
         part.write_bytes(content[number * PIECE_BYTES : (number + 1) * PIECE_BYTES])
-        part.rename(out / name)
+        parts.append(part)
+    # A call that is killed here leaves pieces of one archive, never of two.
     for file in out.glob(f"{directory.name}.tar.*"):
-        if file.name not in names:  # of an earlier call
+        if file not in parts:  # of an earlier call
             file.unlink()
+    for part in parts:
+        part.rename(part.with_suffix(""))
     return left_out
 
 
