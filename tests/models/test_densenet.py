@@ -147,14 +147,15 @@ def test_images_must_be_large_enough_for_every_stage():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("conv", ["mcconv", "bwn"])
-def test_it_learns_digits_and_its_files_agree(conv, data_dir, tmp_path, one_device):
+@pytest.mark.parametrize(("conv", "planes"), [("mcconv", 4), ("bwn", 2)])
+def test_it_learns_digits_and_its_files_agree(conv, planes, data_dir, tmp_path, one_device):
     model = ModelConfig(
-        name="densenet", conv=conv, planes=2, head="linear", widths=(8,), blocks=(2, 2), growth=4,
+        name="densenet", conv=conv, planes=planes, head="linear", widths=(8,), blocks=(2, 2),
+        growth=4,
     )  # fmt: skip
     train_and_evaluate(digits_config(data_dir, model=model, num_epochs=16), tmp_path / "run")
     accuracy = json.loads((tmp_path / "run" / "result.json").read_text())["final_test_accuracy"]
-    assert accuracy > 0.85
+    assert accuracy > 0.9
     result = export.export(tmp_path / "run", tmp_path / "out", FLOAT32, {})
     for file in ("model.safetensors", "model.onnx"):
         assert result[file]["accuracy"] == accuracy
