@@ -138,8 +138,8 @@ def _check(options: argparse.Namespace) -> None:
     if bool(options.then_config) != bool(options.then_grid):
         raise InputError("--then_config and --then_grid belong together; give both or neither")
     seeds = options.seeds.split(",")
-    if not all(seed.isdecimal() for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise InputError(f"--seeds={options.seeds} is not of the form 0,1,2")
+    if not all(seed.isdecimal() for seed in seeds) or len(set(map(int, seeds))) < len(seeds):
+        raise InputError(f"--seeds={options.seeds} is not of the form 0,1,2, each once")
     if options.asha and len(seeds) > 1:
         raise InputError(
             "--asha compares single trials, so --seeds must name one seed; run the best setting"

@@ -14,8 +14,7 @@ from typing import Any
 from ray import tune
 
 from mcn_jax.errors import InputError
-from mcn_jax.training.metrics import epochs_of
-from mcn_jax.workdirs.files import read_metrics, read_result
+from mcn_jax.workdirs.files import of_kind, read_metrics, read_result
 
 METRIC = "test_accuracy"
 POLL_SECONDS = 0.5
@@ -70,8 +69,7 @@ class Training(tune.Trainable):
 
     def _epochs(self) -> list[dict[str, Any]]:
         with contextlib.suppress(InputError):  # the process may be writing the file
-            records = read_metrics(self.workdir / "metrics.jsonl")
-            return epochs_of(records)
+            return of_kind(read_metrics(self.workdir / "metrics.jsonl"), "epoch")
         return []
 
     def cleanup(self) -> None:

@@ -94,8 +94,7 @@ def test_the_configs_of_all_runs_are_valid(name):
                 fields = training.all_fields(epochs, rehearse=rehearse) | choice
                 config.update_from_flattened_dict(fields)
                 frozen = from_config_dict(config)
-                if frozen.num_epochs > frozen.binarize.start_epoch:
-                    validate(frozen)
+                validate(frozen)
             assert frozen.data.name == stage.data
             if not training.epochs:
                 assert frozen.num_epochs == epochs
@@ -229,6 +228,7 @@ def test_runs_of_a_group_start_together_and_share_the_device():
         (["c10-2"], "'c10-2' is not a stage; choose one of .*; did you mean c10-20?"),
         (["c10-20", "--budget=-1"], "--budget=-1.0 must be positive and finite"),
         (["c10-20", "--epochs=0"], "--epochs=0 must be positive and finite"),
+        (["c10-20", "--epochs=1"], "--epochs=1 leaves no epoch after the float one; pass at"),
         (
             ["c10-20", "--only=mcm"],
             "--only=mcm is not a part of c10-20, which has mcn, umcn; did you mean mcn?",
@@ -253,6 +253,43 @@ def test_bad_arguments_are_one_line(arguments, message, tmp_path):
     [line] = result.stderr.strip().splitlines()
     assert re.match(f"launch/accelerator.sh: error: {message}", line), line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_went_wrong_is_printed_however_many_runs_a_stage_has(tmp_path):
+    plan = plans.Plan(stage="small", epochs=0, rehearse=False)
+    failed = [f"run_{number} failed with code 1" for number in range(30)]
+    ended, states, notes = delivery.summary(stages.STAGES["small"], plan, tmp_path, failed, [])
+    assert not ended
+    assert len(states) == 1 + len(stages.STAGES["small"].parts) > 200
+    assert notes == [f"  {line}" for line in failed]
+    file = tmp_path / "small.txt"
+    lines = delivery.to_print(states, notes, file)
+    assert len(lines) == 37
+    assert lines[:19] == states[:19]
+    assert lines[19] == f"    ({len(states) - 19} more lines in {file})"
+    assert lines[20:] == [*notes[:16], f"    (14 more lines in {file})"]
+    assert delivery.to_print(states, notes[:2], file)[34:] == [
+        f"    ({len(states) - 34} more lines in {file})", *notes[:2]
+    ]  # fmt: skip
+    assert delivery.to_print(states[:3], notes, file) == states[:3] + notes
+
+
+def test_the_checkpoint_of_a_teacher_comes_before_those_of_other_ended_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(parcels, "PIECE_BYTES", 50_000)
+    store, out = tmp_path / "small", tmp_path / "out"
+    out.mkdir()
+    teacher, stopped = "planes_umcn_seed0", "planes_usual_seed0"  # of planes_distilled_seed0
+    for name in ("bits_irnet_trial0", "planes_circulant_seed0", teacher, stopped):
+        random_file(store / name / "checkpoints" / "5" / "state", 80_000)
+        (store / name / "config.json").write_text("{}")
+        if name != stopped:
+            (store / name / "result.json").write_text("{}")
+    lines = delivery.deliver(stages.STAGES["small"], store, out)
+    names = [re.search(r"the checkpoint of (\S+), which", line)[1] for line in lines]
+    assert names == ["bits_irnet_trial0", "planes_circulant_seed0"]
+    parcels.unpack(out, "small", tmp_path / "back")
+    found = {path.parts[-3] for path in (tmp_path / "back").glob("small/*/checkpoints/5")}
+    assert found == {teacher, stopped}
 
 
 def test_out_is_checked_before_anything_is_trained(loads, tmp_path):

@@ -73,6 +73,10 @@ def test_a_run_prints_its_accuracy_and_the_same_command_ends_at_once(data_flag, 
         ([DIGITS, "--noconfig.binarize.enabeld"], 1, "did you mean binarize.enabled?"),
         ([DIGITS, "--config.seed=1", "-config.seed=2"], 1, "--config.seed is given twice"),
         ([DIGITS, "--config.num_epochs=1000000000"], 1, "the most epochs of"),
+        (
+            [DIGITS, "--config.optimizer.warmup_epochs=1000000000"], 1,
+            "config.optimizer.warmup_epochs=1000000000 exceeds",
+        ),
         ([DIGITS, "--config.loss.theta=-1"], 1, "config.loss.theta=-1.0 must not be negative"),
         (
             [DIGITS, "--config.batch_size=100"], 8,

@@ -65,6 +65,15 @@ def test_arguments_that_make_no_sense(grids, ranges, message):
         settings(grids, ranges, samples=1)
 
 
+@pytest.mark.parametrize("seeds", ["0,00", "1,1", "0,", "-1", "a"])
+def test_seeds_are_different_numbers(seeds, tmp_path, capsys):
+    config = f"--config={ROOT / 'configs' / 'digits.py'}"
+    assert sweep.main([config, f"--out={tmp_path / 'out'}", f"--seeds={seeds}"]) == 1
+    message = f"sweep: error: --seeds={seeds} is not of the form 0,1,2, each once\n"
+    assert capsys.readouterr().err == message
+    assert not (tmp_path / "out").exists()
+
+
 def test_samples_are_at_least_one_and_differ():
     with pytest.raises(InputError, match="--samples=0 must be at least 1"):
         settings([], ["loss.theta=0:1"], samples=0)

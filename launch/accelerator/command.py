@@ -3,7 +3,7 @@
 The plan of a stage fits the number of epochs to the budget, by times measured on an H100. When the
 budget ends, the runs save a checkpoint and stop. All results are then in OUT, in at most 8 files:
 
-    STAGE.txt            the summary that is also printed, at most 40 lines
+    STAGE.txt            the summary; at most 40 lines of it are printed
     STAGE.log            the end of everything that the runs printed
     STAGE.tar.1-of-2 ... pieces of one archive: records, pictures and checkpoints
 
@@ -29,7 +29,7 @@ from collections.abc import Sequence
 import parcels
 import plans
 import stages
-from delivery import deliver, summary, write_summary
+from delivery import deliver, summary, to_print
 from plans import Plan
 from runner import Clock, Runner
 from source import revision_in
@@ -127,6 +127,8 @@ def chosen(options: argparse.Namespace) -> plans.Stage:
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"--{name}={value} must be positive and finite")
+    if options.epochs == 1:
+        raise InputError("--epochs=1 leaves no epoch after the float one; pass at least 2")
     stage = stages.STAGES[options.stage]
     known = [part.name for part in stage.parts]
     patterns = [pattern for pattern in options.only.split(",") if pattern] or ["*"]
@@ -159,6 +161,7 @@ def run(options: argparse.Namespace) -> int:
     store, loads = options.store.resolve(), options.loads.resolve()
     directory, data = store / options.stage, store / "data"
     out = pathlib.Path(os.environ.get("OUT") or store / "out").resolve()
+    summary_file = out / f"{options.stage}.txt"
     notes = []
     if options.resume and directory.exists():
         notes.append(f"{directory} exists, so --resume={options.resume} was not read")
@@ -184,7 +187,7 @@ def run(options: argparse.Namespace) -> int:
             notes.append(f"{loads} was made from other sources, so records name no revision")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"{options.stage}.txt").touch()
+        summary_file.touch()
     except OSError as error:
         raise InputError(f"OUT={out} cannot be written ({error.strerror}); set another") from error
     for one in stage.measurements:
@@ -201,14 +204,16 @@ def run(options: argparse.Namespace) -> int:
             runner.measure(stage.measurements, again=bool(options.only))
         runner.train(stage.trainings, stage.at_once)
         notes += runner.notes
-        ended, lines = summary(stage, plan, directory, notes, runner.printed())
+        ended, states, told = summary(stage, plan, directory, notes, runner.printed())
+        told += deliver(stages.STAGES[options.stage], directory, out)
         kind = "rehearsal of " if plan.rehearse else ""
-        lines.insert(0, f"{kind}{options.stage}: {stage.summary}")
-        lines += deliver(directory, out)
-        lines.append(f"{time.time() - options.started:.0f} of {budget:.0f} s")
-        lines.append(f"  results: {out}/{options.stage}.*; --resume={out} continues from them")
-        print("\n".join(lines), flush=True)
-        write_summary(directory, out, lines)
+        first = f"{kind}{options.stage}: {stage.summary}"
+        last = [
+            f"{time.time() - options.started:.0f} of {budget:.0f} s",
+            f"  results: {out}/{options.stage}.*; --resume={out} continues from them",
+        ]
+        print("\n".join([first, *to_print(states, told, summary_file), *last]), flush=True)
+        write_atomically(summary_file, "\n".join([first, *states, *told, *last]) + "\n")
     return 1 if runner.failures else 0 if ended else EXIT_CODE
 
 

@@ -9,10 +9,10 @@ import plans
 from parcels import pack
 
 from mcn_jax.workdirs.checkpoint import saved_steps
-from mcn_jax.workdirs.files import of_kind, read_metrics, write_atomically
+from mcn_jax.workdirs.files import of_kind, read_metrics
 
 LOG_BYTES = 2**20
-SUMMARY_LINES = 40
+STATE_LINES, NOTE_LINES = 20, 17  # of a summary that is printed; its file has all
 RESULTS = ("ms per step", "of ordinary", "peak rates", "rror")  # lines of a log to be shown
 
 
@@ -50,8 +50,8 @@ def summary(
     directory: pathlib.Path,
     notes: Iterable[str],
     printed: Iterable[str],
-) -> tuple[bool, list[str]]:
-    """Returns whether all runs and measurements have ended, and the lines to print.
+) -> tuple[bool, list[str], list[str]]:
+    """Returns whether all parts have ended, lines with the state of each, and lines of notes.
 
     Args:
         stage: the stage, or a part of it.
@@ -72,15 +72,32 @@ def summary(
             lines.append(f"  {one.name}: {', '.join(found) or 'nothing measured'}")
             ended &= bool(found)
     runs = [one for one in stage.parts if isinstance(one, plans.Training)]
-    if len(runs) > SUMMARY_LINES // 4:
+    if len(runs) > STATE_LINES // 2:
         count = sum(has_ended(directory / run.name) for run in runs)
         lines.insert(0, f"  {count} of {len(runs)} runs have ended")
-    lines += [f"  {note}" for note in notes]
+    told = [f"  {note}" for note in notes]
     if stage.measurements:
-        lines += [f"    {line[:150]}" for line in printed if any(mark in line for mark in RESULTS)]
-    if len(lines) > SUMMARY_LINES - 8:
-        lines[SUMMARY_LINES - 8 :] = ["    (more lines in the log)"]
-    return ended, lines
+        told += [f"    {line[:150]}" for line in printed if any(mark in line for mark in RESULTS)]
+    return ended, lines, told
+
+
+def to_print(states: list[str], notes: list[str], file: pathlib.Path) -> list[str]:
+    """Returns the lines of a summary, shortened so that the states never crowd out the notes.
+
+    Args:
+        states: lines with the state of each part.
+        notes: further lines.
+        file: where all lines are written.
+    """
+    most = STATE_LINES + NOTE_LINES
+    shown = _shortened(states, max(STATE_LINES, most - len(notes)), file)
+    return shown + _shortened(notes, most - len(shown), file)
+
+
+def _shortened(lines: list[str], most: int, file: pathlib.Path) -> list[str]:
+    if len(lines) <= most:
+        return lines
+    return [*lines[: most - 1], f"    ({len(lines) - most + 1} more lines in {file})"]
 
 
 def describe_run(workdir: pathlib.Path, epochs: int) -> str:
@@ -104,15 +121,31 @@ def describe_run(workdir: pathlib.Path, epochs: int) -> str:
     )
 
 
-def deliver(directory: pathlib.Path, out: pathlib.Path) -> list[str]:
-    """Writes the archive and the end of the log into OUT; returns lines about what is not there."""
+def deliver(stage: plans.Stage, directory: pathlib.Path, out: pathlib.Path) -> list[str]:
+    """Writes the archive and the end of the log into OUT; returns lines about what is not there.
+
+    The checkpoints of unfinished runs come first, then those of teachers that have runs to teach.
+
+    Args:
+        stage: the whole stage.
+        directory: where its results lie.
+        out: OUT.
+    """
+    unfinished = [
+        part
+        for part in stage.parts
+        if isinstance(part, plans.Training) and not has_ended(directory / part.name)
+    ]
+    teachers = {run.teacher for run in unfinished}
     runs = sorted(path.parent for path in directory.glob("*/config.json"))
-    runs.sort(key=has_ended)  # unfinished runs first
+    runs.sort(key=lambda workdir: (has_ended(workdir), workdir.name not in teachers))
     checkpoints = [found for workdir in runs if (found := last_checkpoint(workdir))]
     lines = []
     for checkpoint in pack(directory, out, checkpoints):
         workdir = checkpoint.parent.parent
         rest = "" if has_ended(workdir) else "; another machine starts this run again"
+        if has_ended(workdir) and workdir.name in teachers:
+            rest = "; runs that are distilled from it can start only there"
         lines.append(
             f"  there is no room in {out} for the checkpoint of {workdir.name}, which stays in"
             f" {checkpoint}{rest}"
@@ -121,8 +154,3 @@ def deliver(directory: pathlib.Path, out: pathlib.Path) -> list[str]:
     if log.exists():
         (out / f"{directory.name}.log").write_bytes(log.read_bytes()[-LOG_BYTES:])
     return lines
-
-
-def write_summary(directory: pathlib.Path, out: pathlib.Path, lines: list[str]) -> None:
-    """Writes the printed summary into OUT."""
-    write_atomically(out / f"{directory.name}.txt", "\n".join(lines) + "\n")

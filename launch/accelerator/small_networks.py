@@ -77,6 +77,8 @@ LONG: Mapping[str, Fields] = {
     "wrn": EQUAL_BITS["wrn"] | LINEAR,
 }
 
+BATCH_NORM_ANEW: Fields = {"batch_norm_steps": 100}
+
 # What could make the planes of an MCN differ, one change at a time; the best pattern with a second
 # change; and marks beside them: float filters, and a plain one-bit layer.
 PLANES: Mapping[str, Fields] = {
@@ -110,12 +112,15 @@ PLANES: Mapping[str, Fields] = {
         "model.plane_signs": "hadamard", "optimizer.learning_rate": 0.3,
         "optimizer.weight_decay": 1e-4,
     },
+    "hadamard_rate_0.3_batch_norm_anew": {
+        "model.plane_signs": "hadamard", "optimizer.learning_rate": 0.3, **BATCH_NORM_ANEW
+    },
     "mcdonnell_rate_0.3": EQUAL_BITS["mcdonnell"] | {"optimizer.learning_rate": 0.3},
     "hadamard_binary_after_half": {"model.plane_signs": "hadamard", "binarize.start_epoch": 6},
     "hadamard_ede": {"model.plane_signs": "hadamard", "binarize.estimator": "ede"},
     "hadamard_reste": {"model.plane_signs": "hadamard", "binarize.estimator": "reste"},
-    "batch_norm_anew": {"batch_norm_steps": 100},
-    "averaged": {"optimizer.average_epochs": 2, "batch_norm_steps": 100},
+    "batch_norm_anew": BATCH_NORM_ANEW,
+    "averaged": {"optimizer.average_epochs": 2, **BATCH_NORM_ANEW},
     # Nearly the same filter bits with other numbers of planes.
     "k_2": {"model.planes": 2, "model.widths": (6, 6, 11, 23)},
     "k_8": {"model.planes": 8, "model.widths": (3, 3, 6, 11)},
@@ -135,17 +140,26 @@ PLANES: Mapping[str, Fields] = {
     "hadamard_rate_0.3_distilled": {
         "model.plane_signs": "hadamard", "optimizer.learning_rate": 0.3
     },
+    "hadamard_rate_0.3_distilled_batch_norm_anew": {
+        "model.plane_signs": "hadamard", "optimizer.learning_rate": 0.3, **BATCH_NORM_ANEW
+    },
     "mcdonnell": EQUAL_BITS["mcdonnell"],
+    "mcdonnell_rate_0.3_distilled_batch_norm_anew": {
+        **EQUAL_BITS["mcdonnell"], "optimizer.learning_rate": 0.3, **BATCH_NORM_ANEW
+    },
 }  # fmt: skip
 PLANES_TEACHERS = {
     "distilled": "umcn",
     "quaternion_distilled": "quaternion_umcn",
     "hadamard_rate_0.3_distilled": "hadamard_rate_0.3_umcn",
+    "hadamard_rate_0.3_distilled_batch_norm_anew": "hadamard_rate_0.3_umcn",
+    "mcdonnell_rate_0.3_distilled_batch_norm_anew": "hadamard_rate_0.3_umcn",
 }
 # A rehearsal has 10 steps per epoch and one binary epoch.
+TINY_MOST = {"batch_norm_steps": 5, "optimizer.average_epochs": 1, "binarize.start_epoch": 2}
 PLANES_TINY: Mapping[str, Fields] = {
-    "batch_norm_anew": {"batch_norm_steps": 5},
-    "averaged": {"optimizer.average_epochs": 1, "batch_norm_steps": 5},
+    name: {field: min(fields[field], most) for field, most in TINY_MOST.items() if field in fields}
+    for name, fields in PLANES.items()
 }
 PLANES_EPOCHS = 12
 
@@ -247,7 +261,7 @@ def _planes() -> list[Training]:
     return [
         _run(_planes_name(name, seed), "cifar10_cpu",
              {"binarize.start_epoch": 2, **LINEAR, **VALIDATION, **fields, "seed": seed},
-             PLANES_EPOCHS, PLANES_TINY.get(name, {}), {},
+             PLANES_EPOCHS, PLANES_TINY[name], {},
              _planes_name(PLANES_TEACHERS.get(name), seed))
         for seed in SEEDS for name, fields in PLANES.items()
     ]  # fmt: skip

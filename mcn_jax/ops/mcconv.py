@@ -274,8 +274,8 @@ def mcconv(
         form: a name in `FORMS`; all forms compute the same function. "auto" takes the form that was
             fastest at the most similar measured shape, see `mcn_jax.ops.fastest`. "native" is
             C++ code for CPUs and float32, see `mcn_jax.ops.native`; on other platforms and for
-            other dtypes it is what "auto" takes. "pallas" is for NVIDIA GPUs and has not been
-            measured, so no row of the table names it.
+            other dtypes it is what "auto" takes. "pallas" is for NVIDIA GPUs; no row of the
+            table names it.
         plane_signs: a name in `mcn_jax.ops.plane_signs.PATTERNS`, or "". With a pattern, plane k of
             Q has the filter's planes in another order or with other signs, and the gradients
             follow. "direct" computes every pattern, "factored" and "native" those of signs only.

@@ -151,6 +151,8 @@ def validate_for_data(
         longest = optim.MOST_STEPS // most
         message = f"exceeds {longest}, the most epochs of {most} batches; lower it"
         require(config.num_epochs <= longest, "num_epochs", config.num_epochs, message)
+        warmup = config.optimizer.warmup_epochs
+        require(warmup <= longest, "optimizer.warmup_epochs", warmup, message)
         message = f"exceeds the {most} batches of the training images; lower it"
         require(
             config.batch_norm_steps <= most, "batch_norm_steps", config.batch_norm_steps, message

@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from mcn_jax import parallel
 from mcn_jax.errors import InputError, first_line
 from mcn_jax.escapes import shown
-from mcn_jax.workdirs.files import cut_metrics
+from mcn_jax.workdirs.files import cut_metrics, of_kind
 
 
 class NoWriter:
@@ -98,7 +98,7 @@ class MetricsWriter:
         Raises:
             InputError: if metrics.jsonl does not have the record of that epoch.
         """
-        epochs = epochs_of(self.records)
+        epochs = of_kind(self.records, "epoch")
         if not epochs or epochs[-1]["step"] != step:
             raise InputError(
                 f"{self._path} has no record of the epoch that ended at step {step}, which resuming"
@@ -124,11 +124,6 @@ def make_writer(workdir: pathlib.Path, step: int) -> MetricsWriter | NoWriter:
         step: the step from which the run starts or resumes.
     """
     return MetricsWriter(workdir, step) if parallel.is_primary() else NoWriter()
-
-
-def epochs_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the records of whole epochs."""
-    return [record for record in records if record["kind"] == "epoch"]
 
 
 class ProgressBar:

@@ -44,6 +44,7 @@ from mcn_jax.workdirs.files import (
     as_begun,
     check_workdir,
     locked,
+    of_kind,
     read_result,
     reopen,
     write_atomically,
@@ -160,7 +161,7 @@ def train_and_evaluate(
             state = run.epochs(state, progress, start)
             checkpoints.wait()
             if parallel.is_primary():
-                epochs = metrics.epochs_of(writer.records)
+                epochs = of_kind(writer.records, "epoch")
                 result = _result(config, dataset, setup.plan, epochs)
                 # Written last, because its presence means that the run has ended.
                 write_atomically(workdir / "result.json", json.dumps(result, indent=2) + "\n")

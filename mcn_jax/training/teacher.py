@@ -67,7 +67,10 @@ def read_teacher(config: Config, data: Mapping[str, Any]) -> Teacher | None:
                 f" {_difference(field, other, own)}; name another run"
             )
     dtypes = {np.asarray(leaf).dtype for leaf in jax.tree.leaves(trained.variables)}
-    message = "has float64 weights, which need JAX's 64-bit mode; set JAX_ENABLE_X64=1"
+    message = (
+        "has float64 weights, and this run has no float64; name a run with float32 weights, or set"
+        " config.param_dtype=float64"
+    )
     holds = all(jax.dtypes.canonicalize_dtype(dtype) == dtype for dtype in dtypes)
     require(holds, name, config.loss.teacher, message)
     model = models.make_model(trained.config, len(data["class_names"]), quantized=trained.binary)

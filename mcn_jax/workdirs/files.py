@@ -11,7 +11,7 @@ import platform
 import socket
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from absl import logging
@@ -34,6 +34,7 @@ PACKAGES = (
     "pillow", "tensorflow-datasets", "array-record", "grain",
 )  # fmt: skip
 PICTURES = ("curves.png", "health.png", "strides.png")  # drawn when a run has ended
+Record = TypeVar("Record", bound=Mapping[str, Any])
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -248,18 +249,21 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def read_json(path: pathlib.Path) -> Any:
-    """Reads a JSON file.
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
 
     Raises:
-        InputError: if it is not JSON.
+        InputError: if it is not JSON, or not an object.
     """
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
     except ValueError as error:
         raise InputError(
             f"{path} is damaged ({error}); repair it, or use another work directory"
         ) from error
+    return content
 
 
 def environment() -> dict[str, Any]:
@@ -340,6 +344,8 @@ def read_metrics(path: pathlib.Path, last_step: int | None = None) -> list[dict[
             break
         try:
             record = json.loads(line)
+            if not isinstance(record, dict):
+                raise TypeError("it holds no JSON object")
             is_later = last_step is not None and record["step"] > last_step
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
@@ -353,9 +359,9 @@ def read_metrics(path: pathlib.Path, last_step: int | None = None) -> list[dict[
     return records
 
 
-def of_kind(records: Iterable[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
+def of_kind(records: Iterable[Record], kind: str) -> list[Record]:
     """Returns the records of one kind, such as "epoch"."""
-    return [record for record in records if record["kind"] == kind]
+    return [record for record in records if record.get("kind") == kind]
 
 
 def cut_metrics(path: pathlib.Path, last_step: int) -> list[dict[str, Any]]:

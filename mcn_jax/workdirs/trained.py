@@ -10,7 +10,7 @@ from mcn_jax.config import Config, from_saved_config
 from mcn_jax.errors import InputError
 from mcn_jax.models.plan import plan_of, sized
 from mcn_jax.workdirs.checkpoint import Checkpoints, DamagedCheckpointError, saved_steps
-from mcn_jax.workdirs.files import read_json, read_metrics
+from mcn_jax.workdirs.files import of_kind, read_json, read_metrics
 
 # Parts of a checkpoint that only training needs; the others are collections of the network.
 TRAINING_PARTS = ("step", "opt_state", "class_means", "epoch")
@@ -51,7 +51,7 @@ def saved_epochs(workdir: pathlib.Path) -> dict[int, dict[str, Any]]:
         InputError: if a record lacks a field that `Trained.epoch` needs.
     """
     steps, path = saved_steps(workdir / "checkpoints"), workdir / "metrics.jsonl"
-    records = (r for r in read_metrics(path) if r.get("kind") == "epoch")
+    records = of_kind(read_metrics(path), "epoch")
     epochs = {r["step"]: r for r in records if r.get("step") in steps}
     for name in EPOCH_FIELDS:
         if any(name not in record for record in epochs.values()):

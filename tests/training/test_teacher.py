@@ -152,6 +152,21 @@ def test_a_run_does_not_resume_with_another_teacher(taught, tmp_path, monkeypatc
     assert sorted((tmp_path / "stopped" / "checkpoints").iterdir()) == before
 
 
+def test_a_teacher_with_float64_weights_needs_a_run_with_float64(taught, tmp_path):
+    _, config = taught
+    teacher = tmp_path / "teacher"
+    wide = {"dtype": "float64", "param_dtype": "float64"}
+    with jax.enable_x64(True):
+        train_and_evaluate(dataclasses.replace(config, loss=LossConfig(), **wide), teacher)
+    named = dataclasses.replace(config, loss=LossConfig(teacher=str(teacher)))
+    with pytest.raises(InputError, match=r"teacher=.* has float64 weights, .* param_dtype=float64"):
+        train_and_evaluate(named, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+    with jax.enable_x64(True):
+        train_and_evaluate(dataclasses.replace(named, param_dtype="float64"), tmp_path / "student")
+    assert (tmp_path / "student" / "result.json").exists()
+
+
 def test_a_teacher_that_still_trains_is_refused(taught, tmp_path):
     workdir, config = taught
     shutil.copytree(workdir, tmp_path / "teacher")

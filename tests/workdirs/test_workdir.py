@@ -13,11 +13,13 @@ from mcn_jax.workdirs import files as workdir
 from mcn_jax.workdirs.files import (
     as_begun,
     check_workdir,
+    of_kind,
     read_metrics,
     read_result,
     write_bytes_atomically,
     write_config,
 )
+from mcn_jax.workdirs.trained import saved_epochs
 
 DATA = {"train_examples": 1437, "class_names": ["0", "1"]}
 
@@ -139,6 +141,7 @@ def test_another_environment_is_told(tmp_path, caplog):
     ("content", "message"),
     [
         ('{"config": ', "is damaged"),
+        ("[]", "is damaged (it holds no JSON object)"),
         ("{}", "does not fit this version"),
         (json.dumps({"config": dataclasses.asdict(Config())}), "does not fit this version"),
         ('{"config": {"seed": 0}}', "does not fit this version ('data')"),
@@ -149,7 +152,7 @@ def test_another_environment_is_told(tmp_path, caplog):
 def test_damaged_configs_are_refused(tmp_path, content, message):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(InputError, match=re.escape(message)):
-        check_workdir(tmp_path, Config(), DATA)
+        check_workdir(tmp_path, as_begun(tmp_path, Config()), DATA)
 
 
 def test_checkpoints_without_a_config_are_refused(tmp_path):
@@ -189,9 +192,10 @@ def test_what_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_a_damaged_result_is_named(tmp_path):
     assert read_result(tmp_path) is None
-    (tmp_path / "result.json").write_text("{")
-    with pytest.raises(InputError, match=r"result.json is damaged"):
-        read_result(tmp_path)
+    for content in ("{", "[]"):
+        (tmp_path / "result.json").write_text(content)
+        with pytest.raises(InputError, match=r"result.json is damaged"):
+            read_result(tmp_path)
 
 
 @pytest.mark.parametrize("line", ["{", '{"kind": "epoch"}', "7", '{"step": "x"}', "\\xff"])
@@ -200,6 +204,21 @@ def test_a_line_of_the_metrics_that_is_no_record_is_named(tmp_path, line):
     path.write_text('{"kind": "step", "step": 1}\n' + line + "\n")
     with pytest.raises(InputError, match=r"metrics.jsonl, line 2, is damaged"):
         read_metrics(path, last_step=5)
+
+
+@pytest.mark.parametrize("line", ["{", "7", "[1]", "null", "\\xff"])
+def test_a_line_that_is_no_object_is_named_wherever_the_metrics_are_read(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "step", "step": 1}\n' + line + "\n")
+    with pytest.raises(InputError, match=r"metrics.jsonl, line 2, is damaged"):
+        read_metrics(path)
+    with pytest.raises(InputError, match=r"metrics.jsonl, line 2, is damaged"):
+        saved_epochs(tmp_path)
+
+
+def test_records_without_a_kind_are_of_no_kind():
+    records = [{"step": 1}, {"step": 2, "kind": "epoch"}]
+    assert of_kind(records, "epoch") == records[1:]
 
 
 @pytest.mark.parametrize(
