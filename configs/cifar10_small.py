@@ -11,7 +11,8 @@ Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2
           --config.model.plane_signs=""
 Ours:     20 layers, 8-8-16-32 maps, the Hadamard pattern, one dense layer, 100 epochs of which the
-          first 5 train a U-MCN, the cosine schedule, and the choices of its base.
+          first 5 train a U-MCN, the cosine schedule, new statistics of batch norm at the end, and
+          the choices of its base.
 """
 
 import pathlib
@@ -22,6 +23,7 @@ from mcn_jax.config import load_config_file
 def get_config():
     config = load_config_file(pathlib.Path(__file__).with_name("cifar10_cpu.py"))
     config.num_epochs = 100
+    config.batch_norm_steps = 100
     config.binarize.start_epoch = 5
     config.model.widths = (8, 8, 16, 32)
     config.model.plane_signs = "hadamard"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from markdown_tables import Cells, Row, cells, in_millions, markdown
+from markdown_tables import Cells, Row, cells, in_millions, markdown, mean_accuracy
 from network_sizes import Sizes, network_not_run, network_of_record, sizes
 from record_files import RESULTS, config_record, has_run, stored_runs
 
@@ -183,6 +183,23 @@ def equal_bits_cpu_table() -> str:
         for name, system in CPU_SYSTEMS.items()
     ]
     return markdown(("system", *TRAINED_COLUMNS), rows)
+
+
+def new_statistics_table() -> str:
+    """The accuracies of the same runs with running averages and with new statistics."""
+    rows = []
+    for name, system in CPU_SYSTEMS.items():
+        pattern = f"{CPU_SWEEP}/{name}_batch_norm_anew_seed?"
+        if not has_run(pattern):
+            continue
+        runs = stored_runs(pattern)
+        names = [run.workdir.name for run in runs]
+        sources = [config_record(f"{CPU_SWEEP}/{run}")["init_from"] for run in names]
+        before = mean_accuracy([source["test_accuracy"] for source in sources])
+        after = mean_accuracy([run.result["final_test_accuracy"] for run in runs])
+        link = f"[{CPU_SWEEP}.jsonl](../results/{CPU_SWEEP}.jsonl) {', '.join(names)}"
+        rows.append((system, before, after, link))
+    return markdown(("system", "running averages, %", "new statistics, %", "record"), rows)
 
 
 def _trained_cells(pattern: str) -> tuple[str, ...]:

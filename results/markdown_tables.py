@@ -125,11 +125,9 @@ def cells(row: Row, root: str) -> Cells:
     names = [run.workdir.name for run in members]
     file = f"{sweep}.jsonl" if is_sweep else sweep
     records = [config_record(f"{sweep}/{name}" if is_sweep else name) for name in names]
-    accuracies = [100 * accuracy for accuracy in group.results("final_test_accuracy")]
-    spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
     bits, float_bits = (group.results(n)[0] for n in ("filter_bits", "float32_filter_bits"))
     return Cells(
-        accuracy=f"{statistics.mean(accuracies):.2f}{spread} (n = {len(accuracies)})",
+        accuracy=mean_accuracy(group.results("final_test_accuracy")),
         filter_bits=f"{bits:,}",
         smaller=f"{float_bits // bits}x",
         epochs=str(group.setting["num_epochs"]),
@@ -138,6 +136,13 @@ def cells(row: Row, root: str) -> Cells:
         revisions=", ".join(sorted({short_revision(r["git_revision"]) for r in records})),
         links=f"[{file}]({root}results/{file})" + (f" {', '.join(names)}" if is_sweep else ""),
     )
+
+
+def mean_accuracy(accuracies: Sequence[float]) -> str:
+    """The mean of accuracies from 0 to 1, their standard deviation, and their number, in %."""
+    percent = [100 * accuracy for accuracy in accuracies]
+    spread = f" ± {statistics.stdev(percent):.2f}" if len(percent) > 1 else ""
+    return f"{statistics.mean(percent):.2f}{spread} (n = {len(percent)})"
 
 
 def results_table() -> str:

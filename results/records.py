@@ -47,6 +47,7 @@ from comparison_tables import (
     equal_bits_table,
     equal_channels_table,
     mnist_table,
+    new_statistics_table,
     own_networks_table,
 )
 from export_tables import deployed_table, exports_table
@@ -86,6 +87,7 @@ TABLES = {
         "sizes at equal bits": equal_bits_sizes_table,
         "equal bits": equal_bits_table,
         "equal bits on a CPU": equal_bits_cpu_table,
+        "new statistics": new_statistics_table,
         "equal channels": equal_channels_table,
         "own networks": own_networks_table,
         "networks on MNIST": mnist_table,

@@ -76,7 +76,7 @@ DERIVED = {
         "cifar10_cpu",
         {
             "num_epochs": 100, "binarize.start_epoch": 5, "model.widths": (8, 8, 16, 32),
-            "model.plane_signs": "hadamard", "model.head": "linear",
+            "model.plane_signs": "hadamard", "model.head": "linear", "batch_norm_steps": 100,
         },
     ),
     "cifar100_cpu": ("cifar100", {**BINARIZED_EARLY, **NARROW, **COSINE}),

@@ -85,6 +85,25 @@ def test_parameters_statistics_and_centers_are_taken_and_nothing_else(first_stag
     assert start.description["test_accuracy"] == last["test_accuracy"]
 
 
+def test_an_ended_run_gets_new_statistics_by_an_epoch_without_a_rate(
+    first_stage, tmp_path, one_device
+):
+    """As docs/training.md says: its weights and centers stay, and no bit flips."""
+    rates = OptimizerConfig(learning_rate=1e-9, m_learning_rate=1e-9, warmup_epochs=0)
+    anew = dataclasses.replace(
+        fine_tuning(first_stage, num_epochs=1, batch_norm_steps=5), optimizer=rates
+    )
+    train_and_evaluate(anew, tmp_path)
+    before, after = leaves_of(*first_stage), leaves_of(tmp_path, anew)
+    for name, leaf in after.items():
+        if name.startswith(("params/", "centers/")):
+            np.testing.assert_allclose(leaf, before[name], atol=1e-6, err_msg=name)
+        if name.startswith("batch_stats/"):
+            assert np.abs(leaf / before[name] - 1).max() > 1e-4, name
+    [epoch] = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "epoch"]
+    assert epoch["flip_ratio"] == 0
+
+
 def test_centers_of_another_kind_are_not_kept(first_stage):
     tuning = fine_tuning(first_stage, binarize=BinarizeConfig(start_epoch=0, centers="symmetric"))
     assert not warm_start(tuning, new_state(tuning), IMAGE).keeps_centers
