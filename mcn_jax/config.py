@@ -217,7 +217,7 @@ class Config:
     steps_per_dispatch: int = 0  # resident data: maximum steps per program; 0: 1 on a CPU, else 32
     dtype: str = "float32"  # of the computation: "float32", "bfloat16" or "float64"
     param_dtype: str = "float32"  # of parameters and statistics: "float32" or "float64"
-    init_from: str = ""  # work directory whose last checkpoint this run starts from
+    init_from: str = ""  # work directory whose last saved epoch this run starts from
     init_exclude: str = ""  # init_from: layers that stay random, names separated by commas; "last"
     #                         names those that depend on the number of classes
     data: DataConfig = DataConfig()

@@ -30,6 +30,7 @@ CPU_SYSTEMS = {
     "irnet_rate_0.3": "irnet",
     "dorefa_rate_0.3": "dorefa",
 }
+NEW_STATISTICS = "new_statistics"  # of runs in the sweep above, under the same names
 SWEEP = "equal_bits_h100"
 # Systems of equal filter bits at 4-4-8-16 maps: {name of their runs in the sweep file: name}.
 SYSTEMS = {
@@ -189,15 +190,15 @@ def new_statistics_table() -> str:
     """The accuracies of the same runs with running averages and with new statistics."""
     rows = []
     for name, system in CPU_SYSTEMS.items():
-        pattern = f"{CPU_SWEEP}/{name}_batch_norm_anew_seed?"
+        pattern = f"{NEW_STATISTICS}/{name}_seed?"
         if not has_run(pattern):
             continue
         runs = stored_runs(pattern)
         names = [run.workdir.name for run in runs]
-        sources = [config_record(f"{CPU_SWEEP}/{run}")["init_from"] for run in names]
+        sources = [config_record(f"{NEW_STATISTICS}/{run}")["init_from"] for run in names]
         before = mean_accuracy([source["test_accuracy"] for source in sources])
         after = mean_accuracy([run.result["final_test_accuracy"] for run in runs])
-        link = f"[{CPU_SWEEP}.jsonl](../results/{CPU_SWEEP}.jsonl) {', '.join(names)}"
+        link = f"[{NEW_STATISTICS}.jsonl](../results/{NEW_STATISTICS}.jsonl) {', '.join(names)}"
         rows.append((system, before, after, link))
     return markdown(("system", "running averages, %", "new statistics, %", "record"), rows)
 

@@ -228,7 +228,7 @@ def test_runs_of_a_group_start_together_and_share_the_device():
         (["c10-2"], "'c10-2' is not a stage; choose one of .*; did you mean c10-20?"),
         (["c10-20", "--budget=-1"], "--budget=-1.0 must be positive and finite"),
         (["c10-20", "--epochs=0"], "--epochs=0 must be positive and finite"),
-        (["c10-20", "--epochs=1"], "--epochs=1 leaves no epoch after the float one; pass at"),
+        (["c10-20", "--epochs=1"], "--epochs=1: an MCN needs one float and one binary epoch"),
         (
             ["c10-20", "--only=mcm"],
             "--only=mcm is not a part of c10-20, which has mcn, umcn; did you mean mcn?",

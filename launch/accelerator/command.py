@@ -127,8 +127,6 @@ def chosen(options: argparse.Namespace) -> plans.Stage:
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"--{name}={value} must be positive and finite")
-    if options.epochs == 1:
-        raise InputError("--epochs=1 leaves no epoch after the float one; pass at least 2")
     stage = stages.STAGES[options.stage]
     known = [part.name for part in stage.parts]
     patterns = [pattern for pattern in options.only.split(",") if pattern] or ["*"]
@@ -146,6 +144,8 @@ def chosen(options: argparse.Namespace) -> plans.Stage:
             f"--epochs={options.epochs}: the runs of {options.stage} have epochs of their own;"
             " leave out --epochs"
         )
+    if options.epochs == 1 and stage.fits_budget:
+        raise InputError("--epochs=1: an MCN needs one float and one binary epoch; pass at least 2")
     groups = (tuple(run for run in group if run.name in names) for group in stage.trainings)
     return dataclasses.replace(
         stage,
@@ -212,8 +212,8 @@ def run(options: argparse.Namespace) -> int:
             f"{time.time() - options.started:.0f} of {budget:.0f} s",
             f"  results: {out}/{options.stage}.*; --resume={out} continues from them",
         ]
-        print("\n".join([first, *to_print(states, told, summary_file), *last]), flush=True)
         write_atomically(summary_file, "\n".join([first, *states, *told, *last]) + "\n")
+        print("\n".join([first, *to_print(states, told, summary_file), *last]), flush=True)
     return 1 if runner.failures else 0 if ended else EXIT_CODE
 
 

@@ -65,9 +65,11 @@ RESNETS: Mapping[str, tuple[str, Fields, Sequence[Fields]]] = {
 }  # fmt: skip
 RESNET_TINY = {"model.widths": (12,) * 5, "model.blocks": (1, 1, 1, 1)}
 
+BATCH_NORM_ANEW: Fields = {"batch_norm_steps": 100}
+
 # Networks of 8-8-16-32 maps, for longer.
 LONG_EPOCHS = 100
-WIDER = {"model.widths": (8, 8, 16, 32)}
+WIDER = {"model.widths": (8, 8, 16, 32), **BATCH_NORM_ANEW}
 LONG: Mapping[str, Fields] = {
     "mcn": LINEAR,
     "mcn_hadamard": LINEAR | {"model.plane_signs": "hadamard"},
@@ -76,8 +78,6 @@ LONG: Mapping[str, Fields] = {
     "irnet": EQUAL_BITS["irnet"] | LINEAR,
     "wrn": EQUAL_BITS["wrn"] | LINEAR,
 }
-
-BATCH_NORM_ANEW: Fields = {"batch_norm_steps": 100}
 
 # What could make the planes of an MCN differ, one change at a time; the best pattern with a second
 # change; and marks beside them: float filters, and a plain one-bit layer.
@@ -155,13 +155,9 @@ PLANES_TEACHERS = {
     "hadamard_rate_0.3_distilled_batch_norm_anew": "hadamard_rate_0.3_umcn",
     "mcdonnell_rate_0.3_distilled_batch_norm_anew": "hadamard_rate_0.3_umcn",
 }
+PLANES_EPOCHS = 12
 # A rehearsal has 10 steps per epoch and one binary epoch.
 TINY_MOST = {"batch_norm_steps": 5, "optimizer.average_epochs": 1, "binarize.start_epoch": 2}
-PLANES_TINY: Mapping[str, Fields] = {
-    name: {field: min(fields[field], most) for field, most in TINY_MOST.items() if field in fields}
-    for name, fields in PLANES.items()
-}
-PLANES_EPOCHS = 12
 
 POOLINGS = ("strided", "max", "average", "spectral", "diffstride")
 STARTS: Mapping[str, Fields] = {"222": {}, "323": {"model.strides": (1, 3, 2, 3)}}
@@ -245,10 +241,15 @@ def _resnets() -> list[Training]:
     )
 
 
+def _tiny(fields: Fields) -> Fields:
+    """Returns the fields that a rehearsal lowers."""
+    return {name: min(fields[name], most) for name, most in TINY_MOST.items() if name in fields}
+
+
 def _long() -> list[Training]:
     return [
         _run(f"long_{name}_seed{seed}", "cifar10_cpu", WIDER | dict(fields) | {"seed": seed},
-             LONG_EPOCHS, {}, {})
+             LONG_EPOCHS, _tiny(WIDER | dict(fields)), {})
         for seed in SEEDS for name, fields in LONG.items()
     ]  # fmt: skip
 
@@ -261,7 +262,7 @@ def _planes() -> list[Training]:
     return [
         _run(_planes_name(name, seed), "cifar10_cpu",
              {"binarize.start_epoch": 2, **LINEAR, **VALIDATION, **fields, "seed": seed},
-             PLANES_EPOCHS, PLANES_TINY[name], {},
+             PLANES_EPOCHS, _tiny(fields), {},
              _planes_name(PLANES_TEACHERS.get(name), seed))
         for seed in SEEDS for name, fields in PLANES.items()
     ]  # fmt: skip
