@@ -144,8 +144,6 @@ def chosen(options: argparse.Namespace) -> plans.Stage:
             f"--epochs={options.epochs}: the runs of {options.stage} have epochs of their own;"
             " leave out --epochs"
         )
-    if options.epochs == 1 and stage.fits_budget:
-        raise InputError("--epochs=1: an MCN needs one float and one binary epoch; pass at least 2")
     groups = (tuple(run for run in group if run.name in names) for group in stage.trainings)
     return dataclasses.replace(
         stage,

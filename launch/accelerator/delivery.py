@@ -71,10 +71,9 @@ def summary(
             found = [str(path.relative_to(directory)) for path in records_of(one, directory)]
             lines.append(f"  {one.name}: {', '.join(found) or 'nothing measured'}")
             ended &= bool(found)
-    runs = [one for one in stage.parts if isinstance(one, plans.Training)]
-    if len(runs) > STATE_LINES // 2:
-        count = sum(has_ended(directory / run.name) for run in runs)
-        lines.insert(0, f"  {count} of {len(runs)} runs have ended")
+    if len(stage.runs) > STATE_LINES // 2:
+        count = sum(has_ended(directory / run.name) for run in stage.runs)
+        lines.insert(0, f"  {count} of {len(stage.runs)} runs have ended")
     told = [f"  {note}" for note in notes]
     if stage.measurements:
         told += [f"    {line[:150]}" for line in printed if any(mark in line for mark in RESULTS)]
@@ -131,20 +130,17 @@ def deliver(stage: plans.Stage, directory: pathlib.Path, out: pathlib.Path) -> l
         directory: where its results lie.
         out: OUT.
     """
-    unfinished = [
-        part
-        for part in stage.parts
-        if isinstance(part, plans.Training) and not has_ended(directory / part.name)
-    ]
-    teachers = {run.teacher for run in unfinished}
+    teachers = {run.teacher for run in stage.runs if not has_ended(directory / run.name)}
     runs = sorted(path.parent for path in directory.glob("*/config.json"))
     runs.sort(key=lambda workdir: (has_ended(workdir), workdir.name not in teachers))
     checkpoints = [found for workdir in runs if (found := last_checkpoint(workdir))]
     lines = []
     for checkpoint in pack(directory, out, checkpoints):
         workdir = checkpoint.parent.parent
-        rest = "" if has_ended(workdir) else "; another machine starts this run again"
-        if has_ended(workdir) and workdir.name in teachers:
+        rest = ""
+        if not has_ended(workdir):
+            rest = "; another machine starts this run again"
+        elif workdir.name in teachers:
             rest = "; runs that are distilled from it can start only there"
         lines.append(
             f"  there is no room in {out} for the checkpoint of {workdir.name}, which stays in"

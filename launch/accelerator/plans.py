@@ -119,12 +119,17 @@ class Stage:
     @property
     def fits_budget(self) -> bool:
         """Whether the number of epochs is fitted to the budget."""
-        return any(not run.epochs for group in self.trainings for run in group)
+        return any(not run.epochs for run in self.runs)
+
+    @property
+    def runs(self) -> list[Training]:
+        """All runs, in order."""
+        return [run for group in self.trainings for run in group]
 
     @property
     def parts(self) -> list[Training | Measurement]:
         """All runs and measurements, in order."""
-        return [one for group in (self.measurements, *self.trainings) for one in group]
+        return [*self.measurements, *self.runs]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,6 +189,8 @@ def fitted_epochs(stage: Stage, budget: float) -> int:
 def schedule_fields(epochs: int) -> dict[str, Any]:
     """Returns the fields that fit a schedule to a number of epochs.
 
-    As in the paper, the first twentieth of the epochs trains float filters.
+    As in the paper, the first twentieth of the epochs trains float filters; a single epoch is
+    binary.
     """
-    return {"num_epochs": epochs, "binarize.start_epoch": max(1, round(epochs / 20))}
+    start = min(max(1, round(epochs / 20)), epochs - 1)
+    return {"num_epochs": epochs, "binarize.start_epoch": start}

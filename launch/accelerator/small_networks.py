@@ -173,9 +173,13 @@ def _run(
     teacher: str = "",
 ) -> Training:
     common = {"dtype": "float32", "optimizer.schedule": "cosine"}
+    lowered = {
+        field: min(fields[field], most) for field, most in TINY_MOST.items() if field in fields
+    }
     return Training(
         name=name, config=config, fields=common | dict(fields), step_seconds=STEP_SECONDS,
-        start_seconds=START_SECONDS, tiny=tiny, epochs=epochs, choices=choices, teacher=teacher,
+        start_seconds=START_SECONDS, tiny=lowered | dict(tiny), epochs=epochs, choices=choices,
+        teacher=teacher,
     )  # fmt: skip
 
 
@@ -241,15 +245,10 @@ def _resnets() -> list[Training]:
     )
 
 
-def _tiny(fields: Fields) -> Fields:
-    """Returns the fields that a rehearsal lowers."""
-    return {name: min(fields[name], most) for name, most in TINY_MOST.items() if name in fields}
-
-
 def _long() -> list[Training]:
     return [
         _run(f"long_{name}_seed{seed}", "cifar10_cpu", WIDER | dict(fields) | {"seed": seed},
-             LONG_EPOCHS, _tiny(WIDER | dict(fields)), {})
+             LONG_EPOCHS, {}, {})
         for seed in SEEDS for name, fields in LONG.items()
     ]  # fmt: skip
 
@@ -262,7 +261,7 @@ def _planes() -> list[Training]:
     return [
         _run(_planes_name(name, seed), "cifar10_cpu",
              {"binarize.start_epoch": 2, **LINEAR, **VALIDATION, **fields, "seed": seed},
-             PLANES_EPOCHS, _tiny(fields), {},
+             PLANES_EPOCHS, {}, {},
              _planes_name(PLANES_TEACHERS.get(name), seed))
         for seed in SEEDS for name, fields in PLANES.items()
     ]  # fmt: skip
