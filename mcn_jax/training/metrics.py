@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any, Self
 
 import rich.console
@@ -189,18 +190,32 @@ class ProgressBar:
 
 
 def print_result(result: dict[str, Any], workdir: pathlib.Path) -> None:
-    """Prints the result of a run as a small table."""
+    """Prints the result of a run as a small table.
+
+    Raises:
+        InputError: if a value is absent or of another type, as in a damaged result.json.
+    """
     title = rich.markup.escape(f"result of {workdir}")
     table = rich.table.Table(show_header=False, title=title, title_justify="left")
-    table.add_row("test accuracy", f"{result['final_test_accuracy']:.2%}, last epoch")
-    table.add_row("", f"{result['best_test_accuracy']:.2%}, best epoch")
-    table.add_row("test images", f"{result['test_examples']:,}")
+    try:
+        for name, value in _result_rows(result):
+            table.add_row(name, value)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise InputError(
+            f"{workdir / 'result.json'} is damaged ({reason}); remove it, and the same command"
+            " writes it again"
+        ) from error
+    rich.console.Console(highlight=False, emoji=False).print(table)
+
+
+def _result_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "test accuracy", f"{result['final_test_accuracy']:.2%}, last epoch"
+    yield "", f"{result['best_test_accuracy']:.2%}, best epoch"
+    yield "test images", f"{result['test_examples']:,}"
     names = result["class_names"]
     first = rich.markup.escape(", ".join(map(shown, names[:10])))
-    table.add_row("classes", f"{len(names)}: {first}{', ...' if len(names) > 10 else ''}")
-    table.add_row(
-        "filters",
-        f"{result['filter_bits']:,} bits, {result['float32_filter_bits']:,} as float32",
-    )
-    table.add_row("time", f"{result['wall_seconds']:,.0f} s")
-    rich.console.Console(highlight=False, emoji=False).print(table)
+    yield "classes", f"{len(names)}: {first}{', ...' if len(names) > 10 else ''}"
+    bits, float32_bits = result["filter_bits"], result["float32_filter_bits"]
+    yield "filters", f"{bits:,} bits, {float32_bits:,} as float32"
+    yield "time", f"{result['wall_seconds']:,.0f} s"

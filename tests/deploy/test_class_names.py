@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import warnings
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_tables_show_each_name_on_one_line(kind, capsys):
         ("final_test_accuracy", "best_test_accuracy", "test_examples", "filter_bits",
          "float32_filter_bits", "wall_seconds"), 1,
     )  # fmt: skip
-    metrics.print_result(result | {"class_names": list(names)}, "x")
+    metrics.print_result(result | {"class_names": list(names)}, pathlib.Path("x"))
     out = capsys.readouterr().out
     assert ", ".join(cells) in out
     assert all(line.isprintable() for line in out.split("\n"))

@@ -1,10 +1,12 @@
 import json
+import pathlib
 import resource
 import struct
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from mcn_jax.errors import InputError
 from mcn_jax.training import metrics
 from mcn_jax.workdirs.files import read_metrics
 
@@ -112,13 +114,24 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
     assert "11/40" in output
 
 
-def test_names_are_printed_as_they_are(tmp_path, capsys):
-    result = dict.fromkeys(
-        ("final_test_accuracy", "best_test_accuracy", "test_examples", "filter_bits",
-         "float32_filter_bits", "wall_seconds"), 1,
-    )  # fmt: skip
-    metrics.print_result(result | {"class_names": ["a:x:b", "[red]"]}, "[bold]:x:")
+RESULT = {
+    "final_test_accuracy": 0.5, "best_test_accuracy": 0.75, "test_examples": 8, "filter_bits": 9,
+    "float32_filter_bits": 288, "wall_seconds": 1.0, "class_names": ["a:x:b", "[red]"],
+}  # fmt: skip
+
+
+def test_names_are_printed_as_they_are(capsys):
+    metrics.print_result(RESULT, pathlib.Path("[bold]:x:"))
     metrics.ProgressBar(1, 1, 0, quiet=False).say("[bold]:x:")
     out = capsys.readouterr().out
     assert out.count("[bold]:x:") == 2
     assert "2: a:x:b, [red]" in out
+
+
+@pytest.mark.parametrize("name", RESULT)
+@pytest.mark.parametrize("damage", [lambda r, n: r | {n: None}, lambda r, n: r.pop(n) and r])
+def test_a_damaged_result_is_one_line_and_prints_nothing(name, damage, capsys):
+    damaged = damage(dict(RESULT), name)
+    with pytest.raises(InputError, match=r"^x/result\.json is damaged \(.*\); remove it, and the"):
+        metrics.print_result(damaged, pathlib.Path("x"))
+    assert not capsys.readouterr().out
