@@ -9,6 +9,7 @@ from typing import Any
 
 from mcn_jax import parallel
 from mcn_jax.errors import InputError
+from mcn_jax.escapes import printable
 from mcn_jax.memory import memory_fault
 from mcn_jax.paths import user_path
 
@@ -36,8 +37,12 @@ def make_parser(name: str, description: str | None, **options: Any) -> argparse.
 
 
 def error_line(name: str, error: object) -> str:
-    """Returns the line in which the command `python -m mcn_jax.NAME` reports an error."""
-    return f"mcn_jax.{name}: error: {error}"
+    """Returns the line in which the command `python -m mcn_jax.NAME` reports an error.
+
+    What is not printable is escaped, such as a line break in a path, and the control sequences
+    that a damaged file can put into a library's message.
+    """
+    return f"mcn_jax.{name}: error: {printable(str(error))}"
 
 
 def os_error_text(error: OSError) -> str:

@@ -20,6 +20,11 @@ def shown(name: str | os.PathLike[str]) -> str:
     return "".join(_shown(text, place, composed) for place in range(len(text)))
 
 
+def printable(text: str) -> str:
+    r"""Returns a text with escapes for the characters that are not printable, such as `\n`."""
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
 def drawn(name: str) -> str:
     """Returns a name like `shown`, with escapes also for what matplotlib cannot draw."""
     return "".join(
@@ -44,5 +49,9 @@ def _shown(text: str, place: int, composed: bool) -> str:
     is_mark = unicodedata.category(char).startswith("M")
     ambiguous = not composed and (is_mark or unicodedata.normalize("NFC", char) != char)
     if not char.isprintable() or ambiguous or ord(char) in VARIATION_SELECTORS:
-        return char.encode("unicode_escape", "surrogatepass").decode()
+        return _escaped(char)
     return char.replace("\\", r"\\")
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape", "surrogatepass").decode()

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         check_batch_size(options)
         if options.confusion:
             _check_picture(options.confusion)
-        member = predictor.open_predictor(options.model)
+        member = predictor.open_predictor(options.model, places(options))
         # If data are prepared, a message says so; stdout is for JSON.
         with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
             examples = predictor.open_test_split(member, places(options))

@@ -82,9 +82,9 @@ def open_source(
         model, file_bytes = recoded(given, formats), path.stat().st_size
         return Source(GIVEN_FILE, member, examples, model, file_bytes, Config.eval_batch_size)
     trained = read_trained(path)
-    member = predictor.of_trained(trained)
+    member = predictor.of_trained(trained, data)
     examples = predictor.open_test_split(member, data) if evaluate else None
-    shape = predictor.stored_shape(trained) if examples is None else examples.shape
+    shape = predictor.stored_shape(trained, data) if examples is None else examples.shape
     model, batch_size = model_of(trained, shape, formats), trained.config.eval_batch_size
     return Source(CHECKPOINT, member, examples, model, trained.file_bytes, batch_size)
 

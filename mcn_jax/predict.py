@@ -174,7 +174,8 @@ def main(arguments: list[str] | None = None) -> None:
                 f"{escapes.shown(entry['class'])} {entry['probability']:.1%}"
                 for entry in record["top"]
             ]
-            console.print(rich.markup.escape(f"{record['image']}: {', '.join(best)}"))
+            image = escapes.shown(record["image"])
+            console.print(rich.markup.escape(f"{image}: {', '.join(best)}"))
         if unreadable:
             sys.exit("\n".join(unreadable))
 

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from mcn_jax.command_line import error_line
 from mcn_jax.escapes import drawn, shown
 
 NAMES = {
@@ -44,6 +45,11 @@ def test_different_names_are_shown_differently_and_on_one_line():
     for first, second in itertools.combinations(NAMES, 2):
         assert shown(first) != shown(second)
     assert all(len(shown(name).splitlines()) <= 1 for name in NAMES)
+
+
+def test_errors_are_one_line_without_control_sequences():
+    line = error_line("predict", "a\nb/\x1b[2J.png: 'c\\d'  is  müller\u2028")
+    assert line == r"mcn_jax.predict: error: a\nb/\x1b[2J.png: 'c\d'  is  müller\u2028"
 
 
 def test_what_the_font_lacks_is_escaped_in_pictures():

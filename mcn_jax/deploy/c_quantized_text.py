@@ -70,6 +70,7 @@ static void NAME(const float *restrict x, float *restrict y, float *restrict tab
                  const float *restrict levels$parameters)
 {
     for (size_t tile = 0; tile < $TILES; tile++) {
+        /* The last tile may overlap the one before it; it writes the columns from next alone. */
         const size_t next = tile * $COLUMNS;
         const size_t column = next + $COLUMNS > $OUT_X ? $OUT_X - $COLUMNS : next;
         for (size_t row = 0; row < $ROWS; row++) {
@@ -94,7 +95,7 @@ $begin                    for (size_t j = 0; j < $W; j++) {
 $add                    }
 $mix                }
                 if (i == $LAST_TAP) {
-                    for (size_t p = 0; p < $COLUMNS; p++) {
+                    for (size_t p = next - column; p < $COLUMNS; p++) {
                         float *const pixel = y + (out_row * $OUT_X + column + p) * $OK;
                         for (size_t n = 0; n < $OK; n++) {
                             pixel[n] $value;

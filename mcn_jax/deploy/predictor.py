@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,15 +68,21 @@ class Predictor:
         return max(1, BATCH_BYTES // self.image_bytes)
 
 
-def open_predictor(path: str | pathlib.Path) -> Predictor:
+def open_predictor(
+    path: str | pathlib.Path, places: Mapping[str, Any] = types.MappingProxyType({})
+) -> Predictor:
     """Opens a work directory, a checkpoint in it, a `.safetensors` file or an `.onnx` file.
+
+    Args:
+        path: one of these.
+        places: as in `open_test_split`; see `stored_shape`.
 
     Raises:
         InputError: if the path is none of these, or cannot be read.
     """
     path = pathlib.Path(path)
     if path.is_dir() or checkpoint_of(path):
-        return of_trained(read_trained(path))
+        return of_trained(read_trained(path), places)
     if path.suffix == ".onnx":
         return of_onnx(path)
     if path.suffix == ".safetensors" or not path.exists():
@@ -83,15 +90,17 @@ def open_predictor(path: str | pathlib.Path) -> Predictor:
     raise InputError(f"{path} is neither a work directory nor a .safetensors or .onnx file")
 
 
-def stored_shape(trained: Trained) -> tuple[int | None, ...]:
+def stored_shape(trained: Trained, places: Mapping[str, Any]) -> tuple[int | None, ...]:
     """Returns (Y, X, C) of a data set's images as stored, with None where they differ in size.
 
-    The data are opened only if neither the run nor `DATASETS` knows the shape.
+    The data are opened, at `places`, only if neither the run nor `DATASETS` knows the shape.
     """
-    if not trained.config.data.image_size:
+    config = trained.config.data
+    if not config.image_size:
         return tuple(trained.data["image_shape"])
-    facts = DATASETS.get(trained.config.data.name)
-    return facts.image_shape if facts else open_dataset(trained.config.data).test.shape
+    if facts := DATASETS.get(config.name):
+        return facts.image_shape
+    return open_dataset(dataclasses.replace(config, **places)).test.shape
 
 
 def _tested_on(
@@ -101,10 +110,10 @@ def _tested_on(
     data: Any = provenance.get("data")
     try:
         known = {name: data[name] for name in model_file.DATA_FIELDS}
-        size = images.image_size or (images.height if images.center_crop < 1 else 0)
         facts = DATASETS.get(known["name"])
-        if facts is not None and None in facts.image_shape:
-            size = images.height
+        may_differ = None in facts.image_shape if facts else images.height == images.width
+        were_resized = may_differ or images.center_crop < 1
+        size = images.image_size or (images.height if were_resized else 0)
         fields = known | {
             "image_size": size,
             "center_crop": images.center_crop,
@@ -132,16 +141,16 @@ def of_model(model: model_file.Model, path: pathlib.Path | str = "the model") ->
     )
 
 
-def of_trained(trained: Trained) -> Predictor:
+def of_trained(trained: Trained, places: Mapping[str, Any]) -> Predictor:
     """Returns a predictor for a checkpoint: as training evaluates it, but computed in float32.
 
     Parameters of quantizable layers keep the dtype of the training, because rounding before
-    quantization could move a weight to another level.
+    quantization could move a weight to another level. For `places` see `stored_shape`.
     """
     config = dataclasses.replace(trained.config, dtype="float32")
     names = tuple(trained.data["class_names"])
     module = models.make_model(config, len(names), quantized=trained.binary)
-    images = model_file.images_of(trained, stored_shape(trained))
+    images = model_file.images_of(trained, stored_shape(trained, places))
     plan = model_file.plan_of_trained(trained)
     kept = tuple(layer.path for layer in plan if layer.family.quantizes)
     variables = traverse_util.path_aware_map(

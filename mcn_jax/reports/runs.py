@@ -126,13 +126,15 @@ def read_runs(path: str | pathlib.Path) -> list[Run]:
         One run, or one per line; the workdir of a line's run is path / name.
 
     Raises:
-        InputError: as `read_run`, or if a line is not a run, or two lines have the same name.
+        InputError: as `read_run`, or if the file has no lines, a line is not a run, or two lines
+            have the same name.
     """
     path = pathlib.Path(path)
     if path.suffix != ".jsonl" or not path.is_file():
         return [read_run(path)]
     runs: dict[str, Run] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    content = path.read_text(errors="backslashreplace")
+    for number, line in enumerate(content.splitlines(), start=1):
         try:
             record = json.loads(line)
             name, metrics = str(record["name"]), list(record["metrics"])
@@ -142,6 +144,8 @@ def read_runs(path: str | pathlib.Path) -> list[Run]:
         if name in runs:
             raise InputError(f"{path}, line {number}: an earlier line has the name {name!r}, too")
         runs[name] = _make_run(path / name, config, metrics, result)
+    if not runs:
+        raise InputError(f"{path} has no runs; wait for one, or leave it out")
     return list(runs.values())
 
 

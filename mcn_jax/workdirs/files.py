@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -47,6 +48,8 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 def write_bytes_atomically(path: pathlib.Path, content: bytes) -> None:
     """Writes bytes like `write_atomically`, and leaves nothing behind if writing fails."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:

@@ -53,6 +53,13 @@ NETWORKS = {
     "tiles of columns": {"size": (12, 72), "num_centers": 4},
     "wide_resnet": {"name": "wide_resnet", "channels": 3, "head": "linear"},
     "wide_resnet, strided stem": {"name": "wide_resnet", "stem": "imagenet", "size": (16, 80)},
+    "tiles of columns that add": {
+        "name": "wide_resnet", "widths": (2, 2, 2, 3), "size": (8, 40), "channels": 3,
+        "head": "linear",
+    },
+    "tiles of columns that add, preactivation": {
+        "name": "resnet", "preactivation": True, "size": (5, 72), "head": "linear",
+    },
     "resnet, zeros": {"name": "resnet", "shortcut": "zeros", "head": "conv"},
     "resnet, projections": {
         "name": "resnet", "block": "bottleneck", "head": "linear", "preactivation": True,
@@ -344,7 +351,7 @@ def trained_digits(data_dir, shared_run, run_name, **fields):
         model=ModelConfig(**fields),
     )  # fmt: skip
     trained = read_trained(shared_run(run_name, config))
-    model = model_of(trained, predictor.stored_shape(trained))
+    model = model_of(trained, predictor.stored_shape(trained, {}))
     images = open_dataset(DataConfig(name="digits", data_dir=data_dir)).test.read_all().images
     return model, images
 

@@ -342,6 +342,16 @@ def test_what_cannot_be_looked_into_is_one_line(name, message, report_runs, tmp_
     assert "\n" not in str(stopped.value)
 
 
+@pytest.mark.parametrize("place", [".", "/", "there"])
+@pytest.mark.parametrize("flags", [("--html",), ("--array", "conv_1/m_filters")])
+def test_a_directory_is_not_written_to(flags, place, model_path, tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=rf"error: {place}: Is a directory; .*another place$"):
+        main([str(model_path), *flags, place])
+    assert {path.name for path in tmp_path.rglob("*")} == {"there", "model.safetensors"}
+
+
 class Resources(html.parser.HTMLParser):
     """Collects the headings of a page, and the resources that it would load."""
 

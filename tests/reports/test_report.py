@@ -132,6 +132,12 @@ def test_a_damaged_sweep_file_is_named(report_runs, tmp_path):
         path.write_text(f"{good}\n{line}\n")
         with pytest.raises(InputError, match=message):
             read_runs(path)
+    path.write_text("")
+    with pytest.raises(InputError, match=r"sweep\.jsonl has no runs; wait for one"):
+        read_runs(path)
+    path.write_text(good, encoding="utf-16")
+    with pytest.raises(InputError, match=r"sweep\.jsonl, line 1, is not a run"):
+        read_runs(path)
 
 
 def test_what_an_older_config_lacks_has_its_default(report_runs, tmp_path):
