@@ -1,6 +1,6 @@
 r"""MCN with learned strides on CIFAR-10, for two CPU cores: `cifar10_cpu.py` with DiffStride.
 
-The first two layers learn a stride of 1, so an image takes 3 times the multiply-adds.
+The first two layers learn a stride of 1, so an image takes 4.7 times the multiply-adds.
 
 Command:  python -m mcn_jax.main --config=configs/mcn_diffstride_cpu.py \
               --config.data.archive_dir=DIR

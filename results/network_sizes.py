@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax import traverse_util
 
 from mcn_jax.config import Config, from_saved_config
 from mcn_jax.data.facts import DATASETS
@@ -13,7 +14,8 @@ from mcn_jax.layers.dense import DENSE
 from mcn_jax.layers.family import FILTERS, PlannedLayer
 from mcn_jax.layers.lbc import LBC
 from mcn_jax.layers.mcconv import MCCONV
-from mcn_jax.models.plan import Plan, specs
+from mcn_jax.layers.spectral_pooling import DIFFSTRIDE, SPECTRAL
+from mcn_jax.models.plan import Plan, plan_of, sized, specs
 from mcn_jax.training.phases import quantizes
 from mcn_jax.workdirs.files import of_kind
 from mcn_jax.workdirs.trained import Trained
@@ -59,15 +61,24 @@ class Sizes(NamedTuple):
 
 
 def network_of_record(record: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> Trained:
-    """The trained network of a record, without variables.
+    """The trained network of a record, without variables, and with the last sizes of its images.
 
     Args:
         record: content of config.json.
         metrics: lines of metrics.jsonl.
     """
+    config, data = from_saved_config(record["config"]), record["data"]
+    plan = plan_of(config, len(data["class_names"]), tuple(data["image_shape"]))
+    for learned in of_kind(metrics, "strides")[-1:]:
+        strides = {
+            (*layer.path, "strides"): [learned[f"{layer.name}/y"], learned[f"{layer.name}/x"]]
+            for layer in plan
+            if layer.family is DIFFSTRIDE
+        }
+        config = sized(config, plan, traverse_util.unflatten_dict(strides))
     return _network(
-        from_saved_config(record["config"]),
-        record["data"],
+        config,
+        data,
         record["git_revision"],
         of_kind(metrics, "epoch")[-1],
     )
@@ -127,7 +138,7 @@ def sizes(network: Trained) -> Sizes:
 
 
 def multiply_adds(plan: Plan, config: Config, quantized: bool) -> MultiplyAdds:
-    """The multiply-adds of all convolutions and dense layers of a network.
+    """The multiply-adds of all convolutions, dense layers and spectral poolings of a network.
 
     An MCconv shares its products between planes, except with a pattern that also orders planes.
     Filter maps are counted in their direct form. With two centers, a weight counts as a sign: it is
@@ -138,8 +149,11 @@ def multiply_adds(plan: Plan, config: Config, quantized: bool) -> MultiplyAdds:
         _of_convolution(layer, config, quantized, first=layer is convolutions[0])
         for layer in convolutions
     ]
-    dense = sum(_weights(layer, "kernel") for layer in plan if layer.family is DENSE)
-    sums = (sum(count) for count in zip(*counts, MultiplyAdds(floats=dense), strict=True))
+    others = sum(_weights(layer, "kernel") for layer in plan if layer.family is DENSE)
+    for layer in plan:
+        if layer.family in (SPECTRAL, DIFFSTRIDE):
+            others += layer.family.multiply_adds(layer)["direct"]
+    sums = (sum(count) for count in zip(*counts, MultiplyAdds(floats=others), strict=True))
     return MultiplyAdds(*sums)
 
 

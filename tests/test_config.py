@@ -249,6 +249,19 @@ def test_what_is_not_a_group_of_fields_is_named():
             )
             for field, value in (("m_momentum", 0.5), ("m_decay", 0.1), ("center_latents", True))
         ),
+        *(
+            (
+                Config(model=ModelConfig(conv=conv), binarize=BinarizeConfig(**{field: value})),
+                f"config.binarize.{field}={value!r} is for {layers}, which no layer of the network",
+            )
+            for conv, field, value, layers in (
+                ("mcdonnell", "estimator", "ede", "mcconv, irnet and recu"),
+                ("filter_map_kmeans", "estimator", "reste", "mcconv, irnet and recu"),
+                ("bwn", "num_centers", 4, "mcconv and filter_map_kmeans"),
+                ("irnet", "centers", "symmetric", "mcconv and filter_map_kmeans"),
+                ("bnn", "k_gradient", True, "xnor"),
+            )
+        ),
         (
             Config(loss=LossConfig(theta_schedule="cosine")),
             "config.loss.theta_schedule='cosine' must be one of constant, linear",
@@ -267,7 +280,7 @@ def test_what_is_not_a_group_of_fields_is_named():
         ),
         (
             Config(model=ModelConfig(conv="bwn"), binarize=BinarizeConfig(centers="symmetric")),
-            "config.binarize.centers='symmetric' is for layers with k-means centers",
+            "config.binarize.centers='symmetric' is for mcconv and filter_map_kmeans, which",
         ),
         (
             Config(optimizer=OptimizerConfig(average_epochs=191), batch_norm_steps=10),

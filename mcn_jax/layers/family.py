@@ -133,6 +133,8 @@ class PlannedLayer:
         state: {leaf name: collection} of all other state.
         in_shape: shape of one image at the input, without the image axis.
         out_shape: shape of one image at the output, without the image axis.
+        later_inputs: shapes like `in_shape`, of further calls, as of a pooling layer that a block
+            shares with its shortcut.
         state_shapes: {leaf name: shape} of all other state.
         kernel_size: height and width of a convolution's kernel in pixels; 0 for other layers.
         settings: attributes of the module that `Family.settings` names.
@@ -144,6 +146,7 @@ class PlannedLayer:
     state: Mapping[str, str]
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
+    later_inputs: tuple[tuple[int, ...], ...] = ()
     state_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     kernel_size: int = 0
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)

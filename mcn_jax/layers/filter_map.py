@@ -68,7 +68,7 @@ class FilterMapConv(nn.Module):
         """
         kernel, outputs = (self.kernel_size, self.kernel_size), self.out_maps * self.planes
         try:
-            geometry = ops.geometry_for(outputs, x.shape[-1], kernel, self.samples)
+            geometry = ops.geometry_for(outputs, x.shape[-1], kernel, self.samples, self.planes)
         except ValueError as error:
             raise InputError(f"the layer {'/'.join(self.path)}: {error}") from error
         latent = self.param(MAP, _he_normal(geometry), geometry.map_shape, self.param_dtype)

@@ -165,8 +165,9 @@ def _check_values(stored: Mapping[str, np.ndarray], layer: PlannedLayer) -> None
 
 
 def _multiply_adds(layer: PlannedLayer) -> dict[str, int]:
-    """Counts the products with real matrices: over x, then over y."""
-    (height, width, channels), (rows, columns, _) = layer.in_shape, layer.out_shape
+    """Counts the products with real matrices: over x, then over y, in all calls of the layer."""
+    (height, width, _), (rows, columns, _) = layer.in_shape, layer.out_shape
+    channels = sum(shape[-1] for shape in (layer.in_shape, *layer.later_inputs))
     is_fixed = layer.family is SPECTRAL
     if is_fixed and (height, width) == (rows, columns):
         return {"direct": 0}  # the identity

@@ -37,6 +37,7 @@ class _Call(NamedTuple):
     Attributes:
         first: the path of the first layer that is equal to this one, maybe its own.
         output: shape and dtype of the output, with an axis for images; None until it is known.
+        later_inputs: shapes of one image at the input in further calls.
     """
 
     first: Path
@@ -45,6 +46,7 @@ class _Call(NamedTuple):
     settings: dict[str, Any]
     in_shape: tuple[int, ...]
     output: Any = None
+    later_inputs: tuple[tuple[int, ...], ...] = ()
 
 
 def plan_of(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Plan:
@@ -100,16 +102,24 @@ def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan
         path, family = context.module.path, family_of(context.module)
         inside = any(path[: len(other)] == other for other in calls)
         if family is None or context.method_name != "__call__" or inside:
+            if (
+                context.method_name == "__call__"
+                and path in calls
+                and calls[path].output is not None
+            ):
+                shape = _first_of(arguments, keywords).shape[1:]
+                later = (*calls[path].later_inputs, shape)
+                calls[path] = calls[path]._replace(later_inputs=later)
             return call(*arguments, **keywords)
         key = _key_of(context.module, arguments, keywords)
         if key in firsts:
             first = firsts[key]
-            calls[path] = calls[first]._replace(first=first)
+            calls[path] = calls[first]._replace(first=first, later_inputs=())
         else:
-            x = arguments[0] if arguments else next(iter(keywords.values()))
+            shape = _first_of(arguments, keywords).shape[1:]
             kernel_size = getattr(context.module, "kernel_size", 0)
             settings = {name: getattr(context.module, name) for name in family.settings}
-            found = _Call(path, family, kernel_size, settings, x.shape[1:])
+            found = _Call(path, family, kernel_size, settings, shape)
             calls[path] = found  # so that layers inside are known as such
             calls[path] = found._replace(output=jax.typeof(call(*arguments, **keywords)))
             if key is not None:
@@ -125,6 +135,11 @@ def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan
     plan = tuple(_planned(path, call, variables) for path, call in calls.items())
     _check_all_owned(plan, variables["params"])
     return plan
+
+
+def _first_of(arguments: Any, keywords: Any) -> Any:
+    """Returns the input of a layer, which is its first argument."""
+    return arguments[0] if arguments else next(iter(keywords.values()))
 
 
 def _key_of(module: nn.Module, arguments: Any, keywords: Any) -> Hashable:
@@ -152,6 +167,7 @@ def _planned(path: Path, call: _Call, variables: Mapping[str, Any]) -> PlannedLa
         state={leaf: collection for collection in others for leaf in shapes[collection]},
         in_shape=call.in_shape,
         out_shape=call.output.shape[1:],
+        later_inputs=call.later_inputs,
         state_shapes={
             leaf: shape for collection in others for leaf, shape in shapes[collection].items()
         },

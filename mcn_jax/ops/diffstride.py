@@ -48,7 +48,8 @@ Array = TypeVar("Array", np.ndarray, jax.Array)
 def smallest_stride(size: int, smoothness: float) -> float:
     """Returns the stride at which the ramp of the mask reaches the highest frequency.
 
-    It is size / (size - R). Below it, the mask would be 1 everywhere, and without a gradient.
+    It is size / (size - R). Somewhat below it, the mask is 1 everywhere and has no gradient, so the
+    authors lift strides to it.
 
     Args:
         size: H or W, in pixels.

@@ -76,6 +76,7 @@ def geometry_for(
     channels: int,
     kernel: tuple[int, int],
     samples: tuple[int, int, int] | None = None,
+    planes: int = 1,
 ) -> Geometry:
     """Returns the geometry of a layer, with the steps x = y = 2.
 
@@ -84,6 +85,7 @@ def geometry_for(
         channels: C.
         kernel: (S1, S2).
         samples: (K1, K2, K3); None takes those of `samples_for`.
+        planes: as in `samples_for`.
 
     Raises:
         ValueError: if filters have less than 2x2 pixels, or the samples do not fit.
@@ -93,7 +95,7 @@ def geometry_for(
             f"kernels of {_size(kernel)} pixels do not overlap in a filter map; use an ordinary"
             f" convolution, or kernels of at least {STEP}x{STEP} pixels"
         )
-    geometry = Geometry(samples or samples_for(outputs, channels, kernel), kernel, channels)
+    geometry = Geometry(samples or samples_for(outputs, channels, kernel, planes), kernel, channels)
     if reason := _why_unfit(geometry, outputs):
         raise ValueError(f"samples={geometry.samples} {reason}")
     return geometry
@@ -114,7 +116,9 @@ def _why_unfit(geometry: Geometry, outputs: int) -> str:
     return ""
 
 
-def samples_for(outputs: int, channels: int, kernel: tuple[int, int]) -> tuple[int, int, int]:
+def samples_for(
+    outputs: int, channels: int, kernel: tuple[int, int], planes: int = 1
+) -> tuple[int, int, int]:
     """Returns (K1, K2, K3) of a layer, by a rule that continues the paper's Table 1.
 
     K3 is 2 up to 32 filters, 4 up to 256 and 8 above, lowered to a power of two that divides both K
@@ -125,10 +129,11 @@ def samples_for(outputs: int, channels: int, kernel: tuple[int, int]) -> tuple[i
         outputs: K.
         channels: C.
         kernel: (S1, S2).
+        planes: number of filters per output map; K is a multiple of it.
 
     Raises:
         ValueError: if the map would be smaller than a filter. It names the nearest numbers of
-            filters that can be taken.
+            filters that can be taken, or of output maps if each has several.
     """
     samples = _samples(outputs, channels)
     if not _why_unfit(Geometry(samples, kernel, channels), outputs):
@@ -138,13 +143,14 @@ def samples_for(outputs: int, channels: int, kernel: tuple[int, int]) -> tuple[i
         geometry = Geometry(_samples(number, channels), kernel, channels)
         return not _why_unfit(geometry, number)
 
-    nearest = [next(filter(fits, range(outputs - 1, 0, -1)), None)]
-    nearest.append(next(filter(fits, itertools.count(outputs + 1))))
+    nearest = [next(filter(fits, range(outputs - planes, 0, -planes)), None)]
+    nearest.append(next(filter(fits, itertools.count(outputs + planes, planes))))
     rows, columns, _ = Geometry(samples, kernel, channels).map_shape
     raise ValueError(
         f"the filter map of {outputs} filters and {channels} input channels would have"
         f" {rows}x{columns} pixels, fewer than the {_size(kernel)} pixels of a filter; take"
-        f" {' or '.join(str(number) for number in nearest if number)} filters"
+        f" {' or '.join(str(number // planes) for number in nearest if number)}"
+        f" {'filters' if planes == 1 else f'maps of {planes} filters each'}"
     )
 
 

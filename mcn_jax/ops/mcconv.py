@@ -178,7 +178,7 @@ def _forward_and_products(
     size = native.products_size(spec, *arrays)
 
     def by(form: Form, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return form.forward(spec, *arrays), jnp.zeros(size)
+        return form.forward(spec, *arrays), jnp.zeros(size, jnp.float32)
 
     passes = {name: functools.partial(by, form) for name, form in _fastest(spec, *arrays).items()}
     passes["cpu"] = functools.partial(native.forward_and_products, spec)

@@ -2,12 +2,15 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 from mcn_jax import models
 from mcn_jax.config import SAME, BinarizeConfig, Config, LossConfig, ModelConfig, flatten
 from mcn_jax.data.checks import check_augmentation, check_data
 from mcn_jax.data.facts import DATASETS
 from mcn_jax.errors import InputError, require, require_one_of
+from mcn_jax.layers.family import Family
 from mcn_jax.layers.planes import check_input
 from mcn_jax.layers.pooling import POOLINGS
 from mcn_jax.layers.table import LAYERS
@@ -29,10 +32,19 @@ NOT_NEGATIVE = (
     "optimizer.weight_decay", "optimizer.warmup_epochs", "steps_per_dispatch",
     "checkpoint_every_steps", "loss.stride_cost", "optimizer.average_epochs", "batch_norm_steps",
 )  # fmt: skip
-# Fields that only MCconv reads.
-OF_MCCONV = (
-    "model.plane_signs", "model.m_init", "optimizer.m_momentum", "optimizer.m_decay",
-    "optimizer.center_latents", "loss.theta_schedule",
+# Fields that some layers read, what these layers are, and how they are known.
+OF_LAYERS: tuple[tuple[tuple[str, ...], str, Callable[[Family], Any]], ...] = (
+    (
+        ("model.plane_signs", "model.m_init", "optimizer.m_momentum", "optimizer.m_decay",
+         "optimizer.center_latents", "loss.theta_schedule"),
+        "MCconv", lambda family: family.takes_planes,
+    ),
+    (
+        ("binarize.centers", "binarize.num_centers"),
+        "mcconv and filter_map_kmeans", lambda family: family.refresh,
+    ),
+    (("binarize.estimator",), "mcconv, irnet and recu", lambda family: family.advance),
+    (("binarize.k_gradient",), "xnor", lambda family: family is LAYERS["xnor"]),
 )  # fmt: skip
 
 
@@ -76,8 +88,9 @@ def validate(config: Config, num_devices: int = 1) -> None:
     check_data(config.data)
     models.check(config)
     _check_optimizer(config)
-    _check_planes(config)
-    _check_centers(config)
+    require_one_of("binarize.centers", config.binarize.centers, CENTERS)
+    _check_of_layers(config)
+    _check_centers(config.binarize)
     _check_teacher(config.loss)
     learns = POOLINGS[config.model.pooling].learns_strides
     require(
@@ -191,28 +204,22 @@ def _check_optimizer(config: Config) -> None:
     require(momentum == SAME or optimizer.name == "sgd", "optimizer.m_momentum", momentum, message)
 
 
-def _check_planes(config: Config) -> None:
-    """Raises InputError if a field that only MCconv reads is set, but no layer is an MCconv."""
-    kinds = models.convolution_kinds(config.model).values()
-    if any(LAYERS[kind].takes_planes for kind in kinds):
-        return
+def _check_of_layers(config: Config) -> None:
+    """Raises InputError if a field is set that no layer of the network reads."""
+    families = [LAYERS[kind] for kind in models.convolution_kinds(config.model).values()]
     flat, default = flatten(config), flatten(Config())
-    for name in OF_MCCONV:
-        message = "is for MCconv, which no layer of the network is; leave it out"
-        require(flat[name] == default[name], name, flat[name], message)
+    for names, layers, reads in OF_LAYERS:
+        if any(map(reads, families)):
+            continue
+        message = f"is for {layers}, which no layer of the network is; leave it out"
+        for name in names:
+            require(flat[name] == default[name], name, flat[name], message)
 
 
-def _check_centers(config: Config) -> None:
-    name, kind = "binarize.centers", config.binarize.centers
-    num_centers = config.binarize.num_centers
-    require_one_of(name, kind, CENTERS)
-    if kind != BinarizeConfig.centers:
-        kinds = models.convolution_kinds(config.model).values()
-        message = "is for layers with k-means centers; the network has none, so leave it out"
-        require(any(LAYERS[kind].refresh for kind in kinds), name, kind, message)
-    holds = kind != "symmetric" or num_centers == 2
+def _check_centers(binarize: BinarizeConfig) -> None:
+    holds = binarize.centers != "symmetric" or binarize.num_centers == 2
     message = 'must be 2 with config.binarize.centers="symmetric"'
-    require(holds, "binarize.num_centers", num_centers, message)
+    require(holds, "binarize.num_centers", binarize.num_centers, message)
 
 
 def _check_teacher(loss: LossConfig) -> None:

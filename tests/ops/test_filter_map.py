@@ -123,6 +123,11 @@ def test_what_fits_no_map_is_refused(outputs, channels, kernel, samples, message
         fm.geometry_for(outputs, channels, (kernel, kernel), samples)
 
 
+def test_maps_of_several_filters_are_suggested_whole():
+    with pytest.raises(ValueError, match=r"10x2 pixels, .*; take 4 or 6 maps of 2 filters each$"):
+        fm.geometry_for(10, 10, (3, 3), planes=2)
+
+
 @pytest.mark.parametrize("samples", [(2, 3, 2), (8, 8, 1)])
 def test_samples_may_be_chosen(samples):
     geometry = fm.geometry_for(np.prod(samples), 48, (3, 3), samples)

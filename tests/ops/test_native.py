@@ -77,6 +77,17 @@ def test_wide_layers_save_their_products(channels, options, saves):
 
 
 @needs_kernel
+def test_wide_layers_take_parameters_in_float64():
+    features, latent, m = random_arrays(0, 2, (6, 6), 64, 32, 4, 3, np.float32)
+    expected = output_and_gradients((features, latent, m))
+    with jax.enable_x64(True):
+        found = output_and_gradients((features, latent.astype("float64"), m.astype("float64")))
+    assert [a.dtype for a in found] == ["float32", "float32", "float64", "float64"]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * np.abs(b).max())
+
+
+@needs_kernel
 def test_two_threads_give_the_same_bits_each_time():
     # Wide enough to be split by maps, and large enough to be split by images.
     for images, size, maps in ((2, 8, 160), (8, 32, 4)):
