@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mcn_jax.config import check_field
+from mcn_jax.config import RESUMABLE_CHANGES, check_field
 from mcn_jax.errors import InputError
 
 
@@ -19,8 +19,7 @@ def parse_grid(argument: str) -> tuple[str, list[str]]:
     """
     name, equals, values = argument.partition("=")
     found = values.removesuffix(";").split(";" if ";" in values else ",")
-    if name == "seed":
-        raise InputError("seed cannot be a field of --grid; use --seeds")
+    _check_name(name, "--grid")
     if len(set(found)) < len(found):
         raise InputError(f"{argument!r} has a value twice; remove one")
     if not equals or not all(found):
@@ -41,10 +40,19 @@ def parse_range(argument: str) -> tuple[str, float, float]:
         raise InputError(form) from error
     if not 0 <= low < high < math.inf:
         raise InputError(form)
-    if match[1] == "seed":
-        raise InputError("seed cannot be a field of --random; use --seeds")
+    _check_name(match[1], "--random")
     check_field(match[1])
     return match[1], low, high
+
+
+def _check_name(name: str, flag: str) -> None:
+    if name == "seed":
+        raise InputError(f"seed cannot be a field of {flag}; use --seeds")
+    if name in RESUMABLE_CHANGES:
+        raise InputError(
+            f"{name} cannot be a field of {flag}: it changes no result; give it to all trials,"
+            f" after --, as --config.{name}=VALUE"
+        )
 
 
 def settings(grids: Sequence[str], ranges: Sequence[str], samples: int) -> list[dict[str, str]]:

@@ -46,6 +46,7 @@ from search_space import settings
 from trial import METRIC, RESTARTS, NoRestart, Training, describe
 
 from mcn_jax import report
+from mcn_jax.command_line import os_error_text
 from mcn_jax.config import load_config_file
 from mcn_jax.errors import InputError
 from mcn_jax.paths import user_path
@@ -118,6 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _sweep(options)
     except InputError as error:
         print(f"sweep: error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"sweep: error: {os_error_text(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("sweep: stopped; the same command resumes", file=sys.stderr)

@@ -327,7 +327,8 @@ def older_fields(saved: Mapping[str, Any]) -> dict[str, Any]:
     lacking = {}
     for name, value in OLDER_RUNS.items():
         group, field = name.split(".")
-        if field not in saved.get(group, {}):
+        values = saved.get(group, {})
+        if isinstance(values, Mapping) and field not in values:
             lacking[name] = value
     return lacking
 

@@ -56,6 +56,12 @@ def test_settings_are_every_point_with_every_draw():
         ([], ["loss.theta=2:1"], "is not of the form FIELD=LOW:HIGH"),
         ([], ["loss.theta=a:b"], "is not of the form FIELD=LOW:HIGH"),
         ([], ["seed=0:10"], "seed cannot be a field of --random; use --seeds"),
+        (["data.pipeline=resident,streamed"], [], "data.pipeline cannot be a field of --grid: it"),
+        (
+            [],
+            ["eval_batch_size=1:9"],
+            "eval_batch_size cannot be a field of --random: it changes no",
+        ),
         (["loss.theta=1", "loss.theta=2"], [], "loss.theta is a field of two flags"),
         (["loss.theta=1"], ["loss.theta=0:1"], "loss.theta is a field of two flags"),
     ],
@@ -72,6 +78,16 @@ def test_seeds_are_different_numbers(seeds, tmp_path, capsys):
     message = f"sweep: error: --seeds={seeds} is not of the form 0,1,2, each once\n"
     assert capsys.readouterr().err == message
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path, capsys):
+    (tmp_path / "out").write_text("")
+    config = f"--config={ROOT / 'configs' / 'digits.py'}"
+    for out in ("out", "out/below"):
+        assert sweep.main([config, f"--out={tmp_path / out}"]) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"sweep: error: {tmp_path}/out")
+        assert line.endswith("or name another place")
 
 
 def test_samples_are_at_least_one_and_differ():

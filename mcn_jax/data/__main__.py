@@ -26,10 +26,17 @@ from mcn_jax.data.facts import DATASETS
 from mcn_jax.data.packed import pack
 from mcn_jax.errors import InputError
 from mcn_jax.escapes import shown
+from mcn_jax.paths import user_path
 from mcn_jax.terminal import run_command
 
 MANY_SIZES = 224  # pixels; images that differ in size are resized to this height and width
 SHOWN_CLASSES = 20
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be True or False")
+    return text.lower() == "true"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         "train_split": "in TFDS's notation, for a set in --data_dir with other splits",
         "test_split": "in the same notation",
         "background": "gray level behind transparent pixels; -1 ignores transparency",
+        "exif_orientation": "whether images are turned upright as their EXIF data say",
         "image_size": f"as in a run; 0: as stored, or {MANY_SIZES} if images differ in size",
     }
     for field in dataclasses.fields(DataConfig):
@@ -54,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
                 f"--{field.name}",
                 f"--config.data.{field.name}",  # as errors and configs spell it
                 dest=field.name,
-                type=type(field.default),
+                type=_boolean if isinstance(field.default, bool) else type(field.default),
                 default=field.default,
                 metavar=field.name.upper(),
                 help=f"{texts[field.name]} (default: {field.default!r})",
@@ -67,7 +75,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--pack",
-        type="path",
         metavar="DIR",
         help="only write a packed copy, DIR/packed/NAME, which a machine without TFDS reads if"
         " its --config.data.data_dir is DIR",
@@ -96,7 +103,7 @@ def main(arguments: list[str]) -> None:
         if options.pack is not None:
             if not options.pack:
                 raise InputError("--pack= is empty; name a directory")
-            packed = pack(open_store(config), config, options.pack)
+            packed = pack(open_store(config), config, user_path(options.pack))
             size = sum(file.stat().st_size for file in packed.iterdir())
             console.print(rich.markup.escape(f"packed {config.name} in {packed}: {size:,} bytes"))
             return

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError, features
 
 from mcn_jax.data.archives import unreadable
+from mcn_jax.data.images import UNREADABLE
 from mcn_jax.errors import InputError
 from mcn_jax.escapes import shown
 
@@ -123,10 +124,12 @@ def format_of(path: pathlib.Path) -> str | None:
     try:
         with Image.open(path, formats=known) as image:
             return image.format
-    except (UnidentifiedImageError, SyntaxError, ValueError):
+    except UnidentifiedImageError:
         return None
     except OSError as error:
         raise unreadable(shown(path), error) from error
+    except UNREADABLE:
+        return None
 
 
 def _not_an_image(path: pathlib.Path) -> Skipped:

@@ -9,6 +9,7 @@ import contextlib
 import io
 import math
 import pathlib
+import struct
 import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -22,8 +23,11 @@ from mcn_jax.errors import InputError
 MODES = {1: "L", 3: "RGB"}  # channels -> mode of Pillow for the converted image
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
-# Pillow's errors for files that are not images, are truncated or claim an absurd size.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# Pillow's errors for files that are not images, are damaged or claim an absurd size.
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, RuntimeError, LookupError, EOFError, struct.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
 
 # Pillow warns of damaged EXIF data and of dropped transparency. Damaged pixels raise.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")

@@ -18,6 +18,7 @@ import math
 import pathlib
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -177,7 +178,7 @@ class Packed:
         if split not in self._read:
             try:
                 self._read[split] = self._read_split(split)
-            except READ_ERRORS as error:
+            except (*READ_ERRORS, EOFError, zipfile.BadZipFile) as error:
                 raise InputError(
                     f"packed data set {name} in {self.path} cannot be read ({first_line(error)});"
                     " copy it there again, or pack it again"

@@ -84,9 +84,10 @@ class Prepared:
         with readable(config.name, self.path):
             try:
                 source = self._builder.as_data_source(split=split, decoders=decoders)
+                count = len(source)  # a ValueError if the bounds of the split are reversed
             except (ValueError, KeyError, AssertionError) as error:
                 raise InputError(_wrong_split(self._builder, config, split)) from error
-        if not len(source):
+        if not count:
             raise InputError(f"split {split!r} of data set {config.name} has no examples")
         return Examples(
             source=source,

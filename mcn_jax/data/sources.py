@@ -7,6 +7,7 @@ order, so the step treats both alike.
 
 import collections
 import functools
+import importlib.util
 import math
 import multiprocessing
 import os
@@ -141,9 +142,16 @@ class StreamedSource:
         """Prepares the stream without starting workers.
 
         Raises:
-            InputError: if their shared memory is missing or too small.
+            InputError: if Grain is not installed, or the workers' shared memory is missing or too
+                small.
         """
         del pause_steps  # every dispatch is one step
+        if importlib.util.find_spec("grain") is None:
+            raise InputError(
+                f"config.data.pipeline={config.data.pipeline!r} streams these images with the"
+                " package grain, which is not installed; install it, or use"
+                " config.data.pipeline='resident'"
+            )
         self._read = _BatchReader(config, dataset.train, dataset.test)
         self._workers = config.data.workers or parallel.host_cores() or 1
         check_shared_memory(self._workers, self._read.batch_bytes)

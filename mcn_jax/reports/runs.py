@@ -18,7 +18,8 @@ from mcn_jax.workdirs.files import of_kind, read_json, read_metrics, read_result
 
 # Fields that do not define a setting: seeds repeat it, the others do not change results.
 IGNORED = ("seed", *RESUMABLE_CHANGES)
-# Paths: a setting contains whether they are set, but not the paths themselves.
+# Paths: a setting contains whether they are set. It contains the paths themselves only where runs
+# of one seed differ in them, as students of different teachers do.
 PLACES = ("init_from", "loss.teacher", "data.wnids_file")
 # Fields that the columns method, data and network show.
 ALWAYS_SHOWN = (
@@ -71,14 +72,22 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-    """The runs of one setting, sorted by seed; at least one."""
+    """The runs of one setting, sorted by seed; at least one.
+
+    Attributes:
+        runs: the runs.
+        has_places: whether the fields in `PLACES` are part of the setting with their paths.
+    """
 
     runs: tuple[Run, ...]
+    has_places: bool = False
 
     @property
     def setting(self) -> dict[str, Any]:
         """The fields that all runs of the group share."""
-        return self.runs[0].setting
+        run = self.runs[0]
+        places = {name: run.config[name] or False for name in PLACES} if self.has_places else {}
+        return run.setting | places
 
     @property
     def finished(self) -> list[Run]:
@@ -198,31 +207,39 @@ def _check_fields(record: Any, names: Iterable[str], place: str) -> None:
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Groups runs that differ only in their seed.
+    """Groups runs that differ only in their seed, or also in the paths of `PLACES`.
 
-    Groups with the same method, data set and network stand together, sorted by theta, lambda and
-    centers. Otherwise the order of the runs is kept.
+    If runs of one seed differ in these paths, there is a group for each path. Groups with the same
+    method, data set and network stand together, sorted by theta, lambda and centers. Otherwise the
+    order of the runs is kept.
 
     Raises:
         InputError: if two runs are the same work directory, or have the same setting and seed.
     """
-    by_place: dict[pathlib.Path, Run] = {}
+    by_workdir: dict[pathlib.Path, Run] = {}
     by_setting: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        first = by_place.setdefault(run.workdir.resolve(), run)
+        first = by_workdir.setdefault(run.workdir.resolve(), run)
         if first is not run:
             raise InputError(f"{run.workdir} is the same as {first.workdir}; leave one out")
         by_setting.setdefault(tuple(sorted(run.setting.items())), []).append(run)
     groups = []
     for members in by_setting.values():
-        members.sort(key=lambda run: run.config["seed"])
-        for run, following in itertools.pairwise(members):
-            if run.config["seed"] == following.config["seed"]:
-                raise InputError(
-                    f"{run.workdir} and {following.workdir} have the same config and"
-                    f" seed={run.config['seed']}; leave one out"
-                )
-        groups.append(Group(runs=tuple(members)))
+        parts = [members]
+        if len({run.config["seed"] for run in members}) < len(members):
+            by_place: dict[tuple[Any, ...], list[Run]] = {}
+            for run in members:
+                by_place.setdefault(tuple(run.config[name] for name in PLACES), []).append(run)
+            parts = list(by_place.values())
+        for part in parts:
+            part.sort(key=lambda run: run.config["seed"])
+            for run, following in itertools.pairwise(part):
+                if run.config["seed"] == following.config["seed"]:
+                    raise InputError(
+                        f"{run.workdir} and {following.workdir} have the same config and"
+                        f" seed={run.config['seed']}; leave one out"
+                    )
+            groups.append(Group(runs=tuple(part), has_places=len(parts) > 1))
     kinds = list(dict.fromkeys(_shown(group.setting) for group in groups))
     return sorted(
         groups,
@@ -307,13 +324,18 @@ def _told_apart(setting: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) 
         if field == "loss.center_loss_weight":
             words.append(f"center loss, lambda {value:g}" if value else "no center loss")
         elif field == "init_from":
-            words.append("fine-tuned" if value else "from scratch")
+            words.append(f"fine-tuned{_from(value)}" if value else "from scratch")
         elif field == "loss.teacher":
-            words.append("distilled" if value else "without a teacher")
+            words.append(f"distilled{_from(value)}" if value else "without a teacher")
         else:
             name = SHORT_NAMES.get(field, last if short.count(last) == 1 else field)
             words.append(f"{name} {text(value)}")
     return words
+
+
+def _from(place: Any) -> str:
+    """Returns " from PATH" for a path, and "" for True."""
+    return f" from {place}" if isinstance(place, str) else ""
 
 
 def text(value: Any) -> str:

@@ -57,6 +57,8 @@ def test_list_and_help(tmp_path):
         (["digits", "--seed=-1"], "--seed=-1 must be from 0 to 2^32 - 1"),
         (["mnist", "--config.data.archive_dir=/nowhere"], "archive directory /nowhere does not"),
         (["digits", "--image_size=8"], "config.data.image_size=8 is smaller than the images"),
+        (["digits", "--pack="], "--pack= is empty; name a directory"),
+        (["digits", "--exif_orientation=no"], "'no' must be True or False"),
         ([], "name a data set: digits, mnist"),
     ],
 )

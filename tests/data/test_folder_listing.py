@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import socket
+import zlib
 
 import pytest
 from PIL import Image
@@ -52,6 +53,14 @@ def test_what_pillow_decodes_is_used_in_deeper_folders_too(name, folder):
     assert listed(folder) == (sorted(["a.png", name], key=pathlib.PurePath), [])
 
 
+def huge():
+    """Returns a PNG whose header has more pixels than Pillow takes for honest."""
+    content = bytearray(encoded())
+    content[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    return bytes(content)
+
+
 SUFFIX = "a suffix that Pillow does not read as an image on this machine"
 SKIPPED = {
     "x.heic": (b"?", f".heic files, {SUFFIX}"),
@@ -66,6 +75,9 @@ SKIPPED = {
         encoded("JPEG"),
         ".jpg~ files, which contain images (JPEG) but have another suffix",
     ),
+    "slide.svs": (huge(), f".svs files, {SUFFIX}"),
+    "slide": (huge(), "files without a suffix, which do not begin as an image does"),
+    "x.dds.old": (b"DDS " + (124).to_bytes(4, "little") + bytes(120), f".old files, {SUFFIX}"),
     "Thumbs.db": (b"?", "hidden or system files"),
     ".DS_Store": (b"?", "hidden or system files"),
     "._x.jpg": (b"?", "hidden or system files"),

@@ -160,6 +160,19 @@ def test_unreadable_images_are_named(damage):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"qoif" + (8).to_bytes(4, "big") * 2 + b"\x03\x00",  # an IndexError of Pillow
+        b"DDS " + (124).to_bytes(4, "little") + bytes(120),  # a NotImplementedError
+        b"\x00\x00\x00\x1cftypavif" + bytes(40),  # a RuntimeError
+    ],
+)
+def test_damaged_images_of_rare_formats_are_named(content):
+    with pytest.raises(InputError, match=r"^pictures/a cannot be read as an image \(.*\); replace"):
+        images.check_readable(content, "pictures/a")
+
+
 def test_readable_images_pass():
     for suffix in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
         images.check_readable(encoded(Image.new("RGB", (33, 21), 77), suffix), "x")

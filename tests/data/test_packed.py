@@ -162,6 +162,7 @@ def test_without_tfds_and_without_a_packed_copy_one_line_says_what_to_do(tmp_pat
         ("train[", r"split 'train\[' does not fit"),
         ("train[:2000]", "2000 lies beyond the 1437 examples"),
         ("train[-1438:]", "-1438 lies beyond the 1437 examples"),
+        ("train[10:5]", r"split 'train\[10:5\]' of data set digits has no examples"),
         ("train[7:7]", r"split 'train\[7:7\]' of data set digits has no examples"),
         ("test[:5]", "share 5 examples of digits"),
         ("train+test[-3:]", "share 3 examples of digits"),
@@ -189,6 +190,10 @@ def _cut(file):
     return cut
 
 
+def _holding(file, content):
+    return lambda directory: (directory / file).write_bytes(content)
+
+
 def _other_labels(directory):
     labels = np.load(directory / "train_labels.npy")
     np.save(directory / "train_labels.npy", labels[::-1])
@@ -205,6 +210,8 @@ def _other_labels(directory):
         (_cut("dataset.json"), "dataset.json is damaged"),
         (_cut("train_0.webp"), r"cannot be read \(train_0.webp: .*copy it there again"),
         (_cut("test_labels.npy"), "cannot be read"),
+        (_holding("train_labels.npy", b""), "cannot be read .*copy it there again"),
+        (_holding("train_labels.npy", b"PK" + bytes(99)), "cannot be read .*copy it there again"),
         (_other_labels, "the train images or labels differ from their SHA-256"),
         (lambda directory: (directory / "test_0.webp").unlink(), "test_0.webp"),
     ],

@@ -1,6 +1,7 @@
 """Tests that both sources give the same batches, which depend only on (seed, epoch, step)."""
 
 import dataclasses
+import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -69,6 +70,13 @@ def photos_config(photos, data_dir, **changes):
     return with_data(
         config, name="image_folder", root=str(photos), image_size=16, crop_padding=0, **changes
     )
+
+
+def test_a_stream_without_grain_is_one_line(data_dir, monkeypatch):
+    config = with_data(digits_config(data_dir), pipeline="streamed")
+    monkeypatch.setattr(importlib.util, "find_spec", {"grain": None}.__getitem__)
+    with pytest.raises(InputError, match=r"pipeline='streamed' streams .* or use config.*resident"):
+        sources.StreamedSource(config, open_dataset(config.data))
 
 
 @pytest.mark.slow

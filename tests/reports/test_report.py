@@ -177,6 +177,23 @@ def test_where_files_lie_makes_no_setting_of_its_own(report_runs, tmp_path):
     assert labels([fresh.setting, tuned.setting]) == ["MCN, from scratch", "MCN, fine-tuned"]
 
 
+def test_students_of_different_teachers_are_different_settings(report_runs, tmp_path):
+    paths = [
+        copy(report_runs[f"seed_{seed}"], tmp_path / f"{name}_{seed}", loss__teacher=teacher)
+        for name, teacher in (("first", "/x/one"), ("second", "/x/two"), ("alone", ""))
+        for seed in (0, 1)
+    ]
+    groups = groups_of(*paths)
+    assert [len(group.runs) for group in groups] == [2, 2, 2]
+    settings = [group.setting for group in groups]
+    assert differing_fields(settings) == ["loss.teacher"]
+    assert labels(settings) == [
+        "MCN, distilled from /x/one", "MCN, distilled from /x/two", "MCN, without a teacher",
+    ]  # fmt: skip
+    [group] = groups_of(paths[0], paths[3])  # each seed may have a teacher of its own
+    assert group.setting["loss.teacher"] is True
+
+
 def test_folders_of_different_images_are_different_settings(report_runs, tmp_path):
     paths = [
         copy(report_runs[f"seed_{seed}"], tmp_path / str(seed), data__root=f"/{seed}")

@@ -237,6 +237,16 @@ def test_a_change_that_matters_is_refused(change, tmp_path):
         check_workdir(tmp_path, Config(**change), DATA)
 
 
+@pytest.mark.parametrize("group", [None, 5, []])
+def test_a_group_of_fields_that_is_none_is_one_line(group, tmp_path):
+    write_config(tmp_path, Config(), DATA)
+    record = json.loads((tmp_path / "config.json").read_text())
+    record["config"]["data"] = group
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"config\.json .*another"):
+        check_workdir(tmp_path, as_begun(tmp_path, Config()), DATA)
+
+
 def test_the_command_of_an_older_run_resumes_it_with_the_same_images(tmp_path, caplog):
     config = Config(data=DataConfig(name="image_folder", image_size=8))
     assert as_begun(tmp_path, config) == config
