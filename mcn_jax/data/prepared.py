@@ -85,7 +85,7 @@ class Prepared:
             try:
                 source = self._builder.as_data_source(split=split, decoders=decoders)
                 count = len(source)  # a ValueError if the bounds of the split are reversed
-            except (ValueError, KeyError, AssertionError) as error:
+            except (ValueError, KeyError, AssertionError, NotImplementedError) as error:
                 raise InputError(_wrong_split(self._builder, config, split)) from error
         if not count:
             raise InputError(f"split {split!r} of data set {config.name} has no examples")

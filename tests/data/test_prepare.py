@@ -206,6 +206,7 @@ def test_a_test_split_that_is_trained_on_is_refused(train_split, test_split, sha
             {"train_split": "train[9:5]"},
             r"split 'train\[9:5\]' does not fit data set shapes",
         ),
+        (Shapes, {"train_split": "all[:9]"}, r"split 'all\[:9\]' does not fit data set shapes"),
         (Shapes, {"train_split": "train[:0]"}, r"split 'train\[:0\]' does not fit data set shapes"),
         (Shapes, {"name": "shapes:9.9.9"}, r"config.data.name='shapes:9.9.9' must be one of"),
         (Shapes, {"name": "shapes/other"}, r"config.data.name='shapes/other' must be one of"),
