@@ -40,6 +40,9 @@ from mcn_jax.workdirs.files import environment
 from mcn_jax.workdirs.trained import read_trained
 
 GENERATED_IMAGES, SEED = 64, 0  # of `run_generated`
+# Of images, with the same class from all exported files. Rounding changes fewer, even where it
+# flips the signs of activations.
+LEAST_AGREEMENT = 0.9
 CHECKPOINT, GIVEN_FILE = "checkpoint", "given file"  # what is exported
 FORMATS_HELP = """\
 files in OUT, and who each is for:
@@ -149,7 +152,8 @@ def export(
     Raises:
         InputError: if there is nothing to export, the data cannot be read, the network has no C
             source or cannot be compiled for a web page, or `source` is the file that would be
-            written. Then nothing has been written.
+            written. Then nothing has been written. Also if a written file computes other classes
+            than model.safetensors.
     """
     if web:
         check_compiler()
@@ -184,6 +188,7 @@ def export(
         logits, labels = run_generated(predictors, opened.batch_size), None
     else:
         logits, labels = predictor.run_all(predictors, examples, opened.batch_size)
+    _check_agreement(out, logits)
     expected = logits[opened.name]
     result: dict[str, Any] = {"model": model, "evaluated": evaluate, "images": len(expected)}
     for name, values in logits.items():
@@ -211,6 +216,20 @@ def export(
     if page is not None:
         result[PAGE] = {"bytes": (out / PAGE).stat().st_size, "wasm_bytes": page.wasm_bytes}
     return result
+
+
+def _check_agreement(out: pathlib.Path, logits: Mapping[str, np.ndarray]) -> None:
+    """Raises InputError if a file in `out` computes other classes than model.safetensors."""
+    classes = {name: values.argmax(1) for name, values in logits.items()}
+    for name in ("model.onnx", SOURCE):
+        if name not in classes:
+            continue
+        share = np.mean(classes[name] == classes["model.safetensors"])
+        if share < LEAST_AGREEMENT:
+            raise InputError(
+                f"{out / name} gives another class than model.safetensors to {1 - share:.0%} of the"
+                " images, so it is wrong; use another file, and report this network as a bug"
+            )
 
 
 def _print_json(result: dict[str, Any]) -> None:

@@ -354,6 +354,21 @@ def test_a_file_that_differs_from_its_checkpoint_shows_without_data(report_runs,
         assert exact[file]["difference"] < 1e-5 < 1e-3 < rounded[file]["difference"]
 
 
+@pytest.mark.parametrize("file", ["model.onnx", "model.c"])
+def test_a_file_that_computes_something_else_is_an_error(file, report_runs, tmp_path, monkeypatch):
+    makes = {"model.onnx": (predictor, "of_onnx"), "model.c": (export, "of_c_source")}
+    make = getattr(*makes[file])
+
+    def shifted(*arguments):
+        right = make(*arguments)
+        return dataclasses.replace(right, logits=lambda x: np.roll(right.logits(x), 1, axis=1))
+
+    monkeypatch.setattr(*makes[file], shifted)
+    arguments = [str(report_runs["seed_0"]), str(tmp_path), "--no-evaluate", "--c"]
+    with pytest.raises(SystemExit, match=rf"{file} gives another class than .* to 100% of the"):
+        export.main(arguments)
+
+
 def test_a_run_that_has_no_binary_filters_yet_is_refused(data_dir, tmp_path, one_device):
     config = digits_config(data_dir, num_epochs=2, binarize=BinarizeConfig(start_epoch=1))
     workdir = tmp_path / "run"
