@@ -21,6 +21,7 @@ from mcn_jax.layers.family import (
     float32_tensor,
 )
 from mcn_jax.ops.convolution import convolve
+from mcn_jax.ops.draws import he_normal
 
 
 class Conv(nn.Module):
@@ -43,7 +44,7 @@ class Conv(nn.Module):
             strides=self.strides,
             padding=self.padding,
             use_bias=False,
-            kernel_init=nn.initializers.he_normal(),
+            kernel_init=he_normal,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             conv_general_dilated=_convolve,

@@ -22,6 +22,7 @@ from mcn_jax.layers.filter_map_file import MAP, Quantizer
 from mcn_jax.ops import filter_map as ops
 from mcn_jax.ops import one_bit
 from mcn_jax.ops.binarize import CENTERS, kmeans_centers, nearest_center, nearest_index
+from mcn_jax.ops.draws import drawn
 from mcn_jax.ops.estimators import straight_through
 
 FILTER_MAPS = Group(name="filter_maps", rate="filter_map_rate")
@@ -133,7 +134,8 @@ class FilterMapKMeansConv(FilterMapConv):
 
 def _he_normal(geometry: ops.Geometry) -> Callable[..., jax.Array]:
     """Returns an initializer with the variance 2 / (W*W*C) of He, by the fan-in of a filter."""
-    return nn.initializers.normal(math.sqrt(2 / math.prod(geometry.filter_shape[:-1])))
+    scale = math.sqrt(2 / math.prod(geometry.filter_shape[:-1]))
+    return functools.partial(drawn, nn.initializers.normal(scale))
 
 
 def _sign_codes(p: Leaves, s: Leaves) -> tuple[jax.Array, jax.Array]:

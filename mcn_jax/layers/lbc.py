@@ -30,6 +30,7 @@ from mcn_jax.layers.family import (
     float32_tensor,
 )
 from mcn_jax.ops import lbc, packing
+from mcn_jax.ops.draws import he_normal
 
 PART = "anchors"
 
@@ -71,9 +72,7 @@ class LBConv(nn.Module):
         middle = num_anchors(self.ratio, outputs)
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], middle)
         fixed = self.variable("anchors", "anchors", self._drawn, shape).value
-        kernel = self.param(
-            "kernel", nn.initializers.he_normal(), (1, 1, middle, outputs), self.param_dtype
-        )
+        kernel = self.param("kernel", he_normal, (1, 1, middle, outputs), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (outputs,), self.param_dtype)
         dtype = x.dtype if self.dtype is None else self.dtype
         floats = fixed.astype(self.param_dtype)

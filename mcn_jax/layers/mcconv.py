@@ -19,6 +19,7 @@ from mcn_jax.layers.mcconv_health import health
 from mcn_jax.ops import convolution, native, packing, plane_signs
 from mcn_jax.ops.binarize import CENTERS
 from mcn_jax.ops.costs import multiply_adds
+from mcn_jax.ops.draws import he_normal
 from mcn_jax.ops.estimators import ESTIMATORS, IDENTITY, with_slope_of_two_centers
 from mcn_jax.ops.fastest import Shape
 from mcn_jax.ops.m_init import M_INITS, draw_m, why_unsuitable
@@ -91,7 +92,7 @@ class MCConv(nn.Module):
         taps = (self.kernel_size, self.kernel_size)
         latent_filters = self.param(
             "latent_filters",
-            nn.initializers.he_normal(),
+            he_normal,
             (*taps, x.shape[-1], self.out_maps),
             self.param_dtype,
         )

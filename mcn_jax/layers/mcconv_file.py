@@ -41,7 +41,7 @@ from mcn_jax.ops.plane_signs import has_slices, of_plane, signs_of_slices
 def codes_of(latent_filters: np.ndarray, centers: np.ndarray) -> np.ndarray:
     """Returns the uint8 index of each weight's center, computed in the dtype of training."""
     with jax.enable_x64(latent_filters.dtype == np.float64):
-        codes = ops.nearest_index(jnp.asarray(latent_filters), jnp.asarray(centers))
+        codes = jax.jit(ops.nearest_index)(jnp.asarray(latent_filters), jnp.asarray(centers))
         return np.asarray(codes, np.uint8)
 
 

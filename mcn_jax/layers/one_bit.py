@@ -21,6 +21,7 @@ from mcn_jax.layers.family import PROGRESS, Family, Group, Leaves, PlannedLayer,
 from mcn_jax.layers.one_bit_file import EXPONENTS, LATENT, SCALES
 from mcn_jax.ops import estimators, one_bit
 from mcn_jax.ops.convolution import convolve
+from mcn_jax.ops.draws import drawn, he_normal
 
 DECAY = "decay_of_latents"
 LATENT_KERNELS = Group(name="latent_kernels", decay=DECAY)
@@ -157,8 +158,8 @@ def _initializer(rule: str) -> Callable[..., jax.Array]:
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         if rule in _UNIFORM:
             scale = _UNIFORM[rule](shape)
-            return jax.random.uniform(key, shape, dtype, -scale, scale)
-        latent = nn.initializers.he_normal()(key, shape, dtype)
+            return drawn(jax.random.uniform, key, shape, dtype, -scale, scale)
+        latent = he_normal(key, shape, dtype)
         return one_bit.centred_and_clipped(latent) if rule == "bwn_released" else latent
 
     return init

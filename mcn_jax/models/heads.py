@@ -1,6 +1,7 @@
 """The heads of the networks, from feature maps to logits."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -52,7 +53,8 @@ def example_dropout(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
         keys: [N] random keys.
         rate: share of elements set to zero, in [0, 1).
     """
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    size = (math.prod(x.shape[1:]),)  # one axis: see mcn_jax.ops.draws
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, size))(keys).reshape(x.shape)
     return jnp.where(keep, x / (1 - rate), 0)
 
 

@@ -66,6 +66,7 @@ def symmetric_centers(values: jax.Array, num_centers: int = 2) -> jax.Array:
     return jnp.stack([-a, a])
 
 
+@jax.jit  # op by op, each of some twenty programs would be compiled for each shape
 def _two_means(values: jax.Array) -> jax.Array:
     """Returns the two means for the cut with the greatest between-cluster sum of squares."""
     n = values.size

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from mcn_jax.ops.draws import drawn
+
 # Least value of a plane over its greatest one, before noise. Above zero, so that the gradient of
 # the filters reaches every tap of every plane.
 LEAST_SHARE = 0.1
@@ -95,4 +97,4 @@ def draw_m(
         noise: standard deviation of the noise.
     """
     mean = initial_m(start, shape[0], shape[2]).astype(dtype)
-    return jnp.abs(mean + noise * jax.random.normal(key, shape, dtype))
+    return jnp.abs(mean + noise * drawn(jax.random.normal, key, shape, dtype))

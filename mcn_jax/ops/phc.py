@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mcn_jax.ops.draws import drawn
+
 
 def kernel(rules: jax.Array, filters: jax.Array) -> jax.Array:
     """Builds the kernel of a layer; see the equation above.
@@ -78,7 +80,7 @@ def draw_he_filters(key: jax.Array, shape: tuple[int, ...], channels: int, dtype
     """
     n, *taps, _, _ = shape
     std = math.sqrt(2 * n / (channels * math.prod(taps)))
-    return std * jax.random.normal(key, shape, dtype)
+    return std * drawn(jax.random.normal, key, shape, dtype)
 
 
 def draw_reference_filters(
@@ -104,7 +106,7 @@ def draw_reference_filters(
 
 def _uniform(key: jax.Array, shape: tuple[int, ...], variance: float, dtype: Any) -> jax.Array:
     bound = math.sqrt(3 * variance)
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+    return drawn(jax.random.uniform, key, shape, dtype, -bound, bound)
 
 
 # Names for config.model.phc_init.
