@@ -20,6 +20,7 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+import hypothesis
 import jax
 import pytest
 
@@ -30,6 +31,9 @@ from mcn_jax.training.run import train_and_evaluate
 from small_runs import copy_after, digits_config
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The same examples each time: a test that fails by chance says nothing about the change at hand.
+hypothesis.settings.register_profile("repeats", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeats")
 # Background jobs of a shell ignore interrupts, and processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

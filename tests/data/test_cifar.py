@@ -184,11 +184,20 @@ def test_the_checksums_of_both_downloads_are_package_data():
     assert "_cifar" not in tfds.list_builders(with_community_datasets=False)
 
 
+@pytest.fixture
+def real_config(name, cifar_archives, share):
+    """Returns the config of a real data set, which is prepared once for all workers."""
+
+    def config(directory):
+        return DataConfig(name=name, data_dir=str(directory), archive_dir=cifar_archives)
+
+    return config(share(f"real_{name}", lambda directory: open_dataset(config(directory))))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_real_cifar(name, cifar_archives, tmp_path):
-    config = {"name": name, "data_dir": str(tmp_path), "archive_dir": cifar_archives}
-    dataset = load_data(**config)
+def test_real_cifar(name, cifar_archives, real_config):
+    dataset = load_data(**dataclasses.asdict(real_config))
     facts, archive = DATASETS[name], BUILDERS[name].ARCHIVE
     for split, images, labels in (
         ("train", dataset.train.images, dataset.train.labels),
@@ -222,13 +231,10 @@ def checksum(rows):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 @pytest.mark.parametrize("devices", [1, 8])
-def test_evaluation_of_real_cifar_counts_every_image_once(
-    name, devices, cifar_archives, tmp_path_factory, monkeypatch
-):
-    data_dir = tmp_path_factory.getbasetemp() / "real_cifar"  # prepared once
+def test_evaluation_of_real_cifar_counts_every_image_once(name, devices, real_config, monkeypatch):
     monkeypatch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:devices])
     run = digits_config(
-        data=DataConfig(name=name, data_dir=str(data_dir), archive_dir=cifar_archives),
+        data=real_config,
         model=ModelConfig(widths=(1,), dense_features=4),
     )
     state, arguments = step_arguments(run, quantized=True, image_size=32, channels=3)

@@ -44,7 +44,7 @@ def test_kmeans_is_no_worse_than_the_best_of_many_starts(num_centers):
     assert ours >= lloyd.inertia_ * 0.98  # 50 starts come close to the optimum
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(4, 9).flatmap(
         lambda size: st.lists(st.integers(-5, 5), min_size=size, max_size=size)

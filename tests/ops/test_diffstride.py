@@ -110,7 +110,7 @@ def test_sizes(size, strides, reading, expected):
     assert pool_size(lifted, (size, size), R, reading) == expected
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     size=st.tuples(st.integers(3, 24).map(lambda half: 2 * half), st.integers(5, 48)),
     strides=st.tuples(st.floats(1, 9, width=32), st.floats(1, 9, width=32)),
@@ -145,7 +145,7 @@ def test_distances_of_rows():
     assert spectral.row_frequencies(5).tolist() == [-2, -1, 0, 1, 2]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     size=st.tuples(st.integers(5, 20), st.integers(5, 20)),
     strides=st.tuples(st.floats(1, 6), st.floats(1, 6)),

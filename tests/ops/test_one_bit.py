@@ -236,7 +236,7 @@ def test_gradients_are_those_of_the_linear_surrogate(rule, options, surrogate):
     np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-8)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.sampled_from(sorted(one_bit.RULES)),
     st.integers(0, 2**32 - 1),

@@ -6,7 +6,7 @@ import hypothesis.extra.numpy as arrays
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mcn_jax.ops.packing import bits_per_weight, pack, packed_shape, unpack, unpack_traced
@@ -39,7 +39,6 @@ def test_number_of_centers_is_checked(num_centers):
         bits_per_weight(num_centers)
 
 
-@settings(deadline=None)
 @given(data=st.data(), shape=SHAPES, num_centers=st.integers(2, 256))
 def test_unpacking_is_the_inverse_of_packing(data, shape, num_centers):
     codes = data.draw(arrays.arrays(np.uint8, shape, elements=st.integers(0, num_centers - 1)))

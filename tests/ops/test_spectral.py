@@ -137,7 +137,7 @@ def test_sizes_and_strides_that_are_too_small_are_refused(size, strides, named):
 
 
 # Test 6
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     size=st.tuples(st.integers(2, 20), st.integers(2, 20)),
     strides=st.tuples(st.floats(1, 6), st.floats(1, 6)),
