@@ -100,16 +100,13 @@ def plan_of_module(module: nn.Module, image_shape: tuple[int, int, int]) -> Plan
 
     def note(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
         path, family = context.module.path, family_of(context.module)
-        inside = any(path[: len(other)] == other for other in calls)
-        if family is None or context.method_name != "__call__" or inside:
-            if (
-                context.method_name == "__call__"
-                and path in calls
-                and calls[path].output is not None
-            ):
-                shape = _first_of(arguments, keywords).shape[1:]
-                later = (*calls[path].later_inputs, shape)
-                calls[path] = calls[path]._replace(later_inputs=later)
+        if family is None or context.method_name != "__call__":
+            return call(*arguments, **keywords)
+        if path in calls and calls[path].output is not None:
+            again = _first_of(arguments, keywords).shape[1:]
+            later = (*calls[path].later_inputs, again)
+            calls[path] = calls[path]._replace(later_inputs=later)
+        if any(path[: len(other)] == other for other in calls):
             return call(*arguments, **keywords)
         key = _key_of(context.module, arguments, keywords)
         if key in firsts:
