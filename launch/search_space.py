@@ -48,7 +48,7 @@ def parse_range(argument: str) -> tuple[str, float, float]:
 def _check_name(name: str, flag: str) -> None:
     if name == "seed":
         raise InputError(f"seed cannot be a field of {flag}; use --seeds")
-    if name in RESUMABLE_CHANGES:
+    if name in RESUMABLE_CHANGES and name != "data.root":  # folders of other images
         raise InputError(
             f"{name} cannot be a field of {flag}: it changes no result; give it to all trials,"
             f" after --, as --config.{name}=VALUE"

@@ -49,6 +49,7 @@ from mcn_jax import report
 from mcn_jax.command_line import os_error_text
 from mcn_jax.config import load_config_file
 from mcn_jax.errors import InputError
+from mcn_jax.escapes import printable
 from mcn_jax.paths import user_path
 from mcn_jax.training.stopping import EXIT_CODE
 from mcn_jax.workdirs.files import write_atomically
@@ -118,10 +119,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check(options)
         return _sweep(options)
     except InputError as error:
-        print(f"sweep: error: {error}", file=sys.stderr)
+        print(f"sweep: error: {printable(str(error))}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"sweep: error: {os_error_text(error)}", file=sys.stderr)
+        print(f"sweep: error: {printable(os_error_text(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("sweep: stopped; the same command resumes", file=sys.stderr)

@@ -115,7 +115,7 @@ def main(argv: list[str]) -> None:
             raise InputError(f"unexpected argument {argv[1]!r}; flags begin with --")
         config, workdir = _load_config()
         log_libraries(workdir / "libraries.log")
-        validate(config)
+        validate(config, is_new=not (workdir / "config.json").exists())
         hosts.initialize(
             _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, detect=_SEVERAL.value
         )

@@ -211,7 +211,7 @@ def test_what_is_not_a_group_of_fields_is_named():
         ),
         (
             Config(model=ModelConfig(plane_signs="hadamard", conv="conv")),
-            "config.model.plane_signs='hadamard' is for MCconv, which no layer of the network is",
+            "config.model.plane_signs='hadamard' is read only by mcconv, and the network",
         ),
         (
             Config(model=ModelConfig(m_init="disjont")),
@@ -224,7 +224,7 @@ def test_what_is_not_a_group_of_fields_is_named():
         ),
         (
             Config(model=ModelConfig(m_init="disjoint", conv="conv")),
-            "config.model.m_init='disjoint' is for MCconv, which no layer of the network is",
+            "config.model.m_init='disjoint' is read only by mcconv, and the network",
         ),
         (
             Config(optimizer=OptimizerConfig(m_momentum=1.0)),
@@ -245,14 +245,14 @@ def test_what_is_not_a_group_of_fields_is_named():
         *(
             (
                 Config(model=ModelConfig(conv="conv"), optimizer=OptimizerConfig(**{field: value})),
-                f"config.optimizer.{field}={value} is for MCconv, which no layer of the network is",
+                f"config.optimizer.{field}={value} is read only by mcconv, and the network",
             )
             for field, value in (("m_momentum", 0.5), ("m_decay", 0.1), ("center_latents", True))
         ),
         *(
             (
                 Config(model=ModelConfig(conv=conv), binarize=BinarizeConfig(**{field: value})),
-                f"config.binarize.{field}={value!r} is for {layers}, which no layer of the network",
+                f"config.binarize.{field}={value!r} is read only by {layers}, and the network",
             )
             for conv, field, value, layers in (
                 ("mcdonnell", "estimator", "ede", "mcconv, irnet and recu"),
@@ -268,7 +268,7 @@ def test_what_is_not_a_group_of_fields_is_named():
         ),
         (
             Config(model=ModelConfig(conv="conv"), loss=LossConfig(theta_schedule="linear")),
-            "config.loss.theta_schedule='linear' is for MCconv, which no layer of the network is",
+            "config.loss.theta_schedule='linear' is read only by mcconv, and the network",
         ),
         (
             Config(binarize=BinarizeConfig(centers="median")),
@@ -280,7 +280,7 @@ def test_what_is_not_a_group_of_fields_is_named():
         ),
         (
             Config(model=ModelConfig(conv="bwn"), binarize=BinarizeConfig(centers="symmetric")),
-            "config.binarize.centers='symmetric' is for mcconv and filter_map_kmeans, which",
+            "config.binarize.centers='symmetric' is read only by mcconv and filter_map_kmeans, and",
         ),
         (
             Config(optimizer=OptimizerConfig(average_epochs=191), batch_norm_steps=10),
@@ -318,6 +318,13 @@ def test_what_is_not_a_group_of_fields_is_named():
 )
 def test_wrong_values_are_named_with_what_is_allowed(config, message):
     with pytest.raises(InputError, match=re.escape(message)):
+        validate(config)
+
+
+def test_a_run_that_began_with_a_field_that_no_layer_reads_may_resume():
+    config = Config(model=ModelConfig(conv="mcdonnell"), binarize=BinarizeConfig(estimator="ede"))
+    validate(config, is_new=False)
+    with pytest.raises(InputError, match="estimator='ede' is read only by mcconv, irnet and"):
         validate(config)
 
 

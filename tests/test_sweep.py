@@ -46,6 +46,10 @@ def test_settings_are_every_point_with_every_draw():
     assert drawn == settings(grids[:1], ["optimizer.learning_rate=1e-3:1"], samples=20)
 
 
+def test_folders_of_images_are_a_field_like_others():
+    assert settings(["data.root=/a,/b"], [], 1) == [{"data.root": "/a"}, {"data.root": "/b"}]
+
+
 @pytest.mark.parametrize(
     ("grids", "ranges", "message"),
     [

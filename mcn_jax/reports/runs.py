@@ -76,18 +76,17 @@ class Group:
 
     Attributes:
         runs: the runs.
-        has_places: whether the fields in `PLACES` are part of the setting with their paths.
+        places: the fields in `PLACES` whose path is part of the setting.
     """
 
     runs: tuple[Run, ...]
-    has_places: bool = False
+    places: tuple[str, ...] = ()
 
     @property
     def setting(self) -> dict[str, Any]:
         """The fields that all runs of the group share."""
         run = self.runs[0]
-        places = {name: run.config[name] or False for name in PLACES} if self.has_places else {}
-        return run.setting | places
+        return run.setting | {name: run.config[name] or False for name in self.places}
 
     @property
     def finished(self) -> list[Run]:
@@ -223,15 +222,15 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         if first is not run:
             raise InputError(f"{run.workdir} is the same as {first.workdir}; leave one out")
         by_setting.setdefault(tuple(sorted(run.setting.items())), []).append(run)
+    telling = _telling_places(by_setting.values())
     groups = []
     for members in by_setting.values():
-        parts = [members]
+        parts = {(): members}
         if len({run.config["seed"] for run in members}) < len(members):
-            by_place: dict[tuple[Any, ...], list[Run]] = {}
+            parts = {}
             for run in members:
-                by_place.setdefault(tuple(run.config[name] for name in PLACES), []).append(run)
-            parts = list(by_place.values())
-        for part in parts:
+                parts.setdefault(tuple(run.config[name] for name in telling), []).append(run)
+        for part in parts.values():
             part.sort(key=lambda run: run.config["seed"])
             for run, following in itertools.pairwise(part):
                 if run.config["seed"] == following.config["seed"]:
@@ -239,7 +238,8 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
                         f"{run.workdir} and {following.workdir} have the same config and"
                         f" seed={run.config['seed']}; leave one out"
                     )
-            groups.append(Group(runs=tuple(part), has_places=len(parts) > 1))
+            shared = [name for name in telling if len({run.config[name] for run in part}) == 1]
+            groups.append(Group(runs=tuple(part), places=tuple(shared)))
     kinds = list(dict.fromkeys(_shown(group.setting) for group in groups))
     return sorted(
         groups,
@@ -248,6 +248,17 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
             *(group.setting[name] for name in SHORT_NAMES),
         ),
     )
+
+
+def _telling_places(members_of_settings: Iterable[Sequence[Run]]) -> list[str]:
+    """Returns the fields in `PLACES` that tell runs of one setting and seed apart."""
+    pairs = [
+        (run.config, other.config)
+        for members in members_of_settings
+        for run, other in itertools.combinations(members, 2)
+        if run.config["seed"] == other.config["seed"]
+    ]
+    return [name for name in PLACES if any(one[name] != two[name] for one, two in pairs)]
 
 
 def method(setting: Mapping[str, Any]) -> str:

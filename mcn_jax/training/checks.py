@@ -37,7 +37,7 @@ OF_LAYERS: tuple[tuple[tuple[str, ...], str, Callable[[Family], Any]], ...] = (
     (
         ("model.plane_signs", "model.m_init", "optimizer.m_momentum", "optimizer.m_decay",
          "optimizer.center_latents", "loss.theta_schedule"),
-        "MCconv", lambda family: family.takes_planes,
+        "mcconv", lambda family: family.takes_planes,
     ),
     (
         ("binarize.centers", "binarize.num_centers"),
@@ -48,12 +48,14 @@ OF_LAYERS: tuple[tuple[tuple[str, ...], str, Callable[[Family], Any]], ...] = (
 )  # fmt: skip
 
 
-def validate(config: Config, num_devices: int = 1) -> None:
+def validate(config: Config, num_devices: int = 1, *, is_new: bool = True) -> None:
     """Checks every value of a config, and that the devices divide the batch.
 
     Args:
         config: the run's config.
         num_devices: number of devices over all processes.
+        is_new: whether the run begins. A run that resumes may have been begun with fields that no
+            layer reads, and must keep them.
 
     Raises:
         InputError: if a value is wrong. The error names the value and what is allowed.
@@ -89,7 +91,8 @@ def validate(config: Config, num_devices: int = 1) -> None:
     models.check(config)
     _check_optimizer(config)
     require_one_of("binarize.centers", config.binarize.centers, CENTERS)
-    _check_of_layers(config)
+    if is_new:
+        _check_of_layers(config)
     _check_centers(config.binarize)
     _check_teacher(config.loss)
     learns = POOLINGS[config.model.pooling].learns_strides
@@ -211,7 +214,7 @@ def _check_of_layers(config: Config) -> None:
     for names, layers, reads in OF_LAYERS:
         if any(map(reads, families)):
             continue
-        message = f"is for {layers}, which no layer of the network is; leave it out"
+        message = f"is read only by {layers}, and the network has no such layer; leave it out"
         for name in names:
             require(flat[name] == default[name], name, flat[name], message)
 

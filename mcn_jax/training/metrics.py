@@ -201,7 +201,7 @@ def print_result(result: dict[str, Any], workdir: pathlib.Path) -> None:
         for name, value in _result_rows(result):
             table.add_row(name, value)
     except (KeyError, TypeError, ValueError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise InputError(
             f"{workdir / 'result.json'} is damaged ({reason}); remove it, and the same command"
             " writes it again"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from c_programs import need_compiler
 from mcn_jax import evaluate, export, predict
 from mcn_jax.config import BinarizeConfig, DataConfig, ModelConfig
 from mcn_jax.data.dataset import open_dataset
@@ -356,6 +357,8 @@ def test_a_file_that_differs_from_its_checkpoint_shows_without_data(report_runs,
 
 @pytest.mark.parametrize("file", ["model.onnx", "model.c"])
 def test_a_file_that_computes_something_else_is_an_error(file, report_runs, tmp_path, monkeypatch):
+    if file == "model.c":
+        need_compiler("cc", "-shared", "-fPIC")
     makes = {"model.onnx": (predictor, "of_onnx"), "model.c": (export, "of_c_source")}
     make = getattr(*makes[file])
 

@@ -24,8 +24,8 @@ needs_kernel = pytest.mark.skipif(
 )
 
 
-# Always uses the same examples. Smaller shapes would be too small: with few terms, a sum may cancel
-# to less than its rounding error.
+# Smaller shapes would be too small: with few terms, a sum may cancel to less than its rounding
+# error.
 @needs_kernel
 @settings(max_examples=12)
 @given(

@@ -190,6 +190,10 @@ def test_students_of_different_teachers_are_different_settings(report_runs, tmp_
     assert labels(settings) == [
         "MCN, distilled from /x/one", "MCN, distilled from /x/two", "MCN, without a teacher",
     ]  # fmt: skip
+    # Another setting of the first teacher is named by it, too.
+    theta = copy(paths[0], tmp_path / "theta", loss__theta=0.5)
+    places = [group.setting["loss.teacher"] for group in groups_of(*paths[:4], theta)]
+    assert sorted(places) == ["/x/one", "/x/one", "/x/two"]
     [group] = groups_of(paths[0], paths[3])  # each seed may have a teacher of its own
     assert group.setting["loss.teacher"] is True
 

@@ -166,7 +166,7 @@ def test_processes_that_would_start_from_different_states_are_refused(data_dir, 
 @pytest.mark.slow
 def test_processes_that_are_stopped_or_lost_go_on_where_they_stood(data_dir, tmp_path):
     flags = (
-        f"--config.data.data_dir={data_dir}", "--config.batch_size=32", "--config.num_epochs=6",
+        f"--config.data.data_dir={data_dir}", "--config.batch_size=32", "--config.num_epochs=8",
         "--config.checkpoint_every_steps=20", "--config.log_every_steps=5",
         "--config.binarize.start_epoch=1",
     )  # fmt: skip
