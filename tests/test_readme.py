@@ -29,8 +29,14 @@ def load(path):
     return module
 
 
+def snippet(text):
+    """Returns the one piece of code in a page that is marked to be run."""
+    [code] = re.findall(r"<!-- snippet: .*? -->\n```python\n(.*?)```", text, re.DOTALL)
+    return code
+
+
 def test_the_snippet_runs():
-    [code] = re.findall(r"<!-- snippet: .*? -->\n```python\n(.*?)```", README, re.DOTALL)
+    code = snippet(README)
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     body = re.search(r"class TinyMCN.*?\n\n", code, re.DOTALL).group()
@@ -45,6 +51,19 @@ def test_the_snippet_runs():
         )
     )(names["variables"]["params"])
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+
+
+def test_the_training_loop_learns_and_keeps_m_positive():
+    names, code = {}, snippet((ROOT / "docs" / "training.md").read_text())
+    exec(compile(snippet(README), "README.md", "exec"), names)
+    exec(compile(code, "training.md", "exec"), names)
+    before, after = names["variables"]["params"], names["params"]
+    arguments = names["centers"], names["opt_state"], names["images"], names["labels"]
+    assert names["value"] < 0.9 * names["train_step"](before, *arguments)[2]
+    for layer in ("MCConv_0", "MCConv_1"):
+        assert after[layer]["m_filters"].min() >= 0
+        for leaf in ("m_filters", "latent_filters"):
+            assert np.abs(after[layer][leaf] - before[layer][leaf]).max() > 0
 
 
 def test_the_tables_are_made_from_the_records():

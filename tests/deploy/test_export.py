@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 import socket
 import sys
@@ -353,6 +354,19 @@ def test_a_file_that_differs_from_its_checkpoint_shows_without_data(report_runs,
     )
     for file in ("model.safetensors", "model.onnx"):
         assert exact[file]["difference"] < 1e-5 < 1e-3 < rounded[file]["difference"]
+
+
+def test_the_page_says_how_to_run_the_graph(report_runs, tmp_path, monkeypatch):
+    directory = tmp_path / "exported" / "digits"
+    export.export(report_runs["seed_0"], directory, FLOAT32, {}, evaluate=False)
+    page = (READER.parents[1] / "docs" / "export.md").read_text()
+    [code] = re.findall(r"<!-- snippet: .*? -->\n```python\n(.*?)```", page, re.DOTALL)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
+    names = {"images": images}
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "export.md", "exec"), names)
+    expected = predictor.open_predictor(directory / "model.safetensors").logits(images)
+    np.testing.assert_allclose(names["logits"], expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "model.c"])
