@@ -188,6 +188,11 @@ def images_from_json(values: Any) -> InputImages:
         _limit("images.image_size", images.image_size, max(images.height, images.width), MAX_SIZE)
     if not 0 < images.center_crop <= 1:
         raise InputError(f"images.center_crop={images.center_crop} does not lie in (0, 1]")
+    if images.center_crop < 1 and images.height != images.width:
+        raise InputError(
+            f"images.center_crop={images.center_crop} is for square images, not"
+            f" {images.height}x{images.width}"
+        )
     _limit("images.background", images.background, NO_BACKGROUND, 255)
     for name in ("mean", "std"):
         numbers = getattr(images, name)

@@ -60,6 +60,19 @@ NETWORKS = {
     "tiles of columns that add, preactivation": {
         "name": "resnet", "preactivation": True, "size": (5, 72), "head": "linear",
     },
+    "long strides": {
+        "name": "wide_resnet", "size": (12, 180), "strides": (3, 4, 1), "planes": 2,
+        "head": "linear",
+    },
+    "one bit, stride of four": {
+        "name": "resnet", "size": (7, 150), "strides": (1, 4), "conv": "bwn", "pointwise": "bwn",
+        "planes": 1, "head": "linear",
+    },
+    "one row": {
+        "name": "nin", "size": (1, 99), "conv": "bwn_exact", "pointwise": "dorefa", "planes": 1,
+        "head": "one_bit_hidden",
+    },
+    "one class": {"classes": 1, "head": "linear"},
     "resnet, zeros": {"name": "resnet", "shortcut": "zeros", "head": "conv"},
     "resnet, projections": {
         "name": "resnet", "block": "bottleneck", "head": "linear", "preactivation": True,

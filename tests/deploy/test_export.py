@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from c_programs import need_compiler
+from exported import random_model
 from mcn_jax import evaluate, export, predict
 from mcn_jax.config import BinarizeConfig, DataConfig, ModelConfig
 from mcn_jax.data.dataset import open_dataset
@@ -354,6 +355,16 @@ def test_a_file_that_differs_from_its_checkpoint_shows_without_data(report_runs,
     )
     for file in ("model.safetensors", "model.onnx"):
         assert exact[file]["difference"] < 1e-5 < 1e-3 < rounded[file]["difference"]
+
+
+def test_a_network_of_one_class_is_exported(tmp_path, capsys):
+    model, _, _ = random_model(classes=1, head="linear")
+    model_file.write_model(model, tmp_path / "given.safetensors")
+    export.main([str(tmp_path / "given.safetensors"), str(tmp_path), "--no-evaluate", "--json"])
+    record = json.loads(capsys.readouterr().out)
+    for file in ("model.safetensors", "model.onnx"):
+        assert record[file]["same_class"] == 1
+        assert record[file]["difference"] < 1e-5
 
 
 def test_the_page_says_how_to_run_the_graph(report_runs, tmp_path, monkeypatch):

@@ -540,6 +540,10 @@ def written(model, path, tensors=None, layout=2, **changes):
         ({"images__background": 1.5}, "images.background=1.5 is not of the right type"),
         ({"images__exif_orientation": 1}, "images.exif_orientation=1 is not of the right type"),
         ({"images__center_crop": 0}, r"images.center_crop=0.0 does not lie in \(0, 1\]"),
+        (
+            {"images__center_crop": 0.5, "images__height": 15},
+            "images.center_crop=0.5 is for square images, not 15x16",
+        ),
         ({"class_names": ["a"]}, r"dense/kernel has the shape \[3152\] instead of \[3088"),
         ({"class_names": "abcde"}, "its class_names are not a list of names"),
         ({"class_names": ["\udcff"]}, r"class_names='\\udcff' is not text of up to 300"),
