@@ -1,8 +1,8 @@
 """MCN on CIFAR-100, for two CPU cores: `cifar100.py` with 20 layers and a sixteenth of its width.
 
 Command:  python -m mcn_jax.main --config=configs/cifar100_cpu.py --config.data.archive_dir=DIR
-Expected: 28.77 %, U-MCN 31.30 % (ours, seed 0); the paper has no such row. About 40 minutes on
-          two cores of an AMD EPYC, computed from the epochs of `cifar10_cpu.py`.
+Expected: 28.77 %, U-MCN 31.30 % (ours, seed 0); the paper has no such row. About 14 minutes on
+          one core of an AMD EPYC with AVX-512, computed from the time of `cifar10_cpu.py`.
 Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same channels with --config.model.conv=conv
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2

@@ -6,7 +6,8 @@ Command:  for centers in 2 3 4 8; do
                   --config.binarize.num_centers=$centers --workdir=runs/figure7_cpu/centers_$centers
           done
 Expected: 97.61 +- 0.44 % with 2 centers, 98.21 +- 0.11 % with 8 (ours, seeds 0 to 2); the paper
-          has no such figure. A run takes two minutes on one core of a machine with other work.
+          has no such figure. A run takes one and a half minutes on one core of a machine with
+          other work.
 Partners: U-MCN with --config.binarize.enabled=False
           CNN of the same channels with --config.model.conv=conv
           CNN of the same number of weights with --config.model.conv=conv --config.model.planes=2

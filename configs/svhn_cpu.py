@@ -1,8 +1,8 @@
 """MCN on SVHN, for two CPU cores: `svhn.py` with 20 layers and a sixteenth of its width.
 
 Command:  python -m mcn_jax.main --config=configs/svhn_cpu.py --config.data.archive_dir=DIR
-Expected: not run; the paper has no such row. Half an hour on two cores of an AMD EPYC, computed
-          from the epochs of `cifar10_cpu.py`, which has the same network.
+Expected: not run; the paper has no such row. About ten minutes on one core of an AMD EPYC
+          with AVX-512, computed from the time of `cifar10_cpu.py`, which has the same network.
 Partners: U-MCN with --config.binarize.enabled=False
           WRN of the same channels with --config.model.conv=conv
           WRN of the same number of weights with --config.model.conv=conv --config.model.planes=2

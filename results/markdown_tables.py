@@ -132,7 +132,7 @@ def cells(row: Row, root: str) -> Cells:
         smaller=f"{float_bits // bits}x",
         epochs=str(group.setting["num_epochs"]),
         seconds=f"{statistics.mean(group.results('wall_seconds')):,.0f} s",
-        hardware=hardware(records[0]),
+        hardware=" or ".join(dict.fromkeys(map(hardware, records))),
         revisions=", ".join(sorted({short_revision(r["git_revision"]) for r in records})),
         links=f"[{file}]({root}results/{file})" + (f" {', '.join(names)}" if is_sweep else ""),
     )
