@@ -85,8 +85,8 @@ def train_and_evaluate(
             f"this process has {len(parallel.local_devices())} of all {jax.device_count()} devices;"
             f" give each of the {jax.process_count()} processes the same number of devices"
         )
-    is_new = not (workdir / "config.json").exists()
-    validate(config, parallel.num_devices(), is_new=is_new)
+    has_config = (workdir / "config.json").exists()
+    validate(config, parallel.num_devices(), is_new=not has_config)
     if any(jax.dtypes.canonicalize_dtype(d) != d for d in (config.dtype, config.param_dtype)):
         raise InputError("float64 needs JAX's 64-bit mode; set JAX_ENABLE_X64=1 in the environment")
     # Processes connect at the first barrier, which times out after seconds. So it must come before

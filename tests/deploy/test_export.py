@@ -357,6 +357,14 @@ def test_a_file_that_differs_from_its_checkpoint_shows_without_data(report_runs,
         assert exact[file]["difference"] < 1e-5 < 1e-3 < rounded[file]["difference"]
 
 
+def test_images_of_nearly_tied_classes_say_nothing_about_a_file(tmp_path):
+    tied, clear = np.array([[1.0, 1.0001, 0.0]]), np.array([[1.0, 1.1, 0.0]])
+    for right, refused in ((tied, False), (clear, True)):
+        logits = {"model.safetensors": right, "model.onnx": right[:, [1, 0, 2]]}
+        with pytest.raises(InputError, match="to 100% of") if refused else contextlib.nullcontext():
+            export._check_agreement(tmp_path, logits)
+
+
 def test_a_network_of_one_class_is_exported(tmp_path, capsys):
     model, _, _ = random_model(classes=1, head="linear")
     model_file.write_model(model, tmp_path / "given.safetensors")

@@ -20,7 +20,7 @@ from mcn_jax.data.dataset import open_dataset
 from mcn_jax.errors import InputError
 from mcn_jax.layers import binary_filters
 from mcn_jax.ops.mcconv import FORMS
-from mcn_jax.training import metrics
+from mcn_jax.training import checks, metrics
 from mcn_jax.training.profiling import FIRST, LAST, StepTrace
 from mcn_jax.training.run import train_and_evaluate
 from mcn_jax.training.setup import Setup
@@ -189,6 +189,21 @@ def test_an_epoch_is_saved_before_it_is_printed(data_dir, tmp_path, one_device, 
         train_and_evaluate(digits_config(data_dir), tmp_path)
     assert saved_steps(tmp_path / "checkpoints") == [STEPS_PER_EPOCH]
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == STEPS_PER_EPOCH
+
+
+def test_a_run_that_began_with_a_field_that_no_layer_reads_still_resumes(
+    data_dir, tmp_path, monkeypatch, one_device
+):
+    config = digits_config(
+        data_dir, num_epochs=1, binarize=BinarizeConfig(start_epoch=0, estimator="ede"),
+        model=ModelConfig(conv="mcdonnell", widths=(2,), planes=1, dense_features=8),
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(checks, "OF_LAYERS", ())  # as in earlier versions
+        result = train_and_evaluate(config, tmp_path / "earlier")
+    assert train_and_evaluate(config, tmp_path / "earlier") == result
+    with pytest.raises(InputError, match="estimator='ede' is read only by mcconv, irnet and recu"):
+        train_and_evaluate(config, tmp_path / "new")
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
